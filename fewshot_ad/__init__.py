@@ -1,0 +1,29 @@
+"""Few-shot image anomaly detection by dual distillation, as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .detector import DualDistillationDetector
+    from .model_selection import KShotSplit
+
+__version__ = "0.1.0.dev0"
+__all__ = ["DualDistillationDetector", "KShotSplit", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: not before a name is used.
+    if name == "DualDistillationDetector":
+        from .detector import DualDistillationDetector
+
+        return DualDistillationDetector
+    if name == "KShotSplit":
+        from .model_selection import KShotSplit
+
+        return KShotSplit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

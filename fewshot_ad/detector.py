@@ -1,0 +1,745 @@
+"""`DualDistillationDetector`, the scikit-learn estimator."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
+from tqdm.auto import tqdm
+
+from . import calibration, checkpoints, images, scoring, views
+from .episodes import Task
+from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
+from .features import CHUNK, FeatureExtractor
+from .networks.student import Student, build_student
+from .networks.teacher import Backbone, build_backbone
+from .runtime import Runtime, resolve_runtime
+from .training import train
+
+# Views that the student learns from: as many as make about this many images in all, at most 16 of each.
+_TRAINING_VIEWS = 64
+_HELD_OUT_VIEWS = 2
+# What a row's value may exceed the range seen at fit by, in units of that range.
+_ROW_MARGIN = 1.0
+
+
+class DualDistillationDetector(OutlierMixin, BaseEstimator):
+    """Few-shot image anomaly detector (dual distillation).
+
+    Fitted on two to eight normal images, it tells which new images are anomalous, how much, and where. A frozen pretrained
+    *teacher* describes every image; a *student* learns to imitate it on normal images (TSD) and to agree with its own
+    features of the support images (SSD), which *learn-to-weight* attention weighs for each query.
+
+    `score_samples` and `decision_function` are high for normal images, `anomaly_score` and `anomaly_map` are high for
+    anomalous ones.
+
+    Parameters
+    ----------
+    backbone : str, default="mobilenetv2_100"
+        The teacher: any timm network that `features_only` serves.
+    weights : path, optional
+        The teacher's weights, a safetensors file in timm's naming. By default timm takes them from the hub's cache, or fetches
+        them.
+    image_size : int, default=128
+        Images are resized to a square of this side, pixels.
+    student : {"decoder", "encoder"}, default="decoder"
+        "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained network of
+        the teacher's architecture that sees the image.
+    init : path, optional
+        Checkpoint of a pretrained student, from `save_student`. It brings its own form and attention: `student` and
+        `weighting` must agree with it.
+    lam : float, default=0.1
+        Weight of TSD in the training loss SSD + lam * TSD. 0 is SSD alone, inf is TSD alone.
+    weighting : {"attention", "uniform"}, default="attention"
+        Learn-to-weight, or the plain mean of the support.
+    sharpness : float, default=1.0
+        Factor on the attention's logits; 1 is the published softmax, which is close to one-hot.
+    loss : {"position", "flattened"}, default="position"
+        Cosine over channels at each position, or of whole feature maps (as the published code trains).
+    evidence : str, sequence of str, or dict, default=("ssd", "tsd", "patch")
+        What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
+        patches against the most similar one of the support. Several names: each is divided by what it reads on the support's
+        held-out views, and they are averaged. A dict gives the weights of a sum of unscaled maps.
+    aggregation : {"max", "mean"} or float, default=0.01
+        From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
+    blur_sigma : float, default=4.0
+        Gaussian blur of the map, within each image, pixels. 0 is none.
+    n_steps : int, default=200
+        Most training steps; 0 makes none (with `init`: the published way, where fitting only stores the support).
+    batch_size : int, default=16
+        Queries in a training step. Scores do not depend on it: scoring runs in batches of a fixed size.
+    learning_rate : float, default=1e-3
+        Of Adam. Gradients are clipped to norm 1.
+    tol : float, default=1e-3
+        Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before; 0 never
+        does.
+    augment : bool, default=True
+        Whether "patch" also sees the support turned by 90, 180 and 270 degrees and mirrored, and whether a student that is
+        trained on the support sees slightly changed views of it.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each image held
+        against the others, is called anomalous.
+    image_shape : tuple of int, optional
+        (H, W) or (H, W, C) of the flattened images that 2-D input holds. By default a row is an image of height 1.
+    value_range : (float, float), optional
+        Values that mean black and white, as a CT window; values beyond are clipped. By default by dtype (uint8 255, uint16
+        65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
+    max_pixels : int, default=50_000_000
+        Larger files are refused before they are decoded.
+    device : str or torch.device, default="auto"
+        "auto" is CUDA where there is one, else the CPU.
+    precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
+        Of the networks. "auto" scores in float32, and trains in bfloat16 where the hardware multiplies it natively.
+    memory : joblib.Memory or path, optional
+        Cache of the teacher's features, one entry for each distinct image, shared by all fits.
+    on_error : {"raise", "skip"}, default="raise"
+        "skip" leaves unreadable images out of `fit`, with a warning, and scores them NaN.
+    random_state : int, RandomState instance or None, default=None
+        Of the student's weights, the views and the episodes.
+    verbose : int, default=0
+        1 shows progress bars.
+
+    Attributes
+    ----------
+    offset_ : float
+        `decision_function` is `score_samples` minus this.
+    support_scores_ : ndarray of shape (K,)
+        `score_samples` of each support image held against the others.
+    support_ : ndarray of shape (K, 3, image_size, image_size)
+        The support images, float32 in [0, 1].
+    scales_ : dict
+        What each kind of evidence is divided by.
+    loss_curve_ : list of float
+        Training loss of every step made; empty where none was.
+    n_steps_ : int
+        Training steps made.
+    student_ : Student or None
+        The trained student with its attention; None where the evidence needs none.
+    support_memory_ : SupportMemory
+        The support as teacher and student see it.
+    teacher_fingerprint_ : str
+        sha256 of the teacher's weights.
+    row_range_ : tuple of float or None
+        For 2-D input: the values that became black and white.
+    n_features_in_ : int
+        For 2-D input: number of columns.
+    feature_names_in_ : ndarray of str
+        For data frames: names of the columns.
+
+    Notes
+    -----
+    A query that is, pixel for pixel, one of the support images is held against the *other* support images: it would otherwise
+    find itself. All scores of the support are therefore comparable with those of fresh images.
+
+    A pickle holds tensors on the CPU and no teacher: that is found again by `backbone` and `weights`, and checked.
+
+    `fit` that fails or is interrupted leaves the detector as it was before.
+
+    References
+    ----------
+    Dong et al., "Dual Distillation for Few-Shot Anomaly Detection", ICLR 2026, arXiv:2603.01713.
+
+    Examples
+    --------
+    >>> from fewshot_ad import DualDistillationDetector
+    >>> det = DualDistillationDetector(random_state=0)
+    >>> det.fit(["normal1.png", "normal2.png", "normal3.png", "normal4.png"])  # doctest: +SKIP
+    >>> det.predict(["new.png"])  # doctest: +SKIP
+    array([-1])
+    """
+
+    def __init__(
+        self,
+        backbone: str = "mobilenetv2_100",
+        *,
+        weights: str | os.PathLike | None = None,
+        image_size: int = 128,
+        student: str = "decoder",
+        init: str | os.PathLike | None = None,
+        lam: float = 0.1,
+        weighting: str = "attention",
+        sharpness: float = 1.0,
+        loss: str = "position",
+        evidence: str | Sequence[str] | Mapping[str, float] = ("ssd", "tsd", "patch"),
+        aggregation: str | float = 0.01,
+        blur_sigma: float = 4.0,
+        n_steps: int = 200,
+        batch_size: int = 16,
+        learning_rate: float = 1e-3,
+        tol: float = 1e-3,
+        augment: bool = True,
+        contamination: str | float = "auto",
+        image_shape: tuple[int, ...] | None = None,
+        value_range: tuple[float, float] | None = None,
+        max_pixels: int = images.MAX_PIXELS,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        memory: Any = None,
+        on_error: str = "raise",
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.image_size = image_size
+        self.student = student
+        self.init = init
+        self.lam = lam
+        self.weighting = weighting
+        self.sharpness = sharpness
+        self.loss = loss
+        self.evidence = evidence
+        self.aggregation = aggregation
+        self.blur_sigma = blur_sigma
+        self.n_steps = n_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.tol = tol
+        self.augment = augment
+        self.contamination = contamination
+        self.image_shape = image_shape
+        self.value_range = value_range
+        self.max_pixels = max_pixels
+        self.device = device
+        self.precision = precision
+        self.memory = memory
+        self.on_error = on_error
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @classmethod
+    def paper(cls, backbone: str = "wide_resnet50_2.tv_in1k", **parameters: Any) -> DualDistillationDetector:
+        """Make a detector with the paper's setting; further parameters override it.
+
+        The score is the "ssd" map alone, blurred with sigma 4, its maximum; training uses the flattened loss, batches of 16,
+        learning rate 1e-4 and no early end. The paper trains on other kinds of images: pass `auxiliary` to `fit`, or `init`
+        with `n_steps=0`.
+
+        Parameters
+        ----------
+        backbone : str, default="wide_resnet50_2.tv_in1k"
+            The paper's teacher.
+        **parameters
+            Any of the constructor's.
+
+        Returns
+        -------
+        DualDistillationDetector
+        """
+        setting: dict[str, Any] = {
+            "image_size": 128, "student": "decoder", "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
+            "loss": "flattened", "evidence": "ssd", "aggregation": "max", "blur_sigma": 4.0, "batch_size": 16,
+            "learning_rate": 1e-4, "tol": 0.0,
+        }  # fmt: skip
+        return cls(backbone, **{**setting, **parameters})
+
+    # ---- fitting
+
+    def fit(
+        self, X: Any, y: Any = None, *, auxiliary: Mapping[str, Any] | None = None
+    ) -> DualDistillationDetector:
+        """Fit on normal images.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            The support: paths, PIL images, arrays (H, W, 1|3|4), (N, H, W), (N, H, W, C), torch tensors (N, C, H, W), or a list
+            of these that may mix sizes. 2-D input holds one flattened image in each row. uint8, uint16, bool, or float in
+            [0, 1], unless `value_range` says otherwise.
+        y : array-like of shape (n_samples,), optional
+            Rows labelled -1 are left out of the support.
+        auxiliary : mapping of str to images, optional
+            Normal images of other kinds, by the name of the kind. The student is then trained by episodes over these (the
+            paper's training), and the support is only stored. Without it, and without `init`, the student is trained on views
+            of the support, each held against the other images.
+
+        Returns
+        -------
+        DualDistillationDetector
+            The detector itself.
+
+        Raises
+        ------
+        ImageError
+            No image, or one that cannot be read; it is named.
+        WeightsNotFoundError
+            The teacher's weights are not to be had.
+        CheckpointError
+            `init` belongs to another teacher.
+        TrainingError
+            The loss did not stay finite.
+        """
+        before = dict(vars(self))
+        try:
+            return self._fit(X, y, auxiliary)
+        except BaseException:  # Ctrl-C too: never half a state
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _fit(self, X: Any, y: Any, auxiliary: Mapping[str, Any] | None) -> DualDistillationDetector:
+        self._check_parameters()
+        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=4)
+        runtime = resolve_runtime(self.device, self.precision)
+        support = self._load_support(X, y)
+        teacher, fingerprint = self._load_teacher(runtime)
+        extract = FeatureExtractor(teacher, fingerprint, runtime, self._memory())
+
+        student, curve = None, []
+        if self._needs_student():
+            student = self._initial_student(teacher, fingerprint, seeds[0]).to(runtime.device, runtime.dtype).eval()
+            if self.n_steps:
+                if auxiliary is None:
+                    tasks = [self._support_task(support, student, extract, seeds[1])]
+                else:
+                    tasks = self._auxiliary_tasks(auxiliary, student, extract)
+                curve = train(
+                    student, tasks, n_steps=self.n_steps, n_shots=min(len(support), 8), batch_size=self.batch_size,
+                    learning_rate=self.learning_rate, lam=float(self.lam), loss=self.loss, tol=self.tol, seed=int(seeds[2]),
+                    runtime=runtime, verbose=self.verbose,
+                )  # fmt: skip
+        self.student_ = student
+        self.loss_curve_ = curve
+        self.n_steps_ = len(curve)
+        self.teacher_fingerprint_ = fingerprint
+        self._held_out_seed = int(seeds[3])
+        self._store_support(support, extract)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
+        """Add support images without training again; the threshold follows.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`. On a detector that is not fitted yet this is `fit`.
+
+        Returns
+        -------
+        DualDistillationDetector
+            The detector itself.
+        """
+        if not hasattr(self, "support_memory_"):
+            return self.fit(X, y)
+        before = dict(vars(self))
+        try:
+            new = self._load_support(X, y, reset=False)
+            self._store_support(torch.cat([torch.from_numpy(self.support_), new]), self._extractor())
+            return self
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def save_student(self, path: str | os.PathLike) -> None:
+        """Write the trained student, for `init` of other detectors with the same teacher.
+
+        Parameters
+        ----------
+        path : path
+            The file to write, safetensors.
+        """
+        check_is_fitted(self)
+        if self.student_ is None:
+            raise ValueError(f"evidence={self.evidence!r} needs no student: there is none to save.")
+        header = {
+            "backbone": self.backbone,
+            "teacher": self.teacher_fingerprint_,
+            "student": self.student_.form,
+            "weighting": "attention" if self.student_.weighting.attention else "uniform",
+        }
+        checkpoints.save_student(path, self.student_, header)
+
+    # ---- scoring
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Score images; high = normal.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            At most 0. NaN for an unreadable image with on_error="skip".
+        """
+        return -self.anomaly_score(X)
+
+    def anomaly_score(self, X: Any) -> np.ndarray:
+        """Score images; high = anomalous. The negative of `score_samples`.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+        """
+        return self._collect(X, lambda scorer, evidence, _: scorer.score(scorer.fuse(evidence)), (), np.float64)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Score images against the threshold; below 0 = anomaly.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            `score_samples(X) - offset_`.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Label images.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int
+            +1 for normal, -1 for anomalous images. An image that could not be read (on_error="skip") is not known to be
+            normal: -1.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def anomaly_map(self, X: Any) -> np.ndarray:
+        """Map where images are anomalous; high = anomalous.
+
+        The image score is this map's `aggregation`.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, image_size, image_size), float32
+        """
+        shape = (self.image_size, self.image_size)
+        return self._collect(X, lambda scorer, evidence, _: scorer.fuse(evidence), shape, np.float32)
+
+    def support_weights(self, X: Any) -> np.ndarray:
+        """Tell how much each support image counted for each query.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, K), float64
+            Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of the query's patches
+            that found their match in each support image.
+        """
+        check_is_fitted(self)
+        return self._collect(X, lambda _scorer, _evidence, weights: weights, (len(self.support_),), np.float64)
+
+    # ---- parts
+
+    def _check_parameters(self) -> None:
+        def one_of(name: str, *accepted: Any) -> None:
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name}={getattr(self, name)!r} was given; accepted are {', '.join(map(repr, accepted))}.")
+
+        def number(name: str, kind: type | tuple, low: float, high: float = np.inf, open_low: bool = False) -> None:
+            value = getattr(self, name)
+            fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+            if not fits or (open_low and value == low):
+                bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f", at most {high:g}" if high < np.inf else "")
+                what = "an integer" if kind is _INTEGER else "a number"
+                raise ValueError(f"{name}={value!r} was given; accepted is {what}, {bounds}.")
+
+        one_of("student", "decoder", "encoder")
+        one_of("weighting", "attention", "uniform")
+        one_of("loss", "position", "flattened")
+        one_of("on_error", "raise", "skip")
+        number("image_size", _INTEGER, 8)
+        number("lam", _REAL, 0)
+        number("sharpness", _REAL, 0)
+        number("blur_sigma", _REAL, 0)
+        number("n_steps", _INTEGER, 0)
+        number("batch_size", _INTEGER, 1)
+        number("learning_rate", _REAL, 0, open_low=True)
+        number("tol", _REAL, 0)
+        number("max_pixels", _INTEGER, 1)
+        if not isinstance(self.aggregation, str):
+            number("aggregation", _REAL, 0, 1, open_low=True)
+        else:
+            one_of("aggregation", "max", "mean")
+        if self.contamination != "auto":
+            number("contamination", _REAL, 0, 0.5, open_low=True)
+        if self.value_range is not None and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
+            raise ValueError(f"value_range={self.value_range!r} was given; accepted is (low, high) with low < high.")
+        if self.image_shape is not None and not (
+            len(self.image_shape) == 2 or (len(self.image_shape) == 3 and self.image_shape[2] in (1, 3, 4))
+        ):
+            raise ValueError(f"image_shape={self.image_shape!r} was given; accepted are (H, W) and (H, W, 1|3|4).")
+        scoring.parse_evidence(self.evidence)
+
+    def _needs_student(self) -> bool:
+        return bool({"ssd", "tsd"} & set(scoring.parse_evidence(self.evidence)[0]))
+
+    def _memory(self) -> Any:
+        if self.memory is None or hasattr(self.memory, "cache"):
+            return self.memory
+        return check_memory(os.fspath(self.memory))
+
+    def _load_teacher(self, runtime: Runtime) -> tuple[Backbone, str]:
+        file = None if self.weights is None else Path(self.weights).expanduser()
+        # A file that changes is another teacher.
+        stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
+        embedding = self._needs_student() and self.student == "decoder"
+        return _cached_teacher(
+            self.backbone, self.image_size, file, stamp, embedding, runtime.device, runtime.dtype
+        )
+
+    def _extractor(self) -> FeatureExtractor:
+        """Find the teacher again, for a detector that may come from a pickle."""
+        runtime = resolve_runtime(self.device, self.precision)
+        teacher, fingerprint = self._load_teacher(runtime)
+        if fingerprint != self.teacher_fingerprint_:
+            raise WeightsNotFoundError(
+                f"The weights of {self.backbone!r} ({self.weights or 'from the hub'}) are not those that this detector was "
+                f"fitted with: fingerprint {fingerprint[:12]}, expected {self.teacher_fingerprint_[:12]}. Set weights= to the "
+                "file used then, or fit again."
+            )
+        return FeatureExtractor(teacher, fingerprint, runtime, self._memory())
+
+    def _items(self, X: Any, reset: bool) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Split the input into single images, and say how they are to be read."""
+        options: dict[str, Any] = {
+            "size": self.image_size, "value_range": self.value_range, "max_pixels": self.max_pixels,
+        }  # fmt: skip
+        # Once fitted on images, a 2-D array is one grey image.
+        if not images.is_rows(X) or not (reset or hasattr(self, "n_features_in_")):
+            if reset:
+                self.row_range_ = None
+            return images.as_items(X), options
+        full_scale = images.full_scale(X)
+        rows = validate_data(self, X, reset=reset, dtype=np.float64)
+        if reset:
+            low, high = (0.0, full_scale) if full_scale else (float(rows.min()), float(rows.max()))
+            self.row_range_ = (low, high if high > low else low + 1.0)
+        shape = self.image_shape or (1, rows.shape[1])
+        if np.prod(shape) != rows.shape[1]:
+            raise ValueError(f"X has {rows.shape[1]} columns, but image_shape={self.image_shape} has {np.prod(shape)} values.")
+        if self.value_range is None:
+            options.update(value_range=self.row_range_, margin=_ROW_MARGIN)
+        return rows.reshape(-1, *shape), options
+
+    def _load_support(self, X: Any, y: Any, reset: bool = True) -> torch.Tensor:
+        items, options = self._items(X, reset)
+        if y is not None:
+            check_consistent_length(items, y)
+            labels = np.asarray(y).ravel()
+            if not np.isin(labels, (-1, 1)).all():
+                warnings.warn(
+                    f"y has the labels {np.unique(labels)[:5].tolist()}; +1 is normal and -1 is anomalous. Only rows labelled "
+                    "-1 are left out of the support.",
+                    SupportWarning, stacklevel=4,
+                )  # fmt: skip
+            items = [items[i] for i in np.flatnonzero(labels != -1)]
+            if not items:
+                raise ValueError("y labels every image -1: no normal image is left to fit on.")
+        loaded = [image for _, image in images.load_each(items, self.on_error, **options) if image is not None]
+        if not loaded:
+            raise ImageError(f"None of the {len(items)} images could be read: there is nothing to fit on.")
+        return torch.stack(loaded)
+
+    def _initial_student(self, teacher: Backbone, fingerprint: str, seed: int) -> Student:
+        student = build_student(
+            self.student, teacher, self.backbone, self.image_size, attention=self.weighting == "attention",
+            sharpness=self.sharpness, seed=int(seed),
+        )  # fmt: skip
+        if self.init is None:
+            return student
+        tensors, header = checkpoints.load_student(self.init)
+        if header["teacher"] != fingerprint:
+            raise CheckpointError(
+                f"The student {self.init} belongs to the teacher {header['backbone']!r} (fingerprint "
+                f"{header['teacher'][:12]}), not to {self.backbone!r} (fingerprint {fingerprint[:12]}). Pass that teacher as "
+                "backbone and weights, or train a student for this one."
+            )
+        for name in ("student", "weighting"):
+            if header[name] != getattr(self, name):
+                raise CheckpointError(f"The student {self.init} has {name}={header[name]!r}; pass the same, or another student.")
+        try:
+            student.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"The student {self.init} does not fit: {error}") from error
+        return student
+
+    def _support_task(self, support: torch.Tensor, student: Student, extract: FeatureExtractor, seed: int) -> Task:
+        """Make the support a task of its own, of slightly changed views."""
+        bank = support[:, None]
+        if self.augment:
+            n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16))
+            bank = torch.cat([bank, views.random_views(support, n_views, np.random.default_rng(seed))], 1)
+        sources = np.repeat(np.arange(len(support)), bank.shape[1])
+        return _task("support", bank.flatten(0, 1), sources, student, extract)
+
+    def _auxiliary_tasks(
+        self, auxiliary: Mapping[str, Any], student: Student, extract: FeatureExtractor
+    ) -> list[Task]:
+        if not isinstance(auxiliary, Mapping) or not auxiliary:
+            raise ValueError(
+                f"auxiliary is {type(auxiliary).__name__} with {len(auxiliary)} tasks; pass a mapping of at least one task's "
+                "name to its normal images."
+            )
+        options = {"size": self.image_size, "value_range": self.value_range, "max_pixels": self.max_pixels}
+        tasks = []
+        for name, X in tqdm(auxiliary.items(), desc="auxiliary", disable=not self.verbose):
+            try:
+                found = [image for _, image in images.load_each(images.as_items(X), self.on_error, **options)]
+            except ImageError as error:
+                raise ImageError(f"Auxiliary task {name!r}: {error}") from error
+            loaded = [image for image in found if image is not None]
+            if len(loaded) < 2:
+                raise ValueError(f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2.")
+            tasks.append(_task(str(name), torch.stack(loaded), np.arange(len(loaded)), student, extract))
+        return tasks
+
+    def _store_support(self, support: torch.Tensor, extract: FeatureExtractor) -> None:
+        """Compute everything that depends on the support: memory, scales, threshold."""
+        if len(support) == 1:
+            self._warn("The support is a single image")
+        elif (support == support[:1]).all():
+            self._warn(f"All {len(support)} support images are the same")
+        names, scaled = scoring.parse_evidence(self.evidence)
+        self.support_ = support.numpy()
+        self._support_hashes = np.array([_hash(image) for image in support])
+        self.support_memory_ = self._remember(support, extract).to("cpu")
+        self.scales_ = dict.fromkeys(names, 1.0)
+        if scaled:
+            held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
+            own = torch.eye(len(support), dtype=torch.bool) if len(support) > 1 else torch.zeros(1, 1, dtype=torch.bool)
+            scorer = self._scorer(extract)
+            readings = [
+                scorer.score(scorer.evidence(batch, exclude)[0])
+                for batch, exclude in _chunks(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0))
+            ]
+            mean = torch.cat(readings).double().mean(0).tolist()
+            self.scales_ = {name: max(value, 1e-12) for name, value in zip(names, mean, strict=True)}
+        scorer = self._scorer(extract)
+        scores = [
+            scorer.score(scorer.fuse(scorer.evidence(batch, exclude)[0]))
+            for batch, exclude in _chunks(support, self._exclude(support))
+        ]
+        self.support_scores_ = -torch.cat(scores).double().numpy()
+        self.offset_ = calibration.offset(self.support_scores_, self.contamination)
+
+    def _remember(self, support: torch.Tensor, extract: FeatureExtractor) -> scoring.SupportMemory:
+        memory = scoring.SupportMemory()
+        with torch.inference_mode():
+            if self.student_ is not None:
+                self.student_.to(extract.runtime.device)
+                memory.student = scoring.run_student(self.student_, support, extract(support), extract.runtime)
+                memory.keys = self.student_.weighting.keys(memory.student)
+                self.student_.cpu()
+            if "patch" in scoring.parse_evidence(self.evidence)[0]:
+                bank = views.turned_and_mirrored(support) if self.augment else support[:, None]
+                patches = scoring.patch_features(extract(bank.flatten(0, 1))[:3])
+                memory.patches = patches.view(len(support), -1, patches.shape[-1])
+        return memory
+
+    def _scorer(self, extract: FeatureExtractor) -> scoring.Scorer:
+        weights = scoring.parse_evidence(self.evidence)[0]
+        weights = {name: weights[name] / scale for name, scale in self.scales_.items()}
+        return scoring.Scorer(
+            extract, self.student_, self.support_memory_, weights, self.aggregation, float(self.blur_sigma)
+        )
+
+    def _exclude(self, batch: torch.Tensor) -> torch.Tensor:
+        """Mark the support images that each of N images is a copy of, (N, K)."""
+        same = np.array([_hash(image) for image in batch])[:, None] == self._support_hashes
+        same[same.all(1)] = False  # nothing else to be held against
+        return torch.from_numpy(same)
+
+    def _collect(
+        self,
+        X: Any,
+        reduce: Callable[[scoring.Scorer, torch.Tensor, torch.Tensor], torch.Tensor],
+        shape: tuple[int, ...],
+        dtype: type,
+    ) -> np.ndarray:
+        """Run the scoring path over any number of images; what an unreadable one would have given is NaN."""
+        check_is_fitted(self)
+        items, options = self._items(X, reset=False)
+        scorer = self._scorer(self._extractor())
+        results = np.full((len(items), *shape), np.nan, dtype)
+        read = tqdm(
+            images.load_each(items, self.on_error, **options), total=len(items), desc="scoring", disable=not self.verbose
+        )
+        readable = ((index, image) for index, image in read if image is not None)
+        while pairs := list(itertools.islice(readable, CHUNK)):
+            batch = torch.stack([image for _, image in pairs])
+            evidence, weights = scorer.evidence(batch, self._exclude(batch))
+            results[[index for index, _ in pairs]] = reduce(scorer, evidence, weights).numpy()
+        return results
+
+    def _warn(self, what: str) -> None:
+        message = f"{what}: how much normal images differ cannot be seen, and thresholds are guesses."
+        warnings.warn(message, SupportWarning, stacklevel=5)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _task(
+    name: str, batch: torch.Tensor, sources: np.ndarray, student: Student, extract: FeatureExtractor
+) -> Task:
+    maps = [m.cpu() for m in extract(batch)]
+    return Task(name, maps[:3], student.inputs(batch, maps), sources)
+
+
+def _chunks(batch: torch.Tensor, exclude: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return zip(batch.split(CHUNK), exclude.split(CHUNK), strict=True)
+
+
+def _hash(image: torch.Tensor) -> str:
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_teacher(
+    name: str,
+    image_size: int,
+    file: Path | None,
+    stamp: tuple[int, int] | None,
+    embedding: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Backbone, str]:
+    """Build a teacher, or take one of the last two: a grid search fits the same one many times."""
+    teacher = build_backbone(name, image_size, weights=file, embedding=embedding)
+    fingerprint = teacher.fingerprint()
+    return teacher.to(device, dtype).to(memory_format=torch.channels_last), fingerprint
+
+
+_INTEGER = (int, np.integer)
+_REAL = (int, float, np.integer, np.floating)

@@ -1,0 +1,44 @@
+"""Errors and warnings; each is also the builtin that a caller would expect."""
+
+__all__ = [
+    "CheckpointError",
+    "FewShotADError",
+    "ImageError",
+    "ImageSkippedWarning",
+    "OutOfMemoryError",
+    "SupportWarning",
+    "TrainingError",
+    "WeightsNotFoundError",
+]
+
+
+class FewShotADError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ImageError(FewShotADError, ValueError):
+    """An image cannot be read, or is not what an image may be."""
+
+
+class WeightsNotFoundError(FewShotADError, OSError):
+    """The teacher's weights are missing, unreadable, or belong to another network."""
+
+
+class CheckpointError(FewShotADError, ValueError):
+    """A student's checkpoint is unreadable or belongs to another teacher."""
+
+
+class TrainingError(FewShotADError, RuntimeError):
+    """The student's training did not stay finite."""
+
+
+class OutOfMemoryError(FewShotADError, MemoryError):
+    """Memory ran out although the batch had been halved."""
+
+
+class ImageSkippedWarning(UserWarning):
+    """An unreadable image was left out (`on_error="skip"`)."""
+
+
+class SupportWarning(UserWarning):
+    """The support is too small, too alike or oddly labelled for thresholds to be trusted."""

@@ -1,0 +1,144 @@
+"""Teacher features, once for each distinct image."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from .exceptions import OutOfMemoryError
+from .networks.teacher import Backbone
+from .runtime import Runtime, is_out_of_memory
+
+# Low-precision (and some float32) kernels round differently for batches of different size. Every pass through a network is
+# made with batches of this one size, padded, so that an image's features never depend on its company.
+CHUNK = 8
+
+
+class FeatureExtractor:
+    """Runs the frozen teacher in fixed-size batches, and remembers on disk what it has seen.
+
+    Parameters
+    ----------
+    teacher : Backbone
+        On the runtime's device.
+    fingerprint : str
+        Its weights' hash: part of the cache's key.
+    runtime : Runtime
+    memory : joblib.Memory, optional
+        Features are looked up and stored there, one entry for each distinct image.
+
+    Attributes
+    ----------
+    n_seen : int
+        Images that went through the teacher so far.
+    """
+
+    def __init__(self, teacher: Backbone, fingerprint: str, runtime: Runtime, memory: Any = None) -> None:
+        self.teacher = teacher
+        self.runtime = runtime
+        self.n_seen = 0
+        self._key = f"{fingerprint} {runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
+        self._cached = None
+        if memory is not None and getattr(memory, "location", None) is not None:
+            self._cached = memory.cache(_one_image, ignore=["compute"])
+
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Compute the teacher's maps.
+
+        Parameters
+        ----------
+        images : torch.Tensor
+            (N, 3, S, S), in [0, 1].
+
+        Returns
+        -------
+        list of torch.Tensor
+            (N, C_l, H_l, W_l) for each of the teacher's maps, on the runtime's device.
+        """
+        if self._cached is None:
+            return self._compute(images)
+        arrays = [image.numpy() for image in images]
+        known = [self._cached.check_call_in_cache(array, self._key, None) for array in arrays]
+        new = [i for i, is_known in enumerate(known) if not is_known]
+        maps: list[torch.Tensor] = self._compute(images[new]) if new else []
+        position = {i: j for j, i in enumerate(new)}
+
+        def fresh(i: int) -> list[np.ndarray]:
+            # An entry can vanish, or be damaged, between the look-up and the call.
+            source, j = (maps, position[i]) if i in position else (self._compute(images[i : i + 1]), 0)
+            return [m[j].cpu().numpy() for m in source]
+
+        rows = [self._cached(array, self._key, lambda i=i: fresh(i)) for i, array in enumerate(arrays)]
+        return [torch.from_numpy(np.stack(level)).to(self.runtime.device) for level in zip(*rows, strict=True)]
+
+    def _compute(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.n_seen += len(images)
+        return in_chunks(self._forward, images)
+
+    @torch.inference_mode()
+    def _forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        images = self.runtime.to_device(images).contiguous(memory_format=torch.channels_last)
+        with self.runtime.autocast():
+            maps = self.teacher(images)
+        return [m.to(self.runtime.dtype).contiguous() for m in maps]
+
+
+def _one_image(image: np.ndarray, key: str, compute: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+    """Return one image's maps; joblib keys the result by image and key, and calls this for a new one only."""
+    return compute()
+
+
+def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: torch.Tensor) -> list[torch.Tensor]:
+    """Apply a network to (N, ...) in padded batches of `CHUNK`.
+
+    Parameters
+    ----------
+    function : callable
+        Batch -> list of tensors of the same length as the batch.
+    inputs : torch.Tensor
+        (N, ...).
+
+    Returns
+    -------
+    list of torch.Tensor
+        (N, ...) each.
+
+    Raises
+    ------
+    OutOfMemoryError
+        If half a batch does not fit either.
+    """
+    parts = []
+    for chunk in inputs.split(CHUNK):
+        n = len(chunk)
+        padded = torch.cat([chunk, chunk[-1:].expand(CHUNK - n, *chunk.shape[1:])]) if n < CHUNK else chunk
+        try:
+            maps = function(padded)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            maps = _in_halves(function, padded)
+        parts.append([m[:n] for m in maps])
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def _in_halves(function: Callable[[torch.Tensor], list[torch.Tensor]], chunk: torch.Tensor) -> list[torch.Tensor]:
+    warnings.warn(
+        f"Memory ran out on {len(chunk)} images at once; going on with {len(chunk) // 2}. Scores may differ in the last "
+        "digits from those of a machine with more memory.",
+        ResourceWarning,
+        stacklevel=4,
+    )
+    try:
+        halves = [function(half) for half in chunk.split(len(chunk) // 2)]
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"Memory ran out on {len(chunk) // 2} images at once. Lower image_size, or take a smaller backbone."
+            ) from error
+        raise
+    return [torch.cat(level) for level in zip(*halves, strict=True)]

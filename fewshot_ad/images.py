@@ -1,0 +1,295 @@
+"""Anything a user holds -> float tensors (N, 3, H, W).
+
+Two steps, so that a folder of any length is never held in memory: `as_items` splits the input into single images without
+reading a pixel, `load` turns one of them into a square float tensor.
+"""
+
+from __future__ import annotations
+
+import numbers
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from scipy import sparse
+from torchvision.transforms.v2 import functional as TF
+
+from .exceptions import ImageError, ImageSkippedWarning
+
+MAX_PIXELS = 50_000_000
+# Named one by one: Pillow's EPS reader would start an external program.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_ACCEPTED = (
+    "a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a torch tensor (C, H, W); "
+    "dtype bool, uint8, uint16, or float in [0, 1] (anything else with value_range=(low, high))"
+)
+_FULL_SCALE = {np.dtype(bool): 1.0, np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+
+
+def is_rows(X: Any) -> bool:
+    """Tell whether X is a table, scikit-learn's (n_samples, n_features), rather than images.
+
+    Parameters
+    ----------
+    X : object
+        What a user passed to `fit` or to a scoring method.
+
+    Returns
+    -------
+    bool
+        True for data frames, sparse matrices, numeric arrays of up to two dimensions and nested lists of numbers. A
+        list or 1-D array of paths, and anything with three or more dimensions, is images.
+    """
+    if isinstance(X, (str, os.PathLike, Image.Image)):
+        return False
+    if sparse.issparse(X):
+        return True
+    if isinstance(X, torch.Tensor):
+        return X.ndim <= 2
+    if isinstance(X, (list, tuple)):
+        first = X[0] if X else None
+        if isinstance(first, (list, tuple)):
+            return not first or isinstance(first[0], numbers.Number)
+        return isinstance(first, numbers.Number) or (isinstance(first, np.ndarray) and first.ndim == 1)
+    if hasattr(X, "__array__"):
+        array = np.asarray(X)
+        return array.ndim == 2 or (array.ndim < 2 and array.dtype.kind in "buifc")
+    return False
+
+
+def full_scale(X: Any) -> float | None:
+    """Return the value that means white in a table of dtype bool, uint8 or uint16; None for other tables."""
+    return _FULL_SCALE.get(getattr(X, "dtype", None)) if hasattr(X, "__array__") else None
+
+
+def as_items(X: Any) -> Sequence[Any]:
+    """Split what a user holds into single images; no file is opened.
+
+    Parameters
+    ----------
+    X : path, PIL image, array, torch tensor, or a list, tuple, 1-D array or iterable of these
+        Arrays are (H, W, 1|3|4) for one image, (N, H, W) or (N, H, W, 1|3|4) for several; tensors are (N, C, H, W). A 2-D
+        array is taken as one grey image: tables of rows are recognised beforehand, by `is_rows`.
+
+    Returns
+    -------
+    sequence
+        One entry for each image, each fit for `load`.
+
+    Raises
+    ------
+    ImageError
+        Nothing in it, or a shape or type that holds no images.
+    """
+    if isinstance(X, (str, os.PathLike, Image.Image)):
+        return [X]
+    if isinstance(X, torch.Tensor):
+        if X.ndim == 4:
+            items: Sequence[Any] = X
+        elif X.ndim == 2:
+            items = [X]
+        else:
+            raise ImageError(f"A torch tensor of shape {tuple(X.shape)} was given; pass (N, C, H, W).")
+    elif hasattr(X, "__array__"):
+        items = _split_array(np.asarray(X))
+    elif isinstance(X, Iterable):
+        items = X if isinstance(X, (list, tuple)) else list(X)
+    else:
+        raise ImageError(f"An object of type {type(X).__name__} holds no images. Accepted: {_ACCEPTED}, or a list of these.")
+    if len(items) == 0:
+        raise ImageError("There are no images in the input. Pass at least one.")
+    return items
+
+
+def _split_array(array: np.ndarray) -> Sequence[Any]:
+    if array.ndim == 1 and array.dtype.kind in "OUT":
+        return array.tolist()
+    if array.dtype.kind not in "buif":
+        raise ImageError(f"An array of dtype {array.dtype} and shape {array.shape} holds no images. Accepted: {_ACCEPTED}.")
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
+        return [array]
+    if array.ndim == 3 and array.shape[-1] > 5:
+        return array
+    if array.ndim == 4 and array.shape[-1] in (1, 3, 4):
+        return array
+    hint = ""
+    if array.ndim == 4 and array.shape[1] in (1, 3, 4):
+        hint = " It looks channels-first: pass array.transpose(0, 2, 3, 1), or a torch tensor."
+    raise ImageError(
+        f"An array of shape {array.shape} was given; accepted are (H, W, 1|3|4), (N, H, W) and (N, H, W, 1|3|4).{hint}"
+    )
+
+
+def label(item: Any, index: int) -> str:
+    """Name an image in a message: its path, or its place in the input."""
+    return str(item) if isinstance(item, (str, os.PathLike)) else f"image {index}"
+
+
+def load(
+    item: Any,
+    index: int,
+    size: int,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    margin: float = 0.0,
+) -> torch.Tensor:
+    """Read one image.
+
+    Parameters
+    ----------
+    item : path, PIL image, array (H, W) or (H, W, 1|3|4), or torch tensor (H, W) or (C, H, W)
+        One entry of `as_items`.
+    index : int
+        Its place in the input, for messages.
+    size : int
+        Side of the square that the whole image is resized to (bilinear, antialiased), pixels.
+    value_range : tuple of two floats, optional
+        The raw values that become 0 and 1; values beyond are clipped. By default the full scale of the dtype (uint8 255,
+        uint16 65535, bool and float 1).
+    max_pixels : int, optional
+        A file of more pixels is refused before it is decoded.
+    margin : float, optional
+        With `value_range`: how far beyond [0, 1] values are let before they are clipped.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, (3, size, size), in [0, 1]. Grey is repeated, alpha composited over black, EXIF orientation honoured,
+        CMYK and palettes converted.
+
+    Raises
+    ------
+    ImageError
+        Named by path or index: unreadable, truncated or oversized file, wrong shape, channels, dtype or values.
+    """
+    name = label(item, index)
+    if isinstance(item, (str, os.PathLike)):
+        raw = _read_file(Path(item), name, max_pixels)
+    elif isinstance(item, Image.Image):
+        raw = _read_pil(item, name, max_pixels)
+    elif isinstance(item, torch.Tensor):
+        raw = item.detach().cpu().to(torch.float32 if item.dtype == torch.bfloat16 else item.dtype).numpy()
+        raw = np.moveaxis(raw, 0, -1) if raw.ndim == 3 else raw
+    elif isinstance(item, np.ndarray):
+        raw = item
+    else:
+        raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {_ACCEPTED}.")
+    if raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[-1] not in (1, 3, 4)):
+        raise ImageError(f"{name} has shape {raw.shape}. Accepted: {_ACCEPTED}.")
+    if 0 in raw.shape:
+        raise ImageError(f"{name} has shape {raw.shape}, which holds no pixel. Accepted: {_ACCEPTED}.")
+    image = _to_unit(raw, name, value_range, margin)
+    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
+    tensor = TF.resize(tensor, [size, size], antialias=True)
+    return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1)
+
+
+def load_each(
+    items: Sequence[Any], on_error: str, **options: Any
+) -> Iterator[tuple[int, torch.Tensor | None]]:
+    """Read images one after the other.
+
+    Parameters
+    ----------
+    items : sequence
+        From `as_items`.
+    on_error : {"raise", "skip"}
+        With "skip" an unreadable image is named in an `ImageSkippedWarning`.
+    **options
+        Passed on to `load`.
+
+    Yields
+    ------
+    index : int
+        Place in `items`.
+    image : torch.Tensor or None
+        What `load` returned; None for an image that was skipped.
+
+    Raises
+    ------
+    ImageError
+        The first unreadable image, with on_error="raise".
+    """
+    for index, item in enumerate(items):
+        try:
+            yield index, load(item, index, **options)
+        except ImageError as error:
+            if on_error == "raise":
+                raise ImageError(
+                    f"{index + 1} of {len(items)} images: {error} Remove it or pass on_error='skip'."
+                ) from error
+            warnings.warn(f"Skipped: {error}", ImageSkippedWarning, stacklevel=2)
+            yield index, None
+
+
+def _read_file(path: Path, name: str, max_pixels: int) -> np.ndarray:
+    if path.is_dir():
+        raise ImageError(f"{name} is a folder. Pass its files, for instance sorted(Path({str(path)!r}).glob('*.png')).")
+    if not path.exists():
+        raise ImageError(f"{name} does not exist.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{name} is an empty file.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at a size of its own; max_pixels decides here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as picture:
+                return _read_pil(picture, name, max_pixels)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise ImageError(f"{name} could not be read: {type(error).__name__}: {error}.") from error
+
+
+def _read_pil(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} = {width * height} pixels, more than the {max_pixels} that are allowed. "
+            "Make it smaller, or raise max_pixels if you trust it."
+        )
+    if 0 in picture.size:
+        raise ImageError(f"{name} has {width} x {height} pixels.")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture).astype(np.uint16)
+    if picture.mode == "I":  # how Pillow opens some 16-bit files
+        values = np.asarray(picture)
+        return values.astype(np.uint16) if values.min() >= 0 and values.max() <= 65535 else values
+    if picture.mode in ("F", "L"):
+        return np.asarray(picture)
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        return np.asarray(picture.convert("RGBA"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def _to_unit(raw: np.ndarray, name: str, value_range: tuple[float, float] | None, margin: float) -> np.ndarray:
+    """Raw values, (H, W) or (H, W, C) -> float32 (H, W, 1 or 3) in [0, 1]."""
+    raw = raw[..., None] if raw.ndim == 2 else raw
+    if raw.dtype.kind not in "buif":
+        raise ImageError(f"{name} has dtype {raw.dtype}. Accepted: {_ACCEPTED}.")
+    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
+        raise ImageError(f"{name} contains NaN or infinity. Replace those pixels, for instance with numpy.nan_to_num.")
+    full = _FULL_SCALE.get(raw.dtype, 1.0)
+    if value_range is not None:
+        low, high = (float(v) for v in value_range)
+        image = np.clip((raw.astype(np.float64) - low) / (high - low), -margin, 1.0 + margin)
+    elif raw.dtype in _FULL_SCALE:
+        image = raw.astype(np.float32) / full
+    elif raw.dtype.kind == "f" and raw.min() >= 0 and raw.max() <= 1:
+        image = raw
+    else:
+        raise ImageError(
+            f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or float "
+            f"in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
+        )
+    image = image.astype(np.float32)
+    if raw.shape[-1] == 4:
+        # Transparency keeps the dtype's own scale: a value range is about grey values.
+        image = image[..., :3] * np.clip(raw[..., 3:].astype(np.float32) / full, 0.0, 1.0)
+    return image

@@ -1,0 +1,82 @@
+"""Splits for few-shot model selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import BaseCrossValidator
+from sklearn.utils import check_random_state
+
+
+class KShotSplit(BaseCrossValidator):
+    """K normal images to fit on, everything else to test on.
+
+    Parameters
+    ----------
+    n_shots : int, default=4
+        Images in the training part, all labelled +1.
+    n_splits : int, default=5
+        How many training parts are drawn, independently.
+    random_state : int, RandomState instance or None, default=None
+        Of the draws.
+
+    Examples
+    --------
+    >>> from fewshot_ad.model_selection import KShotSplit
+    >>> y = [1, 1, 1, -1, -1]
+    >>> for train, test in KShotSplit(n_shots=2, n_splits=2, random_state=0).split(y, y):
+    ...     print(train, test)
+    [1 2] [0 3 4]
+    [0 1] [2 3 4]
+    """
+
+    def __init__(self, n_shots: int = 4, n_splits: int = 5, random_state: Any = None) -> None:
+        self.n_shots = n_shots
+        self.n_splits = n_splits
+        self.random_state = random_state
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return `n_splits`."""
+        return self.n_splits
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Draw the splits.
+
+        Parameters
+        ----------
+        X : object
+            Not used.
+        y : array-like of shape (n,)
+            +1 for normal, -1 for anomalous images.
+        groups : object
+            Not used.
+
+        Yields
+        ------
+        train : numpy.ndarray of shape (n_shots,)
+            Sorted indices of normal images.
+        test : numpy.ndarray of shape (n - n_shots,)
+            All other indices, sorted.
+
+        Raises
+        ------
+        ValueError
+            No labels, labels other than +1 and -1, or not enough normal images.
+        """
+        if y is None:
+            raise ValueError("KShotSplit needs y: +1 for normal, -1 for anomalous images.")
+        labels = np.asarray(y).ravel()
+        if not np.isin(labels, (-1, 1)).all():
+            raise ValueError(f"y has the labels {np.unique(labels).tolist()}; KShotSplit takes +1 (normal) and -1.")
+        normal = np.flatnonzero(labels == 1)
+        if not 1 <= self.n_shots < len(normal):
+            raise ValueError(
+                f"n_shots={self.n_shots} was given with {len(normal)} normal images; accepted are 1 to {len(normal) - 1}, "
+                "so that a normal image is left to test on."
+            )
+        rng = check_random_state(self.random_state)
+        for _ in range(self.n_splits):
+            train = np.sort(rng.choice(normal, self.n_shots, replace=False))
+            yield train, np.setdiff1d(np.arange(len(labels)), train)

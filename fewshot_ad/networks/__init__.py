@@ -1,0 +1,1 @@
+"""Teacher, student, learn-to-weight attention and losses: torch in, torch out."""

@@ -1,0 +1,53 @@
+"""The two distillation losses (equations in `docs/method.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+
+def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") -> torch.Tensor:
+    """Compute 1 - cosine of two feature maps.
+
+    Parameters
+    ----------
+    a, b : torch.Tensor
+        (N, C, H, W).
+    form : {"position", "flattened"}
+        Over the channels at each position, or over the whole map.
+
+    Returns
+    -------
+    torch.Tensor
+        In [0, 2]; (N, H, W) for "position", (N,) for "flattened".
+    """
+    if form == "flattened":
+        a, b = a.flatten(1), b.flatten(1)
+    return 1 - F.cosine_similarity(a, b, dim=1)
+
+
+def distillation_loss(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], form: str) -> torch.Tensor:
+    """Sum over scales of the mean cosine distance.
+
+    With (teacher, student) of the queries it is TSD, with (student, weighted support) it is SSD.
+
+    Parameters
+    ----------
+    a, b : list of (N, C_l, H_l, W_l)
+        Feature maps of each scale.
+    form : {"position", "flattened"}
+        See `cosine_distance`.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar in [0, 2 L].
+    """
+    return torch.stack([cosine_distance(x, y, form).mean() for x, y in zip(a, b, strict=True)]).sum()
+
+
+def dual_loss(ssd: torch.Tensor, tsd: torch.Tensor, lam: float) -> torch.Tensor:
+    """Combine SSD + lam * TSD; `lam=inf` is TSD alone."""
+    return tsd if lam == float("inf") else ssd + lam * tsd

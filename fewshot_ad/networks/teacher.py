@@ -1,0 +1,205 @@
+"""The frozen teacher: any timm backbone with named stages, and the mean and standard deviation that it was trained with."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from ..exceptions import WeightsNotFoundError
+
+_PYRAMID_STRIDES = (4, 8, 16)
+_INIT_SEED = 0x5EED_AD
+
+
+class Backbone(nn.Module):
+    """A timm network that returns the maps of chosen stages.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        timm network made with `features_only=True`.
+    mean, std : sequence of three floats
+        Normalisation that the network was trained with, for images in [0, 1].
+
+    Attributes
+    ----------
+    channels : tuple of int
+        Of each returned map, shallow to deep.
+    shapes : tuple of (int, int)
+        Height and width of each returned map; known once an image has passed (`build_backbone` sees to that).
+    signed : tuple of bool
+        Whether each returned map has negative values, that is, does not end in a ReLU.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    shapes: tuple[tuple[int, int], ...]
+    signed: tuple[bool, ...]
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.channels = tuple(model.feature_info.channels())
+        # feature_info says how a transformer lays out its maps; the getter wrapper has already turned its own to NCHW.
+        self.channels_last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Map images (N, 3, S, S) in [0, 1] to feature maps (N, C_l, H_l, W_l)."""
+        maps = self.model((images - self.mean) / self.std)
+        return [m.permute(0, 3, 1, 2) if self.channels_last else m for m in maps]
+
+    def fingerprint(self) -> str:
+        """Hash the weights (sha256, hexadecimal): the same network has the same fingerprint on every machine."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def build_backbone(name: str, image_size: int, *, weights: str | Path | None = None, embedding: bool = True) -> Backbone:
+    """Make a frozen teacher in eval mode.
+
+    Pyramids give their stages at strides 4, 8 and 16 (paper, section 3) and, as embedding, the next deeper one. Networks that
+    have no such strides give their last three stages before the embedding; plain transformers, whose blocks share one
+    stride, blocks at a quarter, a half and three quarters of their depth, and the last as embedding.
+
+    Parameters
+    ----------
+    name : str
+        timm name of a network that `features_only` serves.
+    image_size : int
+        Side of its input, pixels.
+    weights : path, optional
+        safetensors file in timm's naming. By default timm looks in the hub's cache, then in the hub.
+    embedding : bool, optional
+        Whether the last returned map is the embedding that a decoder student starts from.
+
+    Returns
+    -------
+    Backbone
+        On the CPU, float32, its parameters frozen.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        Unknown name; weights missing, unreadable, or of another network.
+    ValueError
+        The network does not take this `image_size`.
+    """
+    probe = _create(name, image_size)
+    indices = _choose_stages([entry["reduction"] for entry in probe.feature_info.info], embedding)
+    source = {"file": str(_check_file(weights))} if weights is not None else None
+    model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
+    # Both were initialised from one seed: a weight that is still equal was not in the file.
+    initial = probe.state_dict()
+    untouched = [
+        key for key, value in model.state_dict().items()
+        if value.ndim >= 2 and key in initial and torch.equal(value, initial[key])
+    ]
+    if untouched:
+        raise WeightsNotFoundError(
+            f"{weights or name} does not hold all weights of {name!r}: {len(untouched)} are missing, among them "
+            f"{untouched[0]!r}. Pass weights= a file in timm's naming for this very network."
+        )
+    config = resolve_model_data_config(model)
+    backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
+    noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
+    try:
+        with torch.inference_mode():
+            maps = backbone(noise)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"{name!r} does not take image_size={image_size}: {error}") from error
+    backbone.shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
+    backbone.signed = tuple(bool((m < 0).any()) for m in maps)
+    return backbone
+
+
+def untrained_backbone(name: str, image_size: int) -> Backbone:
+    """Make the three stages of `build_backbone` with trainable weights drawn from torch's global generator."""
+    indices = _choose_stages([entry["reduction"] for entry in _create(name, image_size).feature_info.info], False)
+    model = _create(name, image_size, seed=None, out_indices=indices)
+    config = resolve_model_data_config(model)
+    return Backbone(model, config["mean"], config["std"])
+
+
+def _choose_stages(strides: Sequence[int], embedding: bool) -> tuple[int, ...]:
+    last = len(strides) - 1
+    if len(set(strides)) == 1 and last >= 3:
+        chosen = tuple(round((last + 1) * quarter / 4) - 1 for quarter in (1, 2, 3))
+        deeper = [last]
+    else:
+        chosen = tuple(strides.index(stride) for stride in _PYRAMID_STRIDES if stride in strides)
+        if len(chosen) < 3:
+            # Leave the deepest for the embedding where there is one to spare.
+            chosen = tuple(range(len(strides)))[-4:][:3]
+        deeper = [i for i in range(len(strides)) if i > chosen[-1]] or [chosen[-1]]
+    return (*chosen, deeper[0]) if embedding and deeper[0] != chosen[-1] else chosen
+
+
+def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **options: Any) -> nn.Module:
+    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+    if cfg is not None and cfg.fixed_input_size:
+        options["img_size"] = image_size
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            return timm.create_model(name, features_only=True, **options)
+    except Exception as error:  # timm, the hub client and torch each raise their own
+        options_text = "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
+        overlay = options.get("pretrained_cfg_overlay")
+        subject = f"{overlay['file']} for backbone {name!r}" if overlay else f"Backbone {name!r}"
+        if not timm.is_model(name):
+            problem = "is not a network that timm knows"
+        elif not options.get("pretrained"):
+            raise ValueError(f"Backbone {name!r} cannot be used at image_size={image_size}: {error}") from error
+        elif overlay:
+            problem = "does not fit"
+        else:
+            problem = "has no weights here: they are not in the hub's cache and could not be fetched"
+        raise WeightsNotFoundError(
+            f"{subject} {problem} ({type(error).__name__}: {str(error)[:300]}). Pass {options_text}, on a machine with "
+            "network or with the file in the hub's cache."
+        ) from error
+
+
+def _check_file(weights: str | Path) -> Path:
+    path = Path(weights).expanduser()
+    ways = "Pass the path of a safetensors file in timm's naming, or weights=None to take the backbone's from the hub."
+    if not path.is_file():
+        raise WeightsNotFoundError(f"The weights file {path} does not exist. {ways}")
+    if path.suffix != ".safetensors":
+        raise WeightsNotFoundError(
+            f"{path} is not a .safetensors file; pickled weights are not read, since they can run code. {ways}"
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise WeightsNotFoundError(f"{path} is not a readable safetensors file ({error}). {ways}") from error
+    return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep timm from printing that a classifier's weights are left over: here they always are."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

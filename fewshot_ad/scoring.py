@@ -1,0 +1,288 @@
+"""Features -> evidence maps -> blur within the image -> fused map -> score. The only scoring path."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as TF
+
+from .features import FeatureExtractor, in_chunks
+from .networks.losses import cosine_distance
+from .networks.student import Student
+from .runtime import Runtime
+
+EVIDENCE = ("ssd", "tsd", "patch")
+
+
+@dataclass
+class SupportMemory:
+    """What is kept of the support: computed once, when the support is given.
+
+    Attributes
+    ----------
+    patches : torch.Tensor or None
+        (K, V * P, D): teacher patches of every support image in its V views; None without "patch" evidence.
+    student : list of torch.Tensor
+        Student's maps of the support, (K, C_l, H_l, W_l); empty without a student.
+    keys : list of torch.Tensor
+        The same through the attention's `phi_l`.
+    """
+
+    patches: torch.Tensor | None = None
+    student: list[torch.Tensor] = field(default_factory=list)
+    keys: list[torch.Tensor] = field(default_factory=list)
+
+    def to(self, device: torch.device | str) -> SupportMemory:
+        """Return the same memory on a device."""
+        patches = None if self.patches is None else self.patches.to(device)
+        return SupportMemory(patches, [m.to(device) for m in self.student], [k.to(device) for k in self.keys])
+
+
+def patch_features(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join the teacher's stages into one descriptor for each position of the middle stage.
+
+    Each stage is averaged over 3x3 neighbourhoods, normalised, and brought to the middle stage's size; the joined vector is
+    normalised again.
+
+    Parameters
+    ----------
+    maps : list of torch.Tensor
+        Three maps, (N, C_l, H_l, W_l).
+
+    Returns
+    -------
+    torch.Tensor
+        (N, H_2 * W_2, sum C_l), rows of norm 1.
+    """
+    size = maps[1].shape[2:]
+    joined = []
+    for stage in maps:
+        mean = F.avg_pool2d(stage, 3, stride=1, padding=1, count_include_pad=False)
+        joined.append(F.interpolate(F.normalize(mean, dim=1), size=size, mode="bilinear", align_corners=False))
+    return F.normalize(torch.cat(joined, 1), dim=1).flatten(2).transpose(1, 2).contiguous()
+
+
+def patch_evidence(
+    maps: Sequence[torch.Tensor], memory: SupportMemory, exclude: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compare every teacher patch of a query with its most similar patch of the support.
+
+    Parameters
+    ----------
+    maps : list of torch.Tensor
+        Teacher's three maps of the queries, (N, C_l, H_l, W_l).
+    memory : SupportMemory
+    exclude : torch.Tensor of bool
+        (N, K), support images that must not count for a query.
+
+    Returns
+    -------
+    distance : torch.Tensor
+        (N, H_2, W_2): 1 - largest cosine.
+    weights : torch.Tensor
+        (N, K): share of the query's patches that found their match in each support image.
+    """
+    assert memory.patches is not None
+    n_support = len(memory.patches)
+    bank = memory.patches.flatten(0, 1).T
+    distances, weights = [], []
+    # One image at a time: the product's shape, and so its rounding, is the same in any company.
+    for query, left_out in zip(patch_features(maps), exclude, strict=True):
+        similarity = (query.clone() @ bank).view(len(query), n_support, -1).amax(2)
+        best, match = similarity.masked_fill(left_out, -torch.inf).max(1)
+        distances.append(1 - best)
+        weights.append(torch.bincount(match, minlength=n_support).to(query.dtype) / len(query))
+    height, width = maps[1].shape[2:]
+    return torch.stack(distances).view(-1, height, width), torch.stack(weights)
+
+
+def upsampled_sum(distances: Iterable[torch.Tensor], size: int) -> torch.Tensor:
+    """Enlarge (N, H_l, W_l) maps to (N, size, size), bilinear, and add them."""
+    return torch.stack(
+        [F.interpolate(d[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0] for d in distances]
+    ).sum(0)
+
+
+def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur of the last two dimensions, kernel cut at 4 sigma, borders reflected; never across images."""
+    if sigma == 0:
+        return maps
+    # Reflection needs a border narrower than the map.
+    radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
+    return TF.gaussian_blur(maps, [2 * radius + 1] * 2, [sigma] * 2)
+
+
+class Scorer:
+    """The one way from images to evidence, fused map and score.
+
+    Parameters
+    ----------
+    extract : FeatureExtractor
+        Of the teacher.
+    student : Student or None
+        In eval mode; copied to the extractor's device if it is elsewhere.
+    memory : SupportMemory
+        Moved likewise.
+    weights : dict of str to float
+        Of each kind of evidence in the fused map, scale included.
+    aggregation : {"max", "mean"} or float
+        See `aggregate`.
+    sigma : float
+        Of the blur, pixels.
+    """
+
+    def __init__(
+        self,
+        extract: FeatureExtractor,
+        student: Student | None,
+        memory: SupportMemory,
+        weights: dict[str, float],
+        aggregation: str | float,
+        sigma: float,
+    ) -> None:
+        device = extract.runtime.device
+        self.extract = extract
+        self.student = student if student is None or device.type == "cpu" else copy.deepcopy(student).to(device)
+        self.memory = memory.to(device)
+        self.weights = weights
+        self.aggregation = aggregation
+        self.sigma = sigma
+
+    @torch.inference_mode()
+    def evidence(self, images: torch.Tensor, exclude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute each kind of evidence at every pixel.
+
+        "ssd": 1 - cos(student's query, weighted student's support), "tsd": 1 - cos(teacher's query, student's query), both
+        summed over scales; "patch": see `patch_evidence`.
+
+        Parameters
+        ----------
+        images : torch.Tensor
+            (N, 3, S, S), in [0, 1].
+        exclude : torch.Tensor of bool
+            (N, K), support images that must not count for a query.
+
+        Returns
+        -------
+        evidence : torch.Tensor
+            (N, E, S, S) in the order of `weights`, blurred, high = anomalous.
+        weights : torch.Tensor
+            (N, K), rows summing to 1: how much each support image counted. The attention's, averaged over scales, where there
+            is a student, else the share of matched patches.
+        """
+        size = images.shape[-1]
+        maps = self.extract(images)
+        exclude = exclude.to(self.extract.runtime.device)
+        found: dict[str, torch.Tensor] = {}
+        if self.student is not None:
+            student_maps = run_student(self.student, images, maps, self.extract.runtime)
+            references, weights = attend(self.student, student_maps, self.memory, exclude)
+            found["ssd"] = upsampled_sum(map(cosine_distance, student_maps, references), size)
+            found["tsd"] = upsampled_sum(map(cosine_distance, maps[:3], student_maps), size)
+        if "patch" in self.weights:
+            distance, matched = patch_evidence(maps[:3], self.memory, exclude)
+            found["patch"] = upsampled_sum([distance], size)
+            weights = matched if self.student is None else weights
+        return blur(torch.stack([found[name] for name in self.weights], 1), self.sigma).cpu(), weights.cpu()
+
+    def fuse(self, evidence: torch.Tensor) -> torch.Tensor:
+        """Combine evidence (N, E, S, S) into one map (N, S, S)."""
+        parts = [evidence[:, i] * weight for i, weight in enumerate(self.weights.values())]
+        return torch.stack(parts).sum(0)
+
+    def score(self, maps: torch.Tensor) -> torch.Tensor:
+        """Reduce maps (..., S, S) to anomaly scores (...)."""
+        return aggregate(maps, self.aggregation)
+
+
+def run_student(
+    student: Student, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime
+) -> list[torch.Tensor]:
+    """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, S, S), given the teacher's."""
+
+    @torch.inference_mode()
+    def forward(inputs: torch.Tensor) -> list[torch.Tensor]:
+        with runtime.autocast():
+            found = student(runtime.to_device(inputs).contiguous(memory_format=torch.channels_last))
+        return [m.to(runtime.dtype).contiguous() for m in found]
+
+    return in_chunks(forward, student.inputs(images, maps))
+
+
+def attend(
+    student: Student, student_maps: Sequence[torch.Tensor], memory: SupportMemory, exclude: torch.Tensor
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Weigh the support for each query: references, and weights (N, K) averaged over scales."""
+    # One image at a time, for the same reason as in `patch_evidence`.
+    rows = [
+        student.weighting([m[i : i + 1].clone() for m in student_maps], memory.student, memory.keys, exclude[i : i + 1])
+        for i in range(len(exclude))
+    ]
+    references = [torch.cat(level) for level in zip(*(row[0] for row in rows), strict=True)]
+    return references, torch.cat([row[1] for row in rows]).mean(1)
+
+
+def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:
+    """Reduce maps to one number each.
+
+    Parameters
+    ----------
+    maps : torch.Tensor
+        (..., H, W).
+    how : {"max", "mean"} or float in (0, 1]
+        A float is the mean of that share of the pixels, the highest ones.
+
+    Returns
+    -------
+    torch.Tensor
+        (...).
+    """
+    pixels = maps.flatten(-2)
+    if how == "mean":
+        return pixels.mean(-1)
+    count = 1 if how == "max" else max(1, round(float(how) * pixels.shape[-1]))
+    return pixels.topk(count, dim=-1).values.mean(-1)
+
+
+def parse_evidence(evidence: str | Sequence[str] | Mapping[str, float]) -> tuple[dict[str, float], bool]:
+    """Read the parameter `evidence`.
+
+    Parameters
+    ----------
+    evidence : str, sequence of str, or mapping of str to float
+        One kind; several kinds that are scaled and averaged; or the weights of a sum of unscaled kinds.
+
+    Returns
+    -------
+    weights : dict
+        Weight of each kind.
+    scaled : bool
+        Whether each kind is to be divided by what it reads on the support.
+
+    Raises
+    ------
+    ValueError
+        Nothing, an unknown kind, or a weight that is not a positive number.
+    """
+    scaled = False
+    if isinstance(evidence, str):
+        weights = {evidence: 1.0}
+    elif isinstance(evidence, Mapping):
+        weights = dict(evidence)
+    else:
+        names = list(evidence)
+        weights = {name: 1.0 / len(names) for name in names}
+        scaled = len(weights) > 1
+    if not weights or not set(weights) <= set(EVIDENCE):
+        raise ValueError(
+            f"evidence={evidence!r} was given; accepted are one or several of {EVIDENCE}, or a dict of these with weights."
+        )
+    if not all(isinstance(w, (int, float)) and np.isfinite(w) and w > 0 for w in weights.values()):
+        raise ValueError(f"evidence={evidence!r}: every weight must be a finite number above 0; leave out what has none.")
+    return {name: float(w) for name, w in weights.items()}, scaled
