@@ -19,8 +19,8 @@ def offset(scores: np.ndarray, contamination: str | float) -> float:
         (K,) `score_samples` (negative, high = normal) of the support images, each held against the others.
     contamination : "auto" or float in (0, 0.5]
         A float is the quantile of `scores` that becomes the threshold. "auto" is the 5 % point of the predictive
-        distribution of a further normal image: the anomaly scores are taken as log-normal, their spread is estimated from the
-        support and shrunk towards a common one, and the answer is Student's t.
+        distribution of a further normal image: the anomaly scores are taken as log-normal, their spread is estimated
+        from the support and shrunk towards a common one, and the answer is Student's t.
 
     Returns
     -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -37,9 +38,9 @@ _ROW_MARGIN = 1.0
 class DualDistillationDetector(OutlierMixin, BaseEstimator):
     """Few-shot image anomaly detector (dual distillation).
 
-    Fitted on two to eight normal images, it tells which new images are anomalous, how much, and where. A frozen pretrained
-    *teacher* describes every image; a *student* learns to imitate it on normal images (TSD) and to agree with its own
-    features of the support images (SSD), which *learn-to-weight* attention weighs for each query.
+    Fitted on two to eight normal images, it tells which new images are anomalous, how much, and where. A frozen
+    pretrained *teacher* describes every image; a *student* learns to imitate it on normal images (TSD) and to agree
+    with its own features of the support images (SSD), which *learn-to-weight* attention weighs for each query.
 
     `score_samples` and `decision_function` are high for normal images, `anomaly_score` and `anomaly_map` are high for
     anomalous ones.
@@ -49,12 +50,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     backbone : str, default="mobilenetv2_100"
         The teacher: any timm network that `features_only` serves.
     weights : path, optional
-        The teacher's weights, a safetensors file in timm's naming. By default timm takes them from the hub's cache, or fetches
-        them.
+        The teacher's weights, a safetensors file in timm's naming. By default timm takes them from the hub's cache, or
+        fetches them.
     image_size : int, default=128
         Images are resized to a square of this side, pixels.
     student : {"decoder", "encoder"}, default="decoder"
-        "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained network of
+        "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained "
+        "network of
         the teacher's architecture that sees the image.
     init : path, optional
         Checkpoint of a pretrained student, from `save_student`. It brings its own form and attention: `student` and
@@ -69,8 +71,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Cosine over channels at each position, or of whole feature maps (as the published code trains).
     evidence : str, sequence of str, or dict, default=("ssd", "tsd", "patch")
         What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
-        patches against the most similar one of the support. Several names: each is divided by what it reads on the support's
-        held-out views, and they are averaged. A dict gives the weights of a sum of unscaled maps.
+        patches against the most similar one of the support. Several names: each is divided by what it reads on the
+        support's held-out views, and they are averaged. A dict gives the weights of a sum of unscaled maps.
     aggregation : {"max", "mean"} or float, default=0.01
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
     blur_sigma : float, default=4.0
@@ -82,19 +84,20 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     learning_rate : float, default=1e-3
         Of Adam. Gradients are clipped to norm 1.
     tol : float, default=1e-3
-        Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before; 0 never
-        does.
+        Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before; 0
+        never does.
     augment : bool, default=True
-        Whether "patch" also sees the support turned by 90, 180 and 270 degrees and mirrored, and whether a student that is
-        trained on the support sees slightly changed views of it.
+        Whether "patch" also sees the support turned by 90, 180 and 270 degrees and mirrored, and whether a student
+        that is trained on the support sees slightly changed views of it.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each image held
+        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each "
+        "image held
         against the others, is called anomalous.
     image_shape : tuple of int, optional
         (H, W) or (H, W, C) of the flattened images that 2-D input holds. By default a row is an image of height 1.
     value_range : (float, float), optional
-        Values that mean black and white, as a CT window; values beyond are clipped. By default by dtype (uint8 255, uint16
-        65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
+        Values that mean black and white, as a CT window; values beyond are clipped. By default by dtype (uint8 255,
+        uint16 65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
     max_pixels : int, default=50_000_000
         Larger files are refused before they are decoded.
     device : str or torch.device, default="auto"
@@ -122,12 +125,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         What each kind of evidence is divided by.
     loss_curve_ : list of float
         Training loss of every step made; empty where none was.
-    n_steps_ : int
-        Training steps made.
-    student_ : Student or None
-        The trained student with its attention; None where the evidence needs none.
-    support_memory_ : SupportMemory
-        The support as teacher and student see it.
+    experts_ : list of scoring.Expert
+        The trained students, each with its maps of the support: one that was trained elsewhere (`auxiliary`, `init`),
+        two that were each trained on half of the support, or none where the evidence needs none.
+    patches_ : Tensor of shape (K, patches, channels) or None
+        The teacher's patches of the support and of its views.
     teacher_fingerprint_ : str
         sha256 of the teacher's weights.
     row_range_ : tuple of float or None
@@ -139,8 +141,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     Notes
     -----
-    A query that is, pixel for pixel, one of the support images is held against the *other* support images: it would otherwise
-    find itself. All scores of the support are therefore comparable with those of fresh images.
+    A query that is, pixel for pixel, one of the support images is held against the *other* support images: it would
+    otherwise find itself. All scores of the support are therefore comparable with those of fresh images.
 
     A pickle holds tensors on the CPU and no teacher: that is found again by `backbone` and `weights`, and checked.
 
@@ -222,9 +224,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def paper(cls, backbone: str = "wide_resnet50_2.tv_in1k", **parameters: Any) -> DualDistillationDetector:
         """Make a detector with the paper's setting; further parameters override it.
 
-        The score is the "ssd" map alone, blurred with sigma 4, its maximum; training uses the flattened loss, batches of 16,
-        learning rate 1e-4 and no early end. The paper trains on other kinds of images: pass `auxiliary` to `fit`, or `init`
-        with `n_steps=0`.
+        The score is the "ssd" map alone, blurred with sigma 4, its maximum; training uses the flattened loss, batches
+        of 16, learning rate 1e-4 and no early end. The paper trains on other kinds of images: pass `auxiliary` to
+        `fit`, or `init` with `n_steps=0`.
 
         Parameters
         ----------
@@ -246,23 +248,21 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     # ---- fitting
 
-    def fit(
-        self, X: Any, y: Any = None, *, auxiliary: Mapping[str, Any] | None = None
-    ) -> DualDistillationDetector:
+    def fit(self, X: Any, y: Any = None, *, auxiliary: Mapping[str, Any] | None = None) -> DualDistillationDetector:
         """Fit on normal images.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
-            The support: paths, PIL images, arrays (H, W, 1|3|4), (N, H, W), (N, H, W, C), torch tensors (N, C, H, W), or a list
-            of these that may mix sizes. 2-D input holds one flattened image in each row. uint8, uint16, bool, or float in
-            [0, 1], unless `value_range` says otherwise.
+            The support: paths, PIL images, arrays (H, W, 1|3|4), (N, H, W), (N, H, W, C), torch tensors (N, C, H, W),
+            or a list of these that may mix sizes. 2-D input holds one flattened image in each row. uint8, uint16,
+            bool, or float in [0, 1], unless `value_range` says otherwise.
         y : array-like of shape (n_samples,), optional
             Rows labelled -1 are left out of the support.
         auxiliary : mapping of str to images, optional
-            Normal images of other kinds, by the name of the kind. The student is then trained by episodes over these (the
-            paper's training), and the support is only stored. Without it, and without `init`, the student is trained on views
-            of the support, each held against the other images.
+            Normal images of other kinds, by the name of the kind. The student is then trained by episodes over these
+            (the paper's training), and the support is only stored. Without it, and without `init`, the student is
+            trained on views of the support, each held against the other images.
 
         Returns
         -------
@@ -280,42 +280,57 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         TrainingError
             The loss did not stay finite.
         """
-        before = dict(vars(self))
+        before = dict(self.__dict__)
         try:
             return self._fit(X, y, auxiliary)
         except BaseException:  # Ctrl-C too: never half a state
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__ = before
             raise
 
     def _fit(self, X: Any, y: Any, auxiliary: Mapping[str, Any] | None) -> DualDistillationDetector:
         self._check_parameters()
-        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=4)
+        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=4).tolist()
         runtime = resolve_runtime(self.device, self.precision)
         support = self._load_support(X, y)
         teacher, fingerprint = self._load_teacher(runtime)
         extract = FeatureExtractor(teacher, fingerprint, runtime, self._memory())
 
-        student, curve = None, []
-        if self._needs_student():
+        experts: list[scoring.Expert] = []
+        curve: list[float] = []
+        for tasks, seen in self._curricula(support, auxiliary, extract, seeds[1]):
             student = self._initial_student(teacher, fingerprint, seeds[0]).to(runtime.device, runtime.dtype).eval()
-            if self.n_steps:
-                if auxiliary is None:
-                    tasks = [self._support_task(support, student, extract, seeds[1])]
-                else:
-                    tasks = self._auxiliary_tasks(auxiliary, student, extract)
-                curve = train(
+            if tasks:
+                curve += train(
                     student, tasks, n_steps=self.n_steps, n_shots=min(len(support), 8), batch_size=self.batch_size,
-                    learning_rate=self.learning_rate, lam=float(self.lam), loss=self.loss, tol=self.tol, seed=int(seeds[2]),
+                    learning_rate=self.learning_rate, lam=float(self.lam), loss=self.loss, tol=self.tol, seed=seeds[2],
                     runtime=runtime, verbose=self.verbose,
                 )  # fmt: skip
-        self.student_ = student
+            experts.append(scoring.Expert(student.cpu(), seen))
+        self.experts_ = experts
         self.loss_curve_ = curve
-        self.n_steps_ = len(curve)
         self.teacher_fingerprint_ = fingerprint
-        self._held_out_seed = int(seeds[3])
+        self._held_out_seed = seeds[3]
         self._store_support(support, extract)
         return self
+
+    def _curricula(
+        self, support: torch.Tensor, auxiliary: Mapping[str, Any] | None, extract: FeatureExtractor, seed: int
+    ) -> Iterator[tuple[list[Task], torch.Tensor]]:
+        """Say what each student is trained on: its tasks, and which support images are among them."""
+        nothing = torch.zeros(len(support), dtype=torch.bool)
+        if not self._needs_student():
+            return
+        if self.n_steps == 0:
+            yield [], nothing
+        elif auxiliary is not None:
+            yield self._auxiliary_tasks(auxiliary, extract), nothing
+        else:
+            bank = self._support_task(support, extract, seed)
+            # Cross-fitting: each student is trained on one half and judges the other, so that a support image reads as
+            # a fresh one would. Fresh images are judged by both.
+            half = torch.arange(len(support)) % 2 == 0
+            for seen in [half, ~half] if len(support) > 1 else [half]:
+                yield [bank.select(seen.numpy()[bank.sources])], seen
 
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
         """Add support images without training again; the threshold follows.
@@ -330,16 +345,15 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         DualDistillationDetector
             The detector itself.
         """
-        if not hasattr(self, "support_memory_"):
+        if not hasattr(self, "offset_"):
             return self.fit(X, y)
-        before = dict(vars(self))
+        before = dict(self.__dict__)
         try:
             new = self._load_support(X, y, reset=False)
             self._store_support(torch.cat([torch.from_numpy(self.support_), new]), self._extractor())
             return self
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__ = before
             raise
 
     def save_student(self, path: str | os.PathLike) -> None:
@@ -351,15 +365,22 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             The file to write, safetensors.
         """
         check_is_fitted(self)
-        if self.student_ is None:
-            raise ValueError(f"evidence={self.evidence!r} needs no student: there is none to save.")
+        if not self.experts_ or self.experts_[0].seen.any():
+            raise ValueError(
+                f"There is no student to save: evidence={self.evidence!r} trains none."
+                if not self.experts_
+                else "A student that was trained on the support is good for that support only. Pass auxiliary= to "
+                "fit, images of "
+                "other kinds, to train one that can be used elsewhere."
+            )
+        student = self.experts_[0].student
         header = {
             "backbone": self.backbone,
             "teacher": self.teacher_fingerprint_,
-            "student": self.student_.form,
-            "weighting": "attention" if self.student_.weighting.attention else "uniform",
+            "student": student.form,
+            "weighting": "attention" if student.weighting.attention else "uniform",
         }
-        checkpoints.save_student(path, self.student_, header)
+        checkpoints.save_student(path, student, header)
 
     # ---- scoring
 
@@ -451,8 +472,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, K), float64
-            Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of the query's patches
-            that found their match in each support image.
+            Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of the query's
+            patches that found their match in each support image.
         """
         check_is_fitted(self)
         return self._collect(X, lambda _scorer, _evidence, weights: weights, (len(self.support_),), np.float64)
@@ -462,13 +483,17 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def _check_parameters(self) -> None:
         def one_of(name: str, *accepted: Any) -> None:
             if getattr(self, name) not in accepted:
-                raise ValueError(f"{name}={getattr(self, name)!r} was given; accepted are {', '.join(map(repr, accepted))}.")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} was given; accepted are {', '.join(map(repr, accepted))}."
+                )
 
-        def number(name: str, kind: type | tuple, low: float, high: float = np.inf, open_low: bool = False) -> None:
-            value = getattr(self, name)
+        def number(name: str, kind: Any, low: float, high: float = np.inf, open_low: bool = False) -> None:
+            value: Any = getattr(self, name)
             fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
             if not fits or (open_low and value == low):
-                bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f", at most {high:g}" if high < np.inf else "")
+                bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
+                    f", at most {high:g}" if high < np.inf else ""
+                )
                 what = "an integer" if kind is _INTEGER else "a number"
                 raise ValueError(f"{name}={value!r} was given; accepted is {what}, {bounds}.")
 
@@ -491,7 +516,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             one_of("aggregation", "max", "mean")
         if self.contamination != "auto":
             number("contamination", _REAL, 0, 0.5, open_low=True)
-        if self.value_range is not None and not (len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]):
+        if self.value_range is not None and not (
+            len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
+        ):
             raise ValueError(f"value_range={self.value_range!r} was given; accepted is (low, high) with low < high.")
         if self.image_shape is not None and not (
             len(self.image_shape) == 2 or (len(self.image_shape) == 3 and self.image_shape[2] in (1, 3, 4))
@@ -512,9 +539,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         # A file that changes is another teacher.
         stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
         embedding = self._needs_student() and self.student == "decoder"
-        return _cached_teacher(
-            self.backbone, self.image_size, file, stamp, embedding, runtime.device, runtime.dtype
-        )
+        return _cached_teacher(self.backbone, self.image_size, file, stamp, embedding, runtime.device, runtime.dtype)
 
     def _extractor(self) -> FeatureExtractor:
         """Find the teacher again, for a detector that may come from a pickle."""
@@ -522,8 +547,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         teacher, fingerprint = self._load_teacher(runtime)
         if fingerprint != self.teacher_fingerprint_:
             raise WeightsNotFoundError(
-                f"The weights of {self.backbone!r} ({self.weights or 'from the hub'}) are not those that this detector was "
-                f"fitted with: fingerprint {fingerprint[:12]}, expected {self.teacher_fingerprint_[:12]}. Set weights= to the "
+                f"The weights of {self.backbone!r} ({self.weights or 'from the hub'}) are not those that this "
+                f"detector was "
+                f"fitted with: fingerprint {fingerprint[:12]}, expected {self.teacher_fingerprint_[:12]}. Set "
+                f"weights= to the "
                 "file used then, or fit again."
             )
         return FeatureExtractor(teacher, fingerprint, runtime, self._memory())
@@ -545,7 +572,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             self.row_range_ = (low, high if high > low else low + 1.0)
         shape = self.image_shape or (1, rows.shape[1])
         if np.prod(shape) != rows.shape[1]:
-            raise ValueError(f"X has {rows.shape[1]} columns, but image_shape={self.image_shape} has {np.prod(shape)} values.")
+            raise ValueError(
+                f"X has {rows.shape[1]} columns, but image_shape={self.image_shape} has {np.prod(shape)} values."
+            )
         if self.value_range is None:
             options.update(value_range=self.row_range_, margin=_ROW_MARGIN)
         return rows.reshape(-1, *shape), options
@@ -557,11 +586,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             labels = np.asarray(y).ravel()
             if not np.isin(labels, (-1, 1)).all():
                 warnings.warn(
-                    f"y has the labels {np.unique(labels)[:5].tolist()}; +1 is normal and -1 is anomalous. Only rows labelled "
+                    f"y has the labels {np.unique(labels)[:5].tolist()}; +1 is normal and -1 is anomalous. Only rows "
+                    f"labelled "
                     "-1 are left out of the support.",
                     SupportWarning, stacklevel=4,
                 )  # fmt: skip
-            items = [items[i] for i in np.flatnonzero(labels != -1)]
+            items = [items[int(i)] for i in np.flatnonzero(labels != -1)]
             if not items:
                 raise ValueError("y labels every image -1: no normal image is left to fit on.")
         loaded = [image for _, image in images.load_each(items, self.on_error, **options) if image is not None]
@@ -580,33 +610,39 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if header["teacher"] != fingerprint:
             raise CheckpointError(
                 f"The student {self.init} belongs to the teacher {header['backbone']!r} (fingerprint "
-                f"{header['teacher'][:12]}), not to {self.backbone!r} (fingerprint {fingerprint[:12]}). Pass that teacher as "
+                f"{header['teacher'][:12]}), not to {self.backbone!r} (fingerprint {fingerprint[:12]}). Pass that "
+                f"teacher as "
                 "backbone and weights, or train a student for this one."
             )
         for name in ("student", "weighting"):
             if header[name] != getattr(self, name):
-                raise CheckpointError(f"The student {self.init} has {name}={header[name]!r}; pass the same, or another student.")
+                raise CheckpointError(
+                    f"The student {self.init} has {name}={header[name]!r}; pass the same, or another student."
+                )
         try:
             student.load_state_dict(tensors)
         except RuntimeError as error:
             raise CheckpointError(f"The student {self.init} does not fit: {error}") from error
         return student
 
-    def _support_task(self, support: torch.Tensor, student: Student, extract: FeatureExtractor, seed: int) -> Task:
+    def _support_task(self, support: torch.Tensor, extract: FeatureExtractor, seed: int) -> Task:
         """Make the support a task of its own, of slightly changed views."""
         bank = support[:, None]
         if self.augment:
             n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16))
             bank = torch.cat([bank, views.random_views(support, n_views, np.random.default_rng(seed))], 1)
         sources = np.repeat(np.arange(len(support)), bank.shape[1])
-        return _task("support", bank.flatten(0, 1), sources, student, extract)
+        return self._task("support", bank.flatten(0, 1), sources, extract)
 
-    def _auxiliary_tasks(
-        self, auxiliary: Mapping[str, Any], student: Student, extract: FeatureExtractor
-    ) -> list[Task]:
+    def _task(self, name: str, batch: torch.Tensor, sources: np.ndarray, extract: FeatureExtractor) -> Task:
+        maps = [m.cpu() for m in extract(batch)]
+        return Task(name, maps[:3], batch if self.student == "encoder" else maps[-1], sources)
+
+    def _auxiliary_tasks(self, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
         if not isinstance(auxiliary, Mapping) or not auxiliary:
             raise ValueError(
-                f"auxiliary is {type(auxiliary).__name__} with {len(auxiliary)} tasks; pass a mapping of at least one task's "
+                f"auxiliary is {type(auxiliary).__name__} with {len(auxiliary)} tasks; pass a mapping of at least "
+                f"one task's "
                 "name to its normal images."
             )
         options = {"size": self.image_size, "value_range": self.value_range, "max_pixels": self.max_pixels}
@@ -618,8 +654,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
                 raise ImageError(f"Auxiliary task {name!r}: {error}") from error
             loaded = [image for image in found if image is not None]
             if len(loaded) < 2:
-                raise ValueError(f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2.")
-            tasks.append(_task(str(name), torch.stack(loaded), np.arange(len(loaded)), student, extract))
+                raise ValueError(
+                    f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2."
+                )
+            tasks.append(self._task(str(name), torch.stack(loaded), np.arange(len(loaded)), extract))
         return tasks
 
     def _store_support(self, support: torch.Tensor, extract: FeatureExtractor) -> None:
@@ -631,7 +669,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         names, scaled = scoring.parse_evidence(self.evidence)
         self.support_ = support.numpy()
         self._support_hashes = np.array([_hash(image) for image in support])
-        self.support_memory_ = self._remember(support, extract).to("cpu")
+        self.patches_ = self._patch_bank(support, extract)
+        self.experts_ = [self._show_support(expert, support, extract) for expert in self.experts_]
         self.scales_ = dict.fromkeys(names, 1.0)
         if scaled:
             held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
@@ -651,26 +690,26 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.support_scores_ = -torch.cat(scores).double().numpy()
         self.offset_ = calibration.offset(self.support_scores_, self.contamination)
 
-    def _remember(self, support: torch.Tensor, extract: FeatureExtractor) -> scoring.SupportMemory:
-        memory = scoring.SupportMemory()
-        with torch.inference_mode():
-            if self.student_ is not None:
-                self.student_.to(extract.runtime.device)
-                memory.student = scoring.run_student(self.student_, support, extract(support), extract.runtime)
-                memory.keys = self.student_.weighting.keys(memory.student)
-                self.student_.cpu()
-            if "patch" in scoring.parse_evidence(self.evidence)[0]:
-                bank = views.turned_and_mirrored(support) if self.augment else support[:, None]
-                patches = scoring.patch_features(extract(bank.flatten(0, 1))[:3])
-                memory.patches = patches.view(len(support), -1, patches.shape[-1])
-        return memory
+    def _patch_bank(self, support: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor | None:
+        if "patch" not in scoring.parse_evidence(self.evidence)[0]:
+            return None
+        bank = views.turned_and_mirrored(support) if self.augment else support[:, None]
+        patches = scoring.patch_features(extract(bank.flatten(0, 1))[:3])
+        return patches.view(len(support), -1, patches.shape[-1]).cpu()
+
+    @torch.inference_mode()
+    def _show_support(self, expert: scoring.Expert, support: torch.Tensor, extract: FeatureExtractor) -> scoring.Expert:
+        """Compute an expert's maps of the support; images that are new to it count as unseen."""
+        seen = torch.zeros(len(support), dtype=torch.bool)
+        seen[: len(expert.seen)] = expert.seen
+        student = copy.deepcopy(expert.student).to(extract.runtime.device)
+        maps = scoring.run_student(student, support, extract(support), extract.runtime)
+        return scoring.Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu")
 
     def _scorer(self, extract: FeatureExtractor) -> scoring.Scorer:
         weights = scoring.parse_evidence(self.evidence)[0]
         weights = {name: weights[name] / scale for name, scale in self.scales_.items()}
-        return scoring.Scorer(
-            extract, self.student_, self.support_memory_, weights, self.aggregation, float(self.blur_sigma)
-        )
+        return scoring.Scorer(extract, self.experts_, self.patches_, weights, self.aggregation, float(self.blur_sigma))
 
     def _exclude(self, batch: torch.Tensor) -> torch.Tensor:
         """Mark the support images that each of N images is a copy of, (N, K)."""
@@ -689,9 +728,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         items, options = self._items(X, reset=False)
         scorer = self._scorer(self._extractor())
-        results = np.full((len(items), *shape), np.nan, dtype)
+        results: np.ndarray = np.full((len(items), *shape), np.nan, dtype)
         read = tqdm(
-            images.load_each(items, self.on_error, **options), total=len(items), desc="scoring", disable=not self.verbose
+            images.load_each(items, self.on_error, **options),
+            total=len(items),
+            desc="scoring",
+            disable=not self.verbose,
         )
         readable = ((index, image) for index, image in read if image is not None)
         while pairs := list(itertools.islice(readable, CHUNK)):
@@ -705,16 +747,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         warnings.warn(message, SupportWarning, stacklevel=5)
 
     def __sklearn_tags__(self) -> Any:
+        """Say that images may be passed, besides rows."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _task(
-    name: str, batch: torch.Tensor, sources: np.ndarray, student: Student, extract: FeatureExtractor
-) -> Task:
-    maps = [m.cpu() for m in extract(batch)]
-    return Task(name, maps[:3], student.inputs(batch, maps), sources)
 
 
 def _chunks(batch: torch.Tensor, exclude: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -30,6 +30,10 @@ class Task:
     inputs: torch.Tensor
     sources: np.ndarray
 
+    def select(self, mask: np.ndarray) -> Task:
+        """Return the part of the task that a boolean mask (n,) picks."""
+        return Task(self.name, [t[mask] for t in self.targets], self.inputs[mask], self.sources[mask])
+
 
 class Episode(NamedTuple):
     """B queries and the K support images that all of them are compared to."""
@@ -55,7 +59,7 @@ def draw_episode(tasks: Sequence[Task], n_shots: int, batch_size: int, rng: np.r
     -------
     Episode
     """
-    task = tasks[rng.integers(len(tasks))]
+    task = tasks[int(rng.integers(len(tasks)))]
     numbers = rng.permutation(np.unique(task.sources))
     behind_support = numbers[: max(1, min(n_shots, len(numbers) - 1))]
     is_support = np.isin(task.sources, behind_support)

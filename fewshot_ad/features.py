@@ -13,8 +13,8 @@ from .exceptions import OutOfMemoryError
 from .networks.teacher import Backbone
 from .runtime import Runtime, is_out_of_memory
 
-# Low-precision (and some float32) kernels round differently for batches of different size. Every pass through a network is
-# made with batches of this one size, padded, so that an image's features never depend on its company.
+# Low-precision (and some float32) kernels round differently for batches of different size. Every pass through a
+# network is made with batches of this one size, padded, so that an image's features never depend on its company.
 CHUNK = 8
 
 
@@ -128,7 +128,8 @@ def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: to
 
 def _in_halves(function: Callable[[torch.Tensor], list[torch.Tensor]], chunk: torch.Tensor) -> list[torch.Tensor]:
     warnings.warn(
-        f"Memory ran out on {len(chunk)} images at once; going on with {len(chunk) // 2}. Scores may differ in the last "
+        f"Memory ran out on {len(chunk)} images at once; going on with {len(chunk) // 2}. Scores may differ in the "
+        f"last "
         "digits from those of a machine with more memory.",
         ResourceWarning,
         stacklevel=4,

@@ -1,7 +1,7 @@
 """Anything a user holds -> float tensors (N, 3, H, W).
 
-Two steps, so that a folder of any length is never held in memory: `as_items` splits the input into single images without
-reading a pixel, `load` turns one of them into a square float tensor.
+Two steps, so that a folder of any length is never held in memory: `as_items` splits the input into single images
+without reading a pixel, `load` turns one of them into a square float tensor.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torchvision.transforms.v2 import functional as TF
 from .exceptions import ImageError, ImageSkippedWarning
 
 MAX_PIXELS = 50_000_000
-# Named one by one: Pillow's EPS reader would start an external program.
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Named one by one: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _ACCEPTED = (
     "a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a torch tensor (C, H, W); "
     "dtype bool, uint8, uint16, or float in [0, 1] (anything else with value_range=(low, high))"
@@ -64,7 +64,12 @@ def is_rows(X: Any) -> bool:
 
 def full_scale(X: Any) -> float | None:
     """Return the value that means white in a table of dtype bool, uint8 or uint16; None for other tables."""
-    return _FULL_SCALE.get(getattr(X, "dtype", None)) if hasattr(X, "__array__") else None
+    return _FULL_SCALE.get(_native(np.asarray(X)).dtype) if hasattr(X, "__array__") else None
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Give the array this machine's byte order: 16-bit images are often read as big-endian."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def as_items(X: Any) -> Sequence[Any]:
@@ -73,8 +78,8 @@ def as_items(X: Any) -> Sequence[Any]:
     Parameters
     ----------
     X : path, PIL image, array, torch tensor, or a list, tuple, 1-D array or iterable of these
-        Arrays are (H, W, 1|3|4) for one image, (N, H, W) or (N, H, W, 1|3|4) for several; tensors are (N, C, H, W). A 2-D
-        array is taken as one grey image: tables of rows are recognised beforehand, by `is_rows`.
+        Arrays are (H, W, 1|3|4) for one image, (N, H, W) or (N, H, W, 1|3|4) for several; tensors are (N, C, H, W). A
+        2-D array is taken as one grey image: tables of rows are recognised beforehand, by `is_rows`.
 
     Returns
     -------
@@ -97,10 +102,12 @@ def as_items(X: Any) -> Sequence[Any]:
             raise ImageError(f"A torch tensor of shape {tuple(X.shape)} was given; pass (N, C, H, W).")
     elif hasattr(X, "__array__"):
         items = _split_array(np.asarray(X))
-    elif isinstance(X, Iterable):
+    elif isinstance(X, Iterable) and not sparse.issparse(X):
         items = X if isinstance(X, (list, tuple)) else list(X)
     else:
-        raise ImageError(f"An object of type {type(X).__name__} holds no images. Accepted: {_ACCEPTED}, or a list of these.")
+        raise ImageError(
+            f"An object of type {type(X).__name__} holds no images. Accepted: {_ACCEPTED}, or a list of these."
+        )
     if len(items) == 0:
         raise ImageError("There are no images in the input. Pass at least one.")
     return items
@@ -110,7 +117,9 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
     if array.ndim == 1 and array.dtype.kind in "OUT":
         return array.tolist()
     if array.dtype.kind not in "buif":
-        raise ImageError(f"An array of dtype {array.dtype} and shape {array.shape} holds no images. Accepted: {_ACCEPTED}.")
+        raise ImageError(
+            f"An array of dtype {array.dtype} and shape {array.shape} holds no images. Accepted: {_ACCEPTED}."
+        )
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         return [array]
     if array.ndim == 3 and array.shape[-1] > 5:
@@ -121,7 +130,8 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
     if array.ndim == 4 and array.shape[1] in (1, 3, 4):
         hint = " It looks channels-first: pass array.transpose(0, 2, 3, 1), or a torch tensor."
     raise ImageError(
-        f"An array of shape {array.shape} was given; accepted are (H, W, 1|3|4), (N, H, W) and (N, H, W, 1|3|4).{hint}"
+        f"An array of shape {array.shape} was given; accepted are (H, W, 1|3|4), (N, H, W) with W of at least 6, and "
+        f"(N, H, W, 1|3|4).{hint}"
     )
 
 
@@ -149,8 +159,8 @@ def load(
     size : int
         Side of the square that the whole image is resized to (bilinear, antialiased), pixels.
     value_range : tuple of two floats, optional
-        The raw values that become 0 and 1; values beyond are clipped. By default the full scale of the dtype (uint8 255,
-        uint16 65535, bool and float 1).
+        The raw values that become 0 and 1; values beyond are clipped. By default the full scale of the dtype (uint8
+        255, uint16 65535, bool and float 1).
     max_pixels : int, optional
         A file of more pixels is refused before it is decoded.
     margin : float, optional
@@ -168,30 +178,20 @@ def load(
         Named by path or index: unreadable, truncated or oversized file, wrong shape, channels, dtype or values.
     """
     name = label(item, index)
-    if isinstance(item, (str, os.PathLike)):
-        raw = _read_file(Path(item), name, max_pixels)
-    elif isinstance(item, Image.Image):
-        raw = _read_pil(item, name, max_pixels)
-    elif isinstance(item, torch.Tensor):
-        raw = item.detach().cpu().to(torch.float32 if item.dtype == torch.bfloat16 else item.dtype).numpy()
-        raw = np.moveaxis(raw, 0, -1) if raw.ndim == 3 else raw
-    elif isinstance(item, np.ndarray):
-        raw = item
+    if isinstance(item, (str, os.PathLike, Image.Image)):
+        raw = _read_picture(item, name, max_pixels)
+    elif isinstance(item, (np.ndarray, torch.Tensor)):
+        raw = _read_array(item, name)
     else:
         raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {_ACCEPTED}.")
-    if raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[-1] not in (1, 3, 4)):
-        raise ImageError(f"{name} has shape {raw.shape}. Accepted: {_ACCEPTED}.")
-    if 0 in raw.shape:
-        raise ImageError(f"{name} has shape {raw.shape}, which holds no pixel. Accepted: {_ACCEPTED}.")
     image = _to_unit(raw, name, value_range, margin)
     tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
-    tensor = TF.resize(tensor, [size, size], antialias=True)
+    # Resizing overshoots by float32's rounding.
+    tensor = TF.resize(tensor, [size, size], antialias=True).clamp(-margin, 1.0 + margin)
     return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1)
 
 
-def load_each(
-    items: Sequence[Any], on_error: str, **options: Any
-) -> Iterator[tuple[int, torch.Tensor | None]]:
+def load_each(items: Sequence[Any], on_error: str, **options: Any) -> Iterator[tuple[int, torch.Tensor | None]]:
     """Read images one after the other.
 
     Parameters
@@ -227,26 +227,61 @@ def load_each(
             yield index, None
 
 
-def _read_file(path: Path, name: str, max_pixels: int) -> np.ndarray:
+def _read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """Check the shape; channels go last."""
+    shape = tuple(item.shape)
+    is_tensor = isinstance(item, torch.Tensor)
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0 if is_tensor else -1] not in (1, 3, 4)):
+        hint = ""
+        if len(shape) == 3 and shape[-1 if is_tensor else 0] in (1, 3, 4):
+            hint = (
+                " It looks channels-last: pass tensor.permute(2, 0, 1)."
+                if is_tensor
+                else " It looks channels-first: pass array.transpose(1, 2, 0), or a torch tensor."
+            )
+        raise ImageError(f"{name} has shape {shape}. Accepted: {_ACCEPTED}.{hint}")
+    if 0 in shape:
+        raise ImageError(f"{name} has shape {shape}, which holds no pixel. Accepted: {_ACCEPTED}.")
+    if not isinstance(item, torch.Tensor):
+        return _native(item)
+    raw = item.detach().cpu().to(torch.float32 if item.dtype == torch.bfloat16 else item.dtype).numpy()
+    return np.moveaxis(raw, 0, -1) if raw.ndim == 3 else raw
+
+
+def _read_picture(item: str | os.PathLike[str] | Image.Image, name: str, max_pixels: int) -> np.ndarray:
+    try:
+        # A picture that Pillow has opened may still be undecoded, and fail like a file.
+        return _decode(item, name, max_pixels) if isinstance(item, Image.Image) else _open(item, name, max_pixels)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
+        raise ImageError(
+            f"{name} is too large: {error}. max_pixels={max_pixels} are allowed here; if you trust the file, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS as well."
+        ) from error
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise ImageError(
+            f"{name} could not be read: {type(error).__name__}: {str(error).rstrip('.')}. Accepted are whole files of "
+            f"the formats {', '.join(_FORMATS)}."
+        ) from error
+
+
+def _open(item: str | os.PathLike[str], name: str, max_pixels: int) -> np.ndarray:
+    path = Path(item)
     if path.is_dir():
         raise ImageError(f"{name} is a folder. Pass its files, for instance sorted(Path({str(path)!r}).glob('*.png')).")
     if not path.exists():
-        raise ImageError(f"{name} does not exist.")
+        raise ImageError(f"{name} does not exist. Pass the path of an image file.")
     if path.stat().st_size == 0:
-        raise ImageError(f"{name} is an empty file.")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns at a size of its own; max_pixels decides here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as picture:
-                return _read_pil(picture, name, max_pixels)
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        raise ImageError(f"{name} could not be read: {type(error).__name__}: {error}.") from error
+        raise ImageError(f"{name} is an empty file. Accepted are {', '.join(_FORMATS)}.")
+    with warnings.catch_warnings():
+        # Pillow warns at a size of its own; max_pixels decides here.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_FORMATS) as picture:
+            return _decode(picture, name, max_pixels)
 
 
-def _read_pil(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
+def _decode(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     width, height = picture.size
     if width * height > max_pixels:
         raise ImageError(
@@ -254,16 +289,21 @@ def _read_pil(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
             "Make it smaller, or raise max_pixels if you trust it."
         )
     if 0 in picture.size:
-        raise ImageError(f"{name} has {width} x {height} pixels.")
+        raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {_ACCEPTED}.")
     picture = ImageOps.exif_transpose(picture)
+    transparent = picture.info.get("transparency")
     if picture.mode.startswith("I;16"):
-        return np.asarray(picture).astype(np.uint16)
+        values = np.asarray(picture).astype(np.uint16)
+        if transparent is None:
+            return values
+        # Pillow cannot convert 16-bit grey to RGBA: here one grey value is the transparent one.
+        return np.dstack([values] * 3 + [np.where(values == transparent, 0, 65535).astype(np.uint16)])
     if picture.mode == "I":  # how Pillow opens some 16-bit files
         values = np.asarray(picture)
         return values.astype(np.uint16) if values.min() >= 0 and values.max() <= 65535 else values
-    if picture.mode in ("F", "L"):
+    if picture.mode == "F" or (picture.mode == "L" and transparent is None):
         return np.asarray(picture)
-    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+    if "A" in picture.getbands() or "a" in picture.getbands() or transparent is not None:
         return np.asarray(picture.convert("RGBA"))
     return np.asarray(picture.convert("RGB"))
 
@@ -285,11 +325,17 @@ def _to_unit(raw: np.ndarray, name: str, value_range: tuple[float, float] | None
         image = raw
     else:
         raise ImageError(
-            f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or float "
-            f"in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
+            f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or "
+            "float in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
         )
     image = image.astype(np.float32)
     if raw.shape[-1] == 4:
         # Transparency keeps the dtype's own scale: a value range is about grey values.
-        image = image[..., :3] * np.clip(raw[..., 3:].astype(np.float32) / full, 0.0, 1.0)
+        alpha = raw[..., 3:].astype(np.float32) / full
+        if alpha.min() < 0 or alpha.max() > 1:
+            raise ImageError(
+                f"{name} is {raw.dtype} with transparency from {alpha.min()} to {alpha.max()}. Accepted in its fourth "
+                "channel: the full scale of bool, uint8 or uint16, else values in [0, 1]."
+            )
+        image = image[..., :3] * alpha
     return image

@@ -73,7 +73,8 @@ class KShotSplit(BaseCrossValidator):
         normal = np.flatnonzero(labels == 1)
         if not 1 <= self.n_shots < len(normal):
             raise ValueError(
-                f"n_shots={self.n_shots} was given with {len(normal)} normal images; accepted are 1 to {len(normal) - 1}, "
+                f"n_shots={self.n_shots} was given with {len(normal)} normal images; accepted are 1 to "
+                f"{len(normal) - 1}, "
                 "so that a normal image is left to test on."
             )
         rng = check_random_state(self.random_state)

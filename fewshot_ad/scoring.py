@@ -21,34 +21,37 @@ EVIDENCE = ("ssd", "tsd", "patch")
 
 
 @dataclass
-class SupportMemory:
-    """What is kept of the support: computed once, when the support is given.
+class Expert:
+    """A trained student, with the support as it sees it.
 
     Attributes
     ----------
-    patches : torch.Tensor or None
-        (K, V * P, D): teacher patches of every support image in its V views; None without "patch" evidence.
-    student : list of torch.Tensor
-        Student's maps of the support, (K, C_l, H_l, W_l); empty without a student.
-    keys : list of torch.Tensor
-        The same through the attention's `phi_l`.
+    student : Student
+        In eval mode.
+    seen : torch.Tensor of bool
+        (K,): the support images that it was trained on. It has no say where one of these is left out.
+    maps, keys : list of torch.Tensor
+        Its maps of the support, (K, C_l, H_l, W_l), plain and through the attention's `phi_l`.
     """
 
-    patches: torch.Tensor | None = None
-    student: list[torch.Tensor] = field(default_factory=list)
+    student: Student
+    seen: torch.Tensor
+    maps: list[torch.Tensor] = field(default_factory=list)
     keys: list[torch.Tensor] = field(default_factory=list)
 
-    def to(self, device: torch.device | str) -> SupportMemory:
-        """Return the same memory on a device."""
-        patches = None if self.patches is None else self.patches.to(device)
-        return SupportMemory(patches, [m.to(device) for m in self.student], [k.to(device) for k in self.keys])
+    def to(self, device: torch.device | str) -> Expert:
+        """Return the same expert on a device."""
+        if next(self.student.parameters()).device == torch.device(device):
+            return self
+        student = copy.deepcopy(self.student).to(device)
+        return Expert(student, self.seen, [m.to(device) for m in self.maps], [k.to(device) for k in self.keys])
 
 
 def patch_features(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Join the teacher's stages into one descriptor for each position of the middle stage.
 
-    Each stage is averaged over 3x3 neighbourhoods, normalised, and brought to the middle stage's size; the joined vector is
-    normalised again.
+    Each stage is averaged over 3x3 neighbourhoods, normalised, and brought to the middle stage's size; the joined
+    vector is normalised again.
 
     Parameters
     ----------
@@ -69,7 +72,7 @@ def patch_features(maps: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def patch_evidence(
-    maps: Sequence[torch.Tensor], memory: SupportMemory, exclude: torch.Tensor
+    maps: Sequence[torch.Tensor], bank: torch.Tensor, exclude: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compare every teacher patch of a query with its most similar patch of the support.
 
@@ -77,7 +80,8 @@ def patch_evidence(
     ----------
     maps : list of torch.Tensor
         Teacher's three maps of the queries, (N, C_l, H_l, W_l).
-    memory : SupportMemory
+    bank : torch.Tensor
+        (K, V * P, D), `patch_features` of every support image in its V views.
     exclude : torch.Tensor of bool
         (N, K), support images that must not count for a query.
 
@@ -88,18 +92,72 @@ def patch_evidence(
     weights : torch.Tensor
         (N, K): share of the query's patches that found their match in each support image.
     """
-    assert memory.patches is not None
-    n_support = len(memory.patches)
-    bank = memory.patches.flatten(0, 1).T
+    n_support = len(bank)
+    patches = bank.flatten(0, 1).T
     distances, weights = [], []
     # One image at a time: the product's shape, and so its rounding, is the same in any company.
     for query, left_out in zip(patch_features(maps), exclude, strict=True):
-        similarity = (query.clone() @ bank).view(len(query), n_support, -1).amax(2)
+        similarity = (query.clone() @ patches).view(len(query), n_support, -1).amax(2)
         best, match = similarity.masked_fill(left_out, -torch.inf).max(1)
         distances.append(1 - best)
         weights.append(torch.bincount(match, minlength=n_support).to(query.dtype) / len(query))
     height, width = maps[1].shape[2:]
     return torch.stack(distances).view(-1, height, width), torch.stack(weights)
+
+
+def student_evidence(
+    expert: Expert,
+    images: torch.Tensor,
+    maps: Sequence[torch.Tensor],
+    exclude: torch.Tensor,
+    runtime: Runtime,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compare a student's maps with its weighted support (SSD) and with the teacher's (TSD).
+
+    Parameters
+    ----------
+    expert : Expert
+    images : torch.Tensor
+        (N, 3, S, S), the queries.
+    maps : list of torch.Tensor
+        The teacher's maps of them.
+    exclude : torch.Tensor of bool
+        (N, K), support images that must not count for a query.
+    runtime : Runtime
+
+    Returns
+    -------
+    ssd, tsd : torch.Tensor
+        (N, S, S): 1 - cosine at each position, enlarged and summed over scales.
+    weights : torch.Tensor
+        (N, K), the attention's, averaged over scales.
+    """
+    student = expert.student
+    found = run_student(student, images, maps, runtime)
+    # One image at a time, for the same reason as in `patch_evidence`.
+    rows = [
+        student.weighting([m[i : i + 1].clone() for m in found], expert.maps, expert.keys, exclude[i : i + 1])
+        for i in range(len(exclude))
+    ]
+    references = [torch.cat(level) for level in zip(*(row[0] for row in rows), strict=True)]
+    size = images.shape[-1]
+    ssd = upsampled_sum(map(cosine_distance, found, references), size)
+    tsd = upsampled_sum(map(cosine_distance, maps[:3], found), size)
+    return ssd, tsd, torch.cat([row[1] for row in rows]).mean(1)
+
+
+def run_student(
+    student: Student, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime
+) -> list[torch.Tensor]:
+    """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, S, S), given the teacher's."""
+
+    @torch.inference_mode()
+    def forward(inputs: torch.Tensor) -> list[torch.Tensor]:
+        with runtime.autocast():
+            found = student(runtime.to_device(inputs).contiguous(memory_format=torch.channels_last))
+        return [m.to(runtime.dtype).contiguous() for m in found]
+
+    return in_chunks(forward, student.inputs(images, maps))
 
 
 def upsampled_sum(distances: Iterable[torch.Tensor], size: int) -> torch.Tensor:
@@ -125,10 +183,10 @@ class Scorer:
     ----------
     extract : FeatureExtractor
         Of the teacher.
-    student : Student or None
-        In eval mode; copied to the extractor's device if it is elsewhere.
-    memory : SupportMemory
-        Moved likewise.
+    experts : sequence of Expert
+        Their evidence is averaged; none where only "patch" is asked for.
+    bank : torch.Tensor or None
+        See `patch_evidence`.
     weights : dict of str to float
         Of each kind of evidence in the fused map, scale included.
     aggregation : {"max", "mean"} or float
@@ -140,16 +198,16 @@ class Scorer:
     def __init__(
         self,
         extract: FeatureExtractor,
-        student: Student | None,
-        memory: SupportMemory,
+        experts: Sequence[Expert],
+        bank: torch.Tensor | None,
         weights: dict[str, float],
         aggregation: str | float,
         sigma: float,
     ) -> None:
         device = extract.runtime.device
         self.extract = extract
-        self.student = student if student is None or device.type == "cpu" else copy.deepcopy(student).to(device)
-        self.memory = memory.to(device)
+        self.experts = [expert.to(device) for expert in experts]
+        self.bank = None if bank is None else bank.to(device)
         self.weights = weights
         self.aggregation = aggregation
         self.sigma = sigma
@@ -157,9 +215,6 @@ class Scorer:
     @torch.inference_mode()
     def evidence(self, images: torch.Tensor, exclude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute each kind of evidence at every pixel.
-
-        "ssd": 1 - cos(student's query, weighted student's support), "tsd": 1 - cos(teacher's query, student's query), both
-        summed over scales; "patch": see `patch_evidence`.
 
         Parameters
         ----------
@@ -173,23 +228,30 @@ class Scorer:
         evidence : torch.Tensor
             (N, E, S, S) in the order of `weights`, blurred, high = anomalous.
         weights : torch.Tensor
-            (N, K), rows summing to 1: how much each support image counted. The attention's, averaged over scales, where there
-            is a student, else the share of matched patches.
+            (N, K), rows summing to 1: how much each support image counted. The attention's where there is a student,
+            else the share of matched patches.
         """
-        size = images.shape[-1]
         maps = self.extract(images)
-        exclude = exclude.to(self.extract.runtime.device)
+        exclude = exclude.to(maps[0].device)
         found: dict[str, torch.Tensor] = {}
-        if self.student is not None:
-            student_maps = run_student(self.student, images, maps, self.extract.runtime)
-            references, weights = attend(self.student, student_maps, self.memory, exclude)
-            found["ssd"] = upsampled_sum(map(cosine_distance, student_maps, references), size)
-            found["tsd"] = upsampled_sum(map(cosine_distance, maps[:3], student_maps), size)
-        if "patch" in self.weights:
-            distance, matched = patch_evidence(maps[:3], self.memory, exclude)
-            found["patch"] = upsampled_sum([distance], size)
-            weights = matched if self.student is None else weights
+        if self.bank is not None:
+            distance, weights = patch_evidence(maps[:3], self.bank, exclude)
+            found["patch"] = upsampled_sum([distance], images.shape[-1])
+        if self.experts:
+            says = [student_evidence(expert, images, maps, exclude, self.extract.runtime) for expert in self.experts]
+            ssd, tsd, by_expert = (torch.stack(part) for part in zip(*says, strict=True))
+            share = self._share(exclude).to(ssd)
+            found["ssd"] = torch.einsum("fn,fnhw->nhw", share, ssd)
+            found["tsd"] = torch.einsum("fn,fnhw->nhw", share, tsd)
+            weights = torch.einsum("fn,fnk->nk", share, by_expert)
         return blur(torch.stack([found[name] for name in self.weights], 1), self.sigma).cpu(), weights.cpu()
+
+    def _share(self, exclude: torch.Tensor) -> torch.Tensor:
+        """Weigh the experts for each query, (F, N): those that never saw what is left out, if there are such."""
+        seen = torch.stack([expert.seen for expert in self.experts]).to(exclude.device)
+        unbiased = ~(exclude[None] & seen[:, None]).any(2)
+        unbiased[:, ~unbiased.any(0)] = True
+        return unbiased / unbiased.sum(0)
 
     def fuse(self, evidence: torch.Tensor) -> torch.Tensor:
         """Combine evidence (N, E, S, S) into one map (N, S, S)."""
@@ -199,33 +261,6 @@ class Scorer:
     def score(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., S, S) to anomaly scores (...)."""
         return aggregate(maps, self.aggregation)
-
-
-def run_student(
-    student: Student, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime
-) -> list[torch.Tensor]:
-    """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, S, S), given the teacher's."""
-
-    @torch.inference_mode()
-    def forward(inputs: torch.Tensor) -> list[torch.Tensor]:
-        with runtime.autocast():
-            found = student(runtime.to_device(inputs).contiguous(memory_format=torch.channels_last))
-        return [m.to(runtime.dtype).contiguous() for m in found]
-
-    return in_chunks(forward, student.inputs(images, maps))
-
-
-def attend(
-    student: Student, student_maps: Sequence[torch.Tensor], memory: SupportMemory, exclude: torch.Tensor
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Weigh the support for each query: references, and weights (N, K) averaged over scales."""
-    # One image at a time, for the same reason as in `patch_evidence`.
-    rows = [
-        student.weighting([m[i : i + 1].clone() for m in student_maps], memory.student, memory.keys, exclude[i : i + 1])
-        for i in range(len(exclude))
-    ]
-    references = [torch.cat(level) for level in zip(*(row[0] for row in rows), strict=True)]
-    return references, torch.cat([row[1] for row in rows]).mean(1)
 
 
 def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:
@@ -281,8 +316,11 @@ def parse_evidence(evidence: str | Sequence[str] | Mapping[str, float]) -> tuple
         scaled = len(weights) > 1
     if not weights or not set(weights) <= set(EVIDENCE):
         raise ValueError(
-            f"evidence={evidence!r} was given; accepted are one or several of {EVIDENCE}, or a dict of these with weights."
+            f"evidence={evidence!r} was given; accepted are one or several of {EVIDENCE}, or a dict of these with "
+            f"weights."
         )
     if not all(isinstance(w, (int, float)) and np.isfinite(w) and w > 0 for w in weights.values()):
-        raise ValueError(f"evidence={evidence!r}: every weight must be a finite number above 0; leave out what has none.")
+        raise ValueError(
+            f"evidence={evidence!r}: every weight must be a finite number above 0; leave out what has none."
+        )
     return {name: float(w) for name, w in weights.items()}, scaled

@@ -46,7 +46,8 @@ def random_views(images: torch.Tensor, n_views: int, rng: np.random.Generator) -
     """
     size = images.shape[-1]
     # Reflected borders: a black wedge in a corner would be learnt as normal.
-    pad = max(1, min(size - 1, size // 4))
+    # Turn, scale and shift together reach 0.2 sides and a pixel or two of rounding beyond.
+    pad = min(size - 1, size // 4 + 2)
     views = []
     for image in images:
         for _ in range(n_views):

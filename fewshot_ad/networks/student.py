@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,11 @@ from .weighting import LearnToWeight
 
 # Residual blocks at strides 16, 8, 4: a ResNet-50's stages 3, 2, 1 mirrored, as the paper's student has them.
 DECODER_BLOCKS = (3, 4, 6)
+
+
+def _norm(channels: int) -> nn.Module:
+    # Not batch norm: the statistics of episodes, each of a few images of one kind, do not describe a fresh image.
+    return nn.GroupNorm(math.gcd(channels, 16), channels)
 
 
 class _Bottleneck(nn.Module):
@@ -28,12 +34,12 @@ class _Bottleneck(nn.Module):
         else:
             spatial = nn.ConvTranspose2d(width, width, ratio, stride=ratio, bias=False)
             self.shortcut = nn.Sequential(
-                nn.ConvTranspose2d(c_in, c_out, ratio, stride=ratio, bias=False), nn.BatchNorm2d(c_out)
+                nn.ConvTranspose2d(c_in, c_out, ratio, stride=ratio, bias=False), _norm(c_out)
             )
         self.branch = nn.Sequential(
-            nn.Conv2d(c_in, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            spatial, nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            nn.Conv2d(width, c_out, 1, bias=False), nn.BatchNorm2d(c_out),
+            nn.Conv2d(c_in, width, 1, bias=False), _norm(width), nn.ReLU(inplace=True),
+            spatial, _norm(width), nn.ReLU(inplace=True),
+            nn.Conv2d(width, c_out, 1, bias=False), _norm(c_out),
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

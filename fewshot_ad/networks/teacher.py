@@ -1,4 +1,4 @@
-"""The frozen teacher: any timm backbone with named stages, and the mean and standard deviation that it was trained with."""
+"""The frozen teacher: any timm backbone with named stages, and the mean and standard deviation it was trained with."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
     shapes: tuple[tuple[int, int], ...]
     signed: tuple[bool, ...]
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
         self.channels = tuple(model.feature_info.channels())
@@ -69,12 +69,14 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
-def build_backbone(name: str, image_size: int, *, weights: str | Path | None = None, embedding: bool = True) -> Backbone:
+def build_backbone(
+    name: str, image_size: int, *, weights: str | Path | None = None, embedding: bool = True
+) -> Backbone:
     """Make a frozen teacher in eval mode.
 
-    Pyramids give their stages at strides 4, 8 and 16 (paper, section 3) and, as embedding, the next deeper one. Networks that
-    have no such strides give their last three stages before the embedding; plain transformers, whose blocks share one
-    stride, blocks at a quarter, a half and three quarters of their depth, and the last as embedding.
+    Pyramids give their stages at strides 4, 8 and 16 (paper, section 3) and, as embedding, the next deeper one.
+    Networks that have no such strides give their last three stages before the embedding; plain transformers, whose
+    blocks share one stride, blocks at a quarter, a half and three quarters of their depth, and the last as embedding.
 
     Parameters
     ----------
@@ -106,7 +108,8 @@ def build_backbone(name: str, image_size: int, *, weights: str | Path | None = N
     # Both were initialised from one seed: a weight that is still equal was not in the file.
     initial = probe.state_dict()
     untouched = [
-        key for key, value in model.state_dict().items()
+        key
+        for key, value in model.state_dict().items()
         if value.ndim >= 2 and key in initial and torch.equal(value, initial[key])
     ]
     if untouched:
@@ -149,7 +152,7 @@ def _choose_stages(strides: Sequence[int], embedding: bool) -> tuple[int, ...]:
     return (*chosen, deeper[0]) if embedding and deeper[0] != chosen[-1] else chosen
 
 
-def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **options: Any) -> nn.Module:
+def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **options: Any) -> Any:
     cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
     if cfg is not None and cfg.fixed_input_size:
         options["img_size"] = image_size
@@ -159,7 +162,9 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
                 torch.default_generator.manual_seed(seed)
             return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # timm, the hub client and torch each raise their own
-        options_text = "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
+        options_text = (
+            "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
+        )
         overlay = options.get("pretrained_cfg_overlay")
         subject = f"{overlay['file']} for backbone {name!r}" if overlay else f"Backbone {name!r}"
         if not timm.is_model(name):

@@ -11,8 +11,8 @@ from torch import nn
 class LearnToWeight(nn.Module):
     """One weight for each query, support image and scale (paper, section 3; equations in `docs/method.md`).
 
-    `w_lk = softmax_k(sharpness * <vec g_l(x), vec phi_l(g_l(s_k))> / sqrt(C_l))`, with a 1x1 convolution `phi_l` for each
-    scale; the reference is `r_l = sum_k w_lk g_l(s_k)`.
+    `w_lk = softmax_k(sharpness * <vec g_l(x), vec phi_l(g_l(s_k))> / sqrt(C_l))`, with a 1x1 convolution `phi_l` for
+    each scale; the reference is `r_l = sum_k w_lk g_l(s_k)`.
 
     Parameters
     ----------

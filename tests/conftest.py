@@ -1,0 +1,50 @@
+"""Fixtures: a toy detector, small images, and the real ones where they are to be had."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import spoilt, stripes, write_random_weights
+
+# A test that needs the network must fail at once, not after the hub client's retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+_DATA = Path(os.environ.get("FEWSHOT_AD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+_SHARED_WEIGHTS = _DATA.parent / "weights"
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> dict:
+    """Constructor parameters of a detector that fits in a moment."""
+    path = write_random_weights("toy_resnet", tmp_path_factory.mktemp("weights") / "toy.safetensors")
+    return {"backbone": "toy_resnet", "weights": path, "image_size": 32, "n_steps": 3, "batch_size": 4, "random_state": 0}
+
+
+@pytest.fixture(scope="session")
+def normal() -> np.ndarray:
+    return stripes(12)
+
+
+@pytest.fixture(scope="session")
+def anomalous() -> np.ndarray:
+    return spoilt(stripes(8, seed=1))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real images, one sub-folder with good/ and bad/ for each task."""
+    if not (_DATA / "busi" / "good").is_dir():
+        pytest.skip("real images are not here: set FEWSHOT_AD_DATA to their folder")
+    return _DATA
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """ImageNet weights of mobilenetv2_100."""
+    path = _SHARED_WEIGHTS / "mobilenetv2_100.safetensors"
+    if not path.is_file():
+        pytest.skip("mobilenetv2_100.safetensors is not beside the folder that FEWSHOT_AD_DATA names")
+    return path
