@@ -77,8 +77,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
     blur_sigma : float, default=4.0
         Gaussian blur of the map, within each image, pixels. 0 is none.
-    n_steps : int, default=200
-        Most training steps; 0 makes none (with `init`: the published way, where fitting only stores the support).
+    n_steps : int, default=100
+        Most training steps of a student; 0 makes none (with `init`: the published way, where fitting only stores the
+        support). A student that is trained on the support comes twice, one for each half of it.
     batch_size : int, default=16
         Queries in a training step. Scores do not depend on it: scoring runs in batches of a fixed size.
     learning_rate : float, default=1e-3
@@ -94,7 +95,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         "image held
         against the others, is called anomalous.
     image_shape : tuple of int, optional
-        (H, W) or (H, W, C) of the flattened images that 2-D input holds. By default a row is an image of height 1.
+        (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of height 1.
     value_range : (float, float), optional
         Values that mean black and white, as a CT window; values beyond are clipped. By default by dtype (uint8 255,
         uint16 65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
@@ -176,7 +177,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         evidence: str | Sequence[str] | Mapping[str, float] = ("ssd", "tsd", "patch"),
         aggregation: str | float = 0.01,
         blur_sigma: float = 4.0,
-        n_steps: int = 200,
+        n_steps: int = 100,
         batch_size: int = 16,
         learning_rate: float = 1e-3,
         tol: float = 1e-3,
@@ -516,14 +517,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             one_of("aggregation", "max", "mean")
         if self.contamination != "auto":
             number("contamination", _REAL, 0, 0.5, open_low=True)
-        if self.value_range is not None and not (
-            len(self.value_range) == 2 and self.value_range[0] < self.value_range[1]
-        ):
-            raise ValueError(f"value_range={self.value_range!r} was given; accepted is (low, high) with low < high.")
-        if self.image_shape is not None and not (
-            len(self.image_shape) == 2 or (len(self.image_shape) == 3 and self.image_shape[2] in (1, 3, 4))
-        ):
-            raise ValueError(f"image_shape={self.image_shape!r} was given; accepted are (H, W) and (H, W, 1|3|4).")
+        window = self.value_range
+        if window is not None and not (len(window) == 2 and -np.inf < window[0] < window[1] < np.inf):
+            raise ValueError(f"value_range={window!r} was given; accepted is (low, high), finite, with low < high.")
+        shape = self.image_shape
+        if shape is not None and not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
+            raise ValueError(f"image_shape={shape!r} was given; accepted are (H, W), (H, W, 1) and (H, W, 3).")
         scoring.parse_evidence(self.evidence)
 
     def _needs_student(self) -> bool:

@@ -95,7 +95,7 @@ def as_items(X: Any) -> Sequence[Any]:
         return [X]
     if isinstance(X, torch.Tensor):
         if X.ndim == 4:
-            items: Sequence[Any] = X
+            items: Sequence[Any] = list(X)
         elif X.ndim == 2:
             items = [X]
         else:
@@ -122,10 +122,8 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
         )
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         return [array]
-    if array.ndim == 3 and array.shape[-1] > 5:
-        return array
-    if array.ndim == 4 and array.shape[-1] in (1, 3, 4):
-        return array
+    if (array.ndim == 3 and array.shape[-1] > 5) or (array.ndim == 4 and array.shape[-1] in (1, 3, 4)):
+        return list(array)
     hint = ""
     if array.ndim == 4 and array.shape[1] in (1, 3, 4):
         hint = " It looks channels-first: pass array.transpose(0, 2, 3, 1), or a torch tensor."
@@ -230,15 +228,10 @@ def load_each(items: Sequence[Any], on_error: str, **options: Any) -> Iterator[t
 def _read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     """Check the shape; channels go last."""
     shape = tuple(item.shape)
-    is_tensor = isinstance(item, torch.Tensor)
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0 if is_tensor else -1] not in (1, 3, 4)):
-        hint = ""
-        if len(shape) == 3 and shape[-1 if is_tensor else 0] in (1, 3, 4):
-            hint = (
-                " It looks channels-last: pass tensor.permute(2, 0, 1)."
-                if is_tensor
-                else " It looks channels-first: pass array.transpose(1, 2, 0), or a torch tensor."
-            )
+    channels = 0 if isinstance(item, torch.Tensor) else -1
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[channels] not in (1, 3, 4)):
+        misplaced = len(shape) == 3 and shape[-1 - channels] in (1, 3, 4)
+        hint = " Are the channels misplaced? An array has them last, a torch tensor first." if misplaced else ""
         raise ImageError(f"{name} has shape {shape}. Accepted: {_ACCEPTED}.{hint}")
     if 0 in shape:
         raise ImageError(f"{name} has shape {shape}, which holds no pixel. Accepted: {_ACCEPTED}.")
@@ -292,15 +285,14 @@ def _decode(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
         raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {_ACCEPTED}.")
     picture = ImageOps.exif_transpose(picture)
     transparent = picture.info.get("transparency")
-    if picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.uint16)
+    if picture.mode.startswith("I"):  # 16-bit grey, in some files as 32-bit
+        values = np.asarray(picture)
+        if values.min() >= 0 and values.max() <= 65535:
+            values = values.astype(np.uint16)
         if transparent is None:
             return values
-        # Pillow cannot convert 16-bit grey to RGBA: here one grey value is the transparent one.
-        return np.dstack([values] * 3 + [np.where(values == transparent, 0, 65535).astype(np.uint16)])
-    if picture.mode == "I":  # how Pillow opens some 16-bit files
-        values = np.asarray(picture)
-        return values.astype(np.uint16) if values.min() >= 0 and values.max() <= 65535 else values
+        # Pillow does not convert these to RGBA: one grey value is the transparent one.
+        return np.dstack([values] * 3 + [np.where(values == transparent, 0, 65535).astype(values.dtype)])
     if picture.mode == "F" or (picture.mode == "L" and transparent is None):
         return np.asarray(picture)
     if "A" in picture.getbands() or "a" in picture.getbands() or transparent is not None:
@@ -316,6 +308,7 @@ def _to_unit(raw: np.ndarray, name: str, value_range: tuple[float, float] | None
     if raw.dtype.kind == "f" and not np.isfinite(raw).all():
         raise ImageError(f"{name} contains NaN or infinity. Replace those pixels, for instance with numpy.nan_to_num.")
     full = _FULL_SCALE.get(raw.dtype, 1.0)
+    image: np.ndarray
     if value_range is not None:
         low, high = (float(v) for v in value_range)
         image = np.clip((raw.astype(np.float64) - low) / (high - low), -margin, 1.0 + margin)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, column_or_1d
 
 
 class KShotSplit(BaseCrossValidator):
@@ -67,15 +67,14 @@ class KShotSplit(BaseCrossValidator):
         """
         if y is None:
             raise ValueError("KShotSplit needs y: +1 for normal, -1 for anomalous images.")
-        labels = np.asarray(y).ravel()
+        labels = column_or_1d(y)
         if not np.isin(labels, (-1, 1)).all():
             raise ValueError(f"y has the labels {np.unique(labels).tolist()}; KShotSplit takes +1 (normal) and -1.")
         normal = np.flatnonzero(labels == 1)
         if not 1 <= self.n_shots < len(normal):
             raise ValueError(
-                f"n_shots={self.n_shots} was given with {len(normal)} normal images; accepted are 1 to "
-                f"{len(normal) - 1}, "
-                "so that a normal image is left to test on."
+                f"n_shots={self.n_shots} was given with {len(normal)} normal images; it must be at least 1 "
+                "and less than that number, so that a normal image is left to test on."
             )
         rng = check_random_state(self.random_state)
         for _ in range(self.n_splits):

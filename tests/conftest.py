@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import spoilt, stripes, write_random_weights
 
 # A test that needs the network must fail at once, not after the hub client's retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Toy maps are too small to share between threads, and idle threads that wait for a busy core make them many times slower.
+torch.set_num_threads(1)
 
 _DATA = Path(os.environ.get("FEWSHOT_AD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 _SHARED_WEIGHTS = _DATA.parent / "weights"
@@ -20,7 +23,14 @@ _SHARED_WEIGHTS = _DATA.parent / "weights"
 def toy(tmp_path_factory) -> dict:
     """Constructor parameters of a detector that fits in a moment."""
     path = write_random_weights("toy_resnet", tmp_path_factory.mktemp("weights") / "toy.safetensors")
-    return {"backbone": "toy_resnet", "weights": path, "image_size": 32, "n_steps": 3, "batch_size": 4, "random_state": 0}
+    return {
+        "backbone": "toy_resnet",
+        "weights": path,
+        "image_size": 32,
+        "n_steps": 3,
+        "batch_size": 4,
+        "random_state": 0,
+    }
 
 
 @pytest.fixture(scope="session")

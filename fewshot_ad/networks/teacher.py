@@ -19,6 +19,10 @@ from ..exceptions import WeightsNotFoundError
 
 _PYRAMID_STRIDES = (4, 8, 16)
 _INIT_SEED = 0x5EED_AD
+_WAYS = (
+    "Pass the path of a safetensors file in timm's naming for this very network, or weights=None to take the "
+    "backbone's from the hub."
+)
 
 
 class Backbone(nn.Module):
@@ -102,29 +106,26 @@ def build_backbone(
         The network does not take this `image_size`.
     """
     probe = _create(name, image_size)
+    try:
+        noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
+        with torch.inference_mode():
+            probe.eval()(noise)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"{name!r} does not take image_size={image_size}: {error}") from error
     indices = _choose_stages([entry["reduction"] for entry in probe.feature_info.info], embedding)
-    source = {"file": str(_check_file(weights))} if weights is not None else None
+    held = _tensor_names(weights) if weights is not None else None
+    source = {"file": str(Path(weights).expanduser())} if weights is not None else None
     model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
-    # Both were initialised from one seed: a weight that is still equal was not in the file.
-    initial = probe.state_dict()
-    untouched = [
-        key
-        for key, value in model.state_dict().items()
-        if value.ndim >= 2 and key in initial and torch.equal(value, initial[key])
-    ]
-    if untouched:
+    missing = _missing(model, probe.state_dict(), held)
+    if missing:
         raise WeightsNotFoundError(
-            f"{weights or name} does not hold all weights of {name!r}: {len(untouched)} are missing, among them "
-            f"{untouched[0]!r}. Pass weights= a file in timm's naming for this very network."
+            f"{weights or name} does not hold all weights of {name!r}: {len(missing)} are missing, among them "
+            f"{missing[0]!r}. {_WAYS}"
         )
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
-    noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
-    try:
-        with torch.inference_mode():
-            maps = backbone(noise)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"{name!r} does not take image_size={image_size}: {error}") from error
+    with torch.inference_mode():
+        maps = backbone(noise)
     backbone.shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
     backbone.signed = tuple(bool((m < 0).any()) for m in maps)
     return backbone
@@ -172,7 +173,7 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
         elif not options.get("pretrained"):
             raise ValueError(f"Backbone {name!r} cannot be used at image_size={image_size}: {error}") from error
         elif overlay:
-            problem = "does not fit"
+            problem = f"does not fit at image_size={image_size}"
         else:
             problem = "has no weights here: they are not in the hub's cache and could not be fetched"
         raise WeightsNotFoundError(
@@ -181,21 +182,37 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
         ) from error
 
 
-def _check_file(weights: str | Path) -> Path:
+def _missing(model: nn.Module, initial: dict[str, torch.Tensor], held: set[str] | None) -> list[str]:
+    """List the weights that are as the seed made them, and (where there is a file) whose names it does not hold."""
+    untouched = [
+        key
+        for key, value in model.state_dict().items()
+        if value.is_floating_point() and key in initial and torch.equal(value, initial[key])
+    ]
+    if held is None:  # vectors begin as ones or zeros, and may have stayed so in training
+        return [key for key in untouched if initial[key].ndim >= 2]
+    return [key for key in untouched if _flat(key) not in held]
+
+
+def _flat(key: str) -> str:
+    # timm's feature wrappers put "model." before a name, or an underscore in place of its first dots.
+    return key.removeprefix("model.").replace(".", "_")
+
+
+def _tensor_names(weights: str | Path) -> set[str]:
+    """Check that a weights file can be read, and list what it holds."""
     path = Path(weights).expanduser()
-    ways = "Pass the path of a safetensors file in timm's naming, or weights=None to take the backbone's from the hub."
     if not path.is_file():
-        raise WeightsNotFoundError(f"The weights file {path} does not exist. {ways}")
+        raise WeightsNotFoundError(f"The weights file {path} does not exist. {_WAYS}")
     if path.suffix != ".safetensors":
         raise WeightsNotFoundError(
-            f"{path} is not a .safetensors file; pickled weights are not read, since they can run code. {ways}"
+            f"{path} is not a .safetensors file; pickled weights are not read, since they can run code. {_WAYS}"
         )
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            return {_flat(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise WeightsNotFoundError(f"{path} is not a readable safetensors file ({error}). {ways}") from error
-    return path
+        raise WeightsNotFoundError(f"{path} is not a readable safetensors file ({error}). {_WAYS}") from error
 
 
 @contextmanager

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fewshot_ad.calibration import offset
+
+
+@pytest.mark.parametrize("k", [2, 4, 8, 100])
+@pytest.mark.parametrize("sd", [0.1, 0.15, 0.25])
+def test_auto_lets_about_95_of_100_fresh_normals_through(k, sd):
+    rng = np.random.default_rng(0)
+    passed = []
+    for _ in range(400):
+        scores = -np.exp(rng.normal(1.0, sd, k))
+        passed.append(np.mean(-np.exp(rng.normal(1.0, sd, 200)) >= offset(scores, "auto")))
+    assert 0.85 <= np.mean(passed) <= 0.999
+    if sd == 0.15:
+        assert 0.93 <= np.mean(passed) <= (0.99 if k == 2 else 0.97)
+
+
+def test_float_is_the_quantile():
+    scores = -np.arange(1.0, 101.0)
+    assert (scores < offset(scores, 0.1)).sum() == 10
+
+
+@pytest.mark.parametrize("scores", [[-0.0], [-1.0], [-2.0, -2.0]])
+def test_few_or_equal_scores_give_a_finite_threshold_that_they_pass(scores):
+    threshold = offset(np.array(scores), "auto")
+    assert np.isfinite(threshold)
+    assert (np.array(scores) >= threshold).all()
+
+
+def test_threshold_scales_with_the_scores():
+    scores = -np.array([1.0, 1.2, 0.9, 1.1])
+    assert offset(7 * scores, "auto") == pytest.approx(7 * offset(scores, "auto"))

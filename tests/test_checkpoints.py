@@ -1,0 +1,119 @@
+"""Students on disk: whole or not at all, and nothing but students."""
+
+import math
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fewshot_ad.checkpoints import FORMAT, load_student, save_student, write_atomically
+from fewshot_ad.exceptions import CheckpointError
+from fewshot_ad.networks.student import Decoder, Student
+from fewshot_ad.networks.weighting import LearnToWeight
+
+HEADER = {"backbone": "toy_resnet", "image_size": 32, "lam": math.inf, "form": "decoder"}
+
+
+@pytest.fixture(scope="module")
+def student():
+    net = Decoder((8, 8, 8, 8), ((8, 8), (4, 4), (2, 2), (1, 1)), (False,) * 3, (1, 1, 1))
+    return Student("decoder", net, LearnToWeight((8, 8, 8)))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "student.safetensors"
+
+
+def refusal(path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_student(path)
+    assert isinstance(caught.value, ValueError)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_round_trip(student, path, as_text):
+    save_student(str(path) if as_text else path, student, HEADER)
+    tensors, header = load_student(str(path) if as_text else path)
+    assert header == HEADER
+    expected = student.state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], value) for key, value in expected.items())
+    assert all(tensors[key].dtype == value.dtype for key, value in expected.items())
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_overwriting_leaves_what_was_loaded(student, path):
+    save_student(path, student, HEADER)
+    tensors, _ = load_student(path)
+    other = Student("decoder", student.net, LearnToWeight((8, 8, 8)))
+    save_student(path, other, {})
+    assert all(torch.equal(tensors[key], value) for key, value in student.state_dict().items())
+    loaded, header = load_student(path)
+    assert header == {}
+    assert torch.equal(loaded["weighting.phi.0.weight"], other.weighting.phi[0].weight)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("old", [None, b"the old file"])
+def test_failed_write_leaves_the_old_file(path, monkeypatch, step, old):
+    if old is not None:
+        path.write_bytes(old)
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, b"the new file")
+    assert os.listdir(path.parent) == ([] if old is None else [path.name])
+    assert old is None or path.read_bytes() == old
+
+
+def test_students_are_written_atomically(student, path, monkeypatch):
+    save_student(path, student, HEADER)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device")))
+    with pytest.raises(OSError, match="no space left"):
+        save_student(path, student, {})
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_missing_file(path):
+    assert "does not exist" in refusal(path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 50, -1])
+def test_truncated_file(student, path, keep):
+    save_student(path, student, HEADER)
+    path.write_bytes(path.read_bytes()[:keep])
+    refusal(path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("the pickle was loaded",)
+
+
+def test_renamed_pickle_is_not_loaded(path):
+    path.write_bytes(pickle.dumps(Bomb()))
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "expected"),
+        ({"format": "pt"}, "'pt'"),
+        ({"format": FORMAT}, "header"),
+        ({"format": FORMAT, "header": "{"}, "not a readable"),
+    ],
+)
+def test_other_safetensors_files(path, metadata, message):
+    save_file({"x": torch.zeros(2)}, path, metadata)
+    assert message in refusal(path)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import joblib
+import pytest
+import torch
+
+from fewshot_ad import features
+from fewshot_ad.exceptions import OutOfMemoryError
+from fewshot_ad.features import CHUNK, FeatureExtractor, in_chunks
+from fewshot_ad.networks.teacher import build_backbone
+from fewshot_ad.runtime import resolve_runtime
+
+
+@pytest.fixture(scope="module")
+def teacher(toy):
+    return build_backbone(toy["backbone"], 32, weights=toy["weights"])
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(11, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def extractor(teacher, memory=None, precision="float32") -> FeatureExtractor:
+    return FeatureExtractor(teacher, "fingerprint", resolve_runtime("cpu", precision), memory)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_features_do_not_depend_on_company(teacher, images, precision):
+    extract = extractor(teacher, precision=precision)
+    together = extract(images)
+    backwards = [m.flip(0) for m in extract(images.flip(0))]
+    alone = [torch.cat(level) for level in zip(*(extract(image[None]) for image in images), strict=True)]
+    for a, b, c in zip(together, backwards, alone, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+def test_reduced_precision_is_close(teacher, images):
+    for exact, low in zip(extractor(teacher)(images), extractor(teacher, precision="bfloat16")(images), strict=True):
+        assert not torch.equal(exact, low)
+        assert torch.nn.functional.cosine_similarity(exact.flatten(1), low.flatten(1)).min() > 0.999
+
+
+def test_memory_keeps_each_distinct_image(teacher, images, tmp_path):
+    memory = joblib.Memory(tmp_path, verbose=0)
+    plain = extractor(teacher)(images)
+    first = extractor(teacher, memory)
+    assert all(torch.equal(a[:6], b) for a, b in zip(plain, first(images[:6]), strict=True))
+    assert first.n_seen == 6
+    second = extractor(teacher, memory)
+    found = second(images)
+    assert second.n_seen == 5
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    other_precision = extractor(teacher, memory, "bfloat16")
+    other_precision(images)
+    assert other_precision.n_seen == 11
+
+
+def test_memory_without_a_place_is_no_memory(teacher, images):
+    extract = extractor(teacher, joblib.Memory(None))
+    extract(images)
+    extract(images)
+    assert extract.n_seen == 22
+
+
+def test_a_damaged_entry_is_computed_again(teacher, images, tmp_path):
+    memory = joblib.Memory(tmp_path, verbose=0)
+    expected = extractor(teacher, memory)(images[:2])
+    for file in tmp_path.rglob("output.pkl"):
+        file.write_bytes(b"damaged")
+    again = extractor(teacher, memory)(images[:2])
+    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+
+
+def test_chunks_are_padded_to_one_size():
+    sizes = []
+
+    def double(batch):
+        sizes.append(len(batch))
+        return [2 * batch]
+
+    (result,) = in_chunks(double, torch.arange(float(CHUNK + 1)).view(-1, 1))
+    assert sizes == [CHUNK, CHUNK]
+    assert result.flatten().tolist() == [2.0 * i for i in range(CHUNK + 1)]
+
+
+def test_out_of_memory_goes_on_with_half_a_batch():
+    def only(n):
+        def function(batch):
+            if len(batch) > n:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return [batch + 1]
+
+        return function
+
+    inputs = torch.arange(3.0).view(-1, 1)
+    with pytest.warns(ResourceWarning, match="Memory ran out"):
+        (result,) = in_chunks(only(CHUNK // 2), inputs)
+    assert result.flatten().tolist() == [1.0, 2.0, 3.0]
+    with pytest.warns(ResourceWarning), pytest.raises(OutOfMemoryError, match="Lower image_size"):
+        in_chunks(only(1), inputs)
+
+
+def test_other_errors_pass_through():
+    def broken(batch):
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        features.in_chunks(broken, torch.zeros(2, 1))

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch.nn import functional as F
+
+from fewshot_ad import scoring
+
+
+def test_blur_is_scipys_gaussian_within_each_map():
+    maps = torch.rand(3, 2, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    blurred = scoring.blur(maps, 2.0)
+    for i in range(3):
+        for j in range(2):
+            expected = gaussian_filter(maps[i, j].numpy(), 2.0, mode="mirror", radius=8)
+            np.testing.assert_allclose(blurred[i, j].numpy(), expected, atol=1e-12)
+
+
+def test_blur_of_a_map_narrower_than_the_kernel():
+    blurred = scoring.blur(torch.full((1, 1, 5, 5), 3.0), 4.0)
+    torch.testing.assert_close(blurred, torch.full((1, 1, 5, 5), 3.0))
+
+
+def test_no_blur():
+    maps = torch.rand(1, 1, 4, 4)
+    assert scoring.blur(maps, 0.0) is maps
+
+
+@pytest.mark.parametrize(("how", "expected"), [("max", 15.0), ("mean", 7.5), (0.25, 13.5), (0.001, 15.0), (1.0, 7.5)])
+def test_aggregate(how, expected):
+    assert scoring.aggregate(torch.arange(16.0).view(1, 4, 4), how).item() == expected
+
+
+def _descriptor_by_hand(maps, n, row, column):
+    parts = []
+    for stage in maps:
+        c, h, w = stage.shape[1:]
+        mean = torch.zeros(c, h, w, dtype=stage.dtype)
+        for i in range(h):
+            for j in range(w):
+                mean[:, i, j] = stage[n, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((1, 2))
+        unit = mean / mean.norm(dim=0)
+        size = maps[1].shape[2:]
+        parts.append(F.interpolate(unit[None], size=size, mode="bilinear", align_corners=False)[0, :, row, column])
+    joined = torch.cat(parts)
+    return joined / joined.norm()
+
+
+@pytest.fixture
+def maps() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4, 8, 8), (3, 5, 4, 4), (3, 6, 2, 2)]
+    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+
+
+def test_patch_features_against_a_loop(maps):
+    patches = scoring.patch_features(maps)
+    assert patches.shape == (3, 16, 15)
+    for n, row, column in [(0, 0, 0), (1, 2, 3), (2, 3, 1)]:
+        expected = _descriptor_by_hand(maps, n, row, column)
+        torch.testing.assert_close(patches[n, row * 4 + column], expected)
+
+
+def test_patch_evidence_against_a_loop(maps):
+    patches = scoring.patch_features(maps)
+    bank = patches[1:].view(2, 16, -1)
+    exclude = torch.tensor([[False, False], [True, False], [False, True]])
+    distance, weights = scoring.patch_evidence(maps, bank, exclude)
+    for n in range(3):
+        for p in range(16):
+            similarity = [
+                -np.inf if exclude[n, k] else max(float(patches[n, p] @ row) for row in bank[k]) for k in range(2)
+            ]
+            assert distance[n].flatten()[p].item() == pytest.approx(1 - max(similarity), abs=1e-12)
+    assert weights[1].tolist() == [0.0, 1.0]
+    assert weights[2].tolist() == [1.0, 0.0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_support_image_finds_itself_unless_it_is_left_out(maps):
+    bank = scoring.patch_features(maps)
+    nothing = torch.zeros(3, 3, dtype=torch.bool)
+    assert scoring.patch_evidence(maps, bank, nothing)[0].abs().max() < 1e-12
+    assert scoring.patch_evidence(maps, bank, torch.eye(3, dtype=torch.bool))[0].min() > 1e-3
+
+
+def test_upsampled_sum():
+    small, large = torch.ones(2, 2, 2), 2 * torch.ones(2, 4, 4)
+    torch.testing.assert_close(scoring.upsampled_sum([small, large], 8), 3 * torch.ones(2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "weights", "scaled"),
+    [
+        ("patch", {"patch": 1.0}, False),
+        (["ssd"], {"ssd": 1.0}, False),
+        (("ssd", "tsd"), {"ssd": 0.5, "tsd": 0.5}, True),
+        ({"ssd": 1, "tsd": 0.1}, {"ssd": 1.0, "tsd": 0.1}, False),
+    ],
+)
+def test_parse_evidence(evidence, weights, scaled):
+    assert scoring.parse_evidence(evidence) == (weights, scaled)
+
+
+@pytest.mark.parametrize("evidence", ["sdd", (), {}, {"ssd": 0}, {"ssd": -1.0}, {"ssd": np.nan}, ("patch", "x")])
+def test_parse_evidence_refuses(evidence):
+    with pytest.raises(ValueError, match="evidence="):
+        scoring.parse_evidence(evidence)

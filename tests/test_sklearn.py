@@ -1,0 +1,135 @@
+"""scikit-learn's own checks, model selection, pipelines and metadata routing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sklearn
+from helpers import spoilt, stripes
+from PIL import Image
+from sklearn.base import clone, is_outlier_detector
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
+
+from fewshot_ad import DualDistillationDetector, KShotSplit
+
+
+@pytest.fixture(scope="module")
+def tiny(toy) -> DualDistillationDetector:
+    """The class itself on a toy backbone; float64, since some checks compare to 1e-7."""
+    small = {"image_size": 8, "n_steps": 1, "batch_size": 2, "precision": "float64", "augment": False}
+    return DualDistillationDetector(**{**toy, **small})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:y has the labels", "ignore:.*thresholds are guesses")
+def test_check_estimator(tiny):
+    results = estimator_checks.check_estimator(tiny, on_skip=None, on_fail=None)
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
+    assert not failed
+    assert not any(result["status"] == "xfail" for result in results)
+    assert sum(result["status"] == "passed" for result in results) >= 46
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_estimator_cloneable", "check_estimator_repr", "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible", "check_get_params_invariance", "check_set_params",
+        "check_estimator_tags_renamed", "check_valid_tag_types", "check_mixin_order",
+    ],
+)  # fmt: skip
+def test_checks_that_need_no_data_on_an_image_detector(toy, check):
+    det = DualDistillationDetector(**toy)
+    getattr(estimator_checks, check)(type(det).__name__, det)
+
+
+@pytest.fixture(scope="module")
+def labelled() -> tuple[np.ndarray, np.ndarray]:
+    images = stripes(14, seed=2)
+    images[9:] = spoilt(images[9:])
+    return images, np.repeat([1, -1], [9, 5])
+
+
+def test_it_is_an_outlier_detector(tiny):
+    assert is_outlier_detector(tiny)
+
+
+def test_fit_predict(toy, normal):
+    labels = DualDistillationDetector(**toy).fit_predict(normal[:6])
+    assert set(labels) <= {-1, 1}
+    assert labels.shape == (6,)
+
+
+@pytest.mark.parametrize("form", ["array", "list", "paths"])
+def test_grid_search_over_lam(toy, labelled, tmp_path, form):
+    images, y = labelled
+    X = images if form == "array" else list(images)
+    if form == "paths":
+        X = [tmp_path / f"{i}.png" for i in range(len(images))]
+        for path, image in zip(X, images, strict=True):
+            Image.fromarray(image).save(path)
+    search = GridSearchCV(
+        DualDistillationDetector(**toy), {"lam": [0.01, 0.1, 1.0]}, cv=KShotSplit(4, 3, random_state=0), scoring="roc_auc",
+        error_score="raise",
+    ).fit(X, y)  # fmt: skip
+    assert search.cv_results_["mean_test_score"].shape == (3,)
+    # roc_auc takes +1 (normal) as the positive class: the painted squares must come out below.
+    assert search.best_score_ > 0.8
+    assert search.best_estimator_.support_.shape[0] == 9
+    assert search.predict(X).shape == (14,)
+
+
+def test_auxiliary_goes_through_grid_search(toy, labelled):
+    images, y = labelled
+    auxiliary = {"other": stripes(6, seed=7), "more": spoilt(stripes(5, seed=8))}
+    search = GridSearchCV(
+        DualDistillationDetector(**toy), {"lam": [0.1, 1.0]}, cv=KShotSplit(3, 2, 0), scoring="roc_auc", error_score="raise"
+    )  # fmt: skip
+    search.fit(images, y, auxiliary=auxiliary)
+    # One student, trained on the auxiliary tasks, not two on halves of the support.
+    assert len(search.best_estimator_.experts_) == 1
+
+
+def test_auxiliary_is_routed(toy, labelled):
+    images, y = labelled
+    with sklearn.config_context(enable_metadata_routing=True):
+        det = DualDistillationDetector(**toy).set_fit_request(auxiliary=True)
+        pipeline = make_pipeline(FunctionTransformer(), det)
+        search = GridSearchCV(
+            pipeline, {"dualdistillationdetector__lam": [0.1]}, cv=KShotSplit(3, 2, 0), scoring="roc_auc"
+        )
+        search.fit(images, y, auxiliary={"other": stripes(6, seed=7)})
+    assert len(search.best_estimator_[-1].experts_) == 1
+
+
+def _halve(images: np.ndarray) -> np.ndarray:
+    return images[:, ::2, ::2]
+
+
+def test_pipeline(toy, labelled):
+    images, _ = labelled
+    pipeline = make_pipeline(FunctionTransformer(_halve), DualDistillationDetector(**toy)).fit(images[:4])
+    direct = DualDistillationDetector(**toy).fit(_halve(images[:4]))
+    np.testing.assert_array_equal(pipeline.decision_function(images), direct.decision_function(_halve(images)))
+    assert set(pipeline.predict(images)) <= {-1, 1}
+
+
+def test_cross_val_score(toy, labelled):
+    images, y = labelled
+    scores = cross_val_score(
+        DualDistillationDetector(**toy, evidence="patch"), images, y, cv=KShotSplit(4, 2, 0), scoring="roc_auc"
+    )
+    assert (scores > 0.8).all()
+
+
+def test_clone_and_set_params(toy, normal, anomalous):
+    det = DualDistillationDetector(**toy, evidence=["ssd", "patch"]).fit(normal[:4])
+    again = clone(det)
+    assert not hasattr(again, "offset_")
+    assert again.get_params() == det.get_params()
+    np.testing.assert_array_equal(again.fit(normal[:4]).score_samples(anomalous), det.score_samples(anomalous))
+    again.set_params(evidence="patch").fit(normal[:4])
+    assert list(again.scales_) == ["patch"]

@@ -1,0 +1,150 @@
+"""Augmented views."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fewshot_ad.views import random_views, turned_and_mirrored
+
+
+def noise(n: int, size: int) -> torch.Tensor:
+    return torch.rand((n, 3, size, size), generator=torch.Generator().manual_seed(0))
+
+
+def smooth(size: int) -> torch.Tensor:
+    """One image, bright on the right."""
+    return torch.linspace(0.2, 0.8, size).expand(1, 3, size, size)
+
+
+def test_eight_views_all_different():
+    images = noise(2, 6)
+    views = turned_and_mirrored(images)
+    assert views.shape == (2, 8, 3, 6, 6)
+    assert torch.equal(views[:, 0], images)
+    for one, other in itertools.combinations(views[1], 2):
+        assert not torch.equal(one, other)
+
+
+def test_eight_views_are_turns_and_mirrors():
+    """Each has the image's own pixels, and views of a view are the same eight."""
+    images = noise(1, 5)
+    views = turned_and_mirrored(images)[0]
+    assert all(torch.equal(view.flatten().sort().values, images.flatten().sort().values) for view in views)
+    again = turned_and_mirrored(views[5:6])[0]
+    assert all(any(torch.equal(one, other) for other in views) for one in again)
+    assert torch.equal(views[1], images[0].rot90(1, (1, 2)))
+    assert torch.equal(views[4], images[0].flip(-1))
+
+
+@pytest.mark.parametrize("size", [8, 9, 11, 32])
+def test_random_views_stay_images(size):
+    views = random_views(noise(2, size), 5, np.random.default_rng(0))
+    assert views.shape == (2, 5, 3, size, size)
+    assert views.dtype == torch.float32
+    assert views.isfinite().all()
+    assert views.min() >= 0
+    assert views.max() <= 1
+
+
+def test_random_views_of_black_and_white_stay_in_range():
+    views = random_views((noise(1, 16) > 0.5).float(), 10, np.random.default_rng(0))
+    assert views.min() >= 0
+    assert views.max() <= 1
+
+
+def test_the_generator_is_the_only_source_of_randomness():
+    images = noise(2, 8)
+    before = images.clone()
+    torch.manual_seed(1)
+    one = random_views(images, 3, np.random.default_rng(5))
+    torch.manual_seed(2)
+    assert torch.equal(one, random_views(images, 3, np.random.default_rng(5)))
+    assert not torch.equal(one, random_views(images, 3, np.random.default_rng(6)))
+    assert torch.equal(images, before)
+
+
+def test_random_views_differ_from_each_other_and_from_the_image():
+    images = noise(2, 8)
+    views = random_views(images, 4, np.random.default_rng(0))
+    for image, its_views in zip(images, views, strict=True):
+        for one, other in itertools.combinations([image, *its_views], 2):
+            assert (one - other).abs().max() > 0.01
+
+
+def test_random_views_keep_their_image():
+    """View (i, j) is of image i."""
+    images = torch.stack([torch.full((3, 8, 8), level) for level in (0.2, 0.5, 0.8)])
+    views = random_views(images, 4, np.random.default_rng(0))
+    torch.testing.assert_close(views.mean((2, 3, 4)), images.mean((1, 2, 3))[:, None].expand(3, 4), rtol=0.11, atol=0)
+
+
+class Extremes(np.random.Generator):
+    """Draws ends of the interval only, each combination in turn, but the low end of scales."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
+        self._ends = itertools.cycle(itertools.product((0, 1), repeat=3))
+
+    def uniform(self, low, high, size=None):
+        if high == 10:  # a new view begins with its angle
+            self._angle, *self._shift = next(self._ends)
+            return (low, high)[self._angle]
+        return low if size is None else np.where(self._shift, high, low)
+
+
+@pytest.mark.parametrize("size", [8, 9, 10, 11, 13, 15, 32])
+def test_no_wedge_in_the_corners(size):
+    """However far a constant image is turned, shrunk and shifted, no border shows."""
+    views = random_views(torch.full((1, 3, size, size), 0.5), 8, Extremes())[0]
+    torch.testing.assert_close(views, torch.full_like(views, 0.45), rtol=0, atol=1e-5)
+
+
+def test_brightness_and_contrast_vary_by_a_tenth():
+    views = random_views(torch.full((1, 3, 8, 8), 0.5), 30, np.random.default_rng(0))[0].mean((1, 2, 3))
+    assert 0.45 - 1e-5 <= views.min() < 0.47
+    assert 0.53 < views.max() <= 0.55 + 1e-5
+    halves = torch.full((1, 3, 32, 32), 0.4)
+    halves[..., 16:, :] = 0.6
+    views = random_views(halves, 30, np.random.default_rng(0))[0].flatten(1)
+    contrast = (views.amax(1) - views.amin(1)) / (views.amax(1) + views.amin(1)) / 0.2
+    assert 0.89 < contrast.min() < 0.93
+    assert 1.07 < contrast.max() < 1.11
+
+
+def test_half_of_the_random_views_are_mirrored():
+    views = random_views(smooth(32), 60, np.random.default_rng(0))[0]
+    mirrored = views[..., :16].mean((1, 2, 3)) > views[..., 16:].mean((1, 2, 3))
+    assert 18 <= mirrored.sum() <= 42
+
+
+def test_random_views_are_shifted_both_ways():
+    """The bright spot in the middle moves by 5 % at most, turned and scaled around the middle."""
+    image = torch.zeros(1, 3, 41, 41)
+    image[..., 19:22, 19:22] = 1
+    views = random_views(image, 40, np.random.default_rng(0))[0].mean(1)
+    weights = views / views.sum((1, 2), keepdim=True)
+    places = torch.arange(41.0) - 20
+    shifts = torch.stack([(weights.sum(1) * places).sum(1), (weights.sum(2) * places).sum(1)])
+    assert shifts.abs().max() < 3
+    assert (shifts.amax(1) > 0.9).all()
+    assert (shifts.amin(1) < -0.9).all()
+
+
+def test_random_views_are_turned_and_scaled():
+    """A bar through the middle: its slant and its thickness vary, within the limits."""
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 24:40, :] = 0.8
+    views = random_views(image, 40, np.random.default_rng(0))[0].mean(1)
+    bright = (views > 0.4).float()
+    rows = torch.arange(64.0)[:, None]
+    middle = (bright * rows).sum(1) / bright.sum(1)
+    slant = torch.rad2deg(torch.atan((middle[:, 56] - middle[:, 8]) / 48))
+    thickness = bright.sum(1)[:, 16:48].mean(1) * torch.cos(torch.deg2rad(slant))
+    assert -11 < slant.min() < -5
+    assert 5 < slant.max() < 11
+    assert 13.5 < thickness.min() < 15.3
+    assert 16.7 < thickness.max() < 18.5
