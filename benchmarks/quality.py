@@ -2,12 +2,12 @@
 
 python benchmarks/quality.py DATA --weights mobilenetv2_100.safetensors --tasks busi odir_glaucoma magnetic_tile
 
-DATA has one folder for each task, with good/, bad/ and perhaps masks/ (named as the images of bad/). For each of five seeds,
-K normal images drawn by that seed are the support, the next 150 and the first 100 anomalous ones the test. Nothing is
-chosen by looking at the test images.
+DATA has one folder for each task, with good/, bad/ and perhaps masks/ (named as the images of bad/). For each of five
+seeds, K normal images drawn by that seed are the support, the next 150 and the first 100 anomalous ones the test.
+Nothing is chosen by looking at the test images.
 
-"paper" is the published setting: a student trained by episodes on the other tasks (never one of the same family, which is what
-stands before the first underscore), then only shown the support.
+"paper" is the published setting: a student trained by episodes on the other tasks (never one of the same family,
+which is what stands before the first underscore), then only shown the support.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def main() -> None:
                 error = np.std([row["image"] for row in rows], ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.nan
                 pixel = f"{mean['pixel']:.3f}" if "pixel" in mean else "–"
                 print(
-                    f"| {name} | {setting} | {mean['image']:.3f} | {error:.3f} | {pixel} | {mean['false alarms']:.2f} | "
+                    f"| {name} | {setting} | {mean['image']:.3f} | {error:.3f} | {pixel} | "
+                    f"{mean['false alarms']:.2f} | "
                     f"{mean['recall']:.2f} | {mean['fit s']:.1f} |",
                     flush=True,
                 )

@@ -95,7 +95,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         "image held
         against the others, is called anomalous.
     image_shape : tuple of int, optional
-        (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of height 1.
+        (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
+        height 1.
     value_range : (float, float), optional
         Values that mean black and white, as a CT window; values beyond are clipped. By default by dtype (uint8 255,
         uint16 65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.

@@ -29,7 +29,7 @@ class KShotSplit(BaseCrossValidator):
     >>> for train, test in KShotSplit(n_shots=2, n_splits=2, random_state=0).split(y, y):
     ...     print(train, test)
     [1 2] [0 3 4]
-    [0 1] [2 3 4]
+    [0 2] [1 3 4]
     """
 
     def __init__(self, n_shots: int = 4, n_splits: int = 5, random_state: Any = None) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import warnings
 
@@ -196,7 +197,7 @@ def test_lam_changes_the_student_and_inf_is_tsd_alone(make, normal, anomalous):
         make(lam=lam, evidence="tsd", n_steps=20).fit(normal[:4]).score_samples(anomalous)
         for lam in (0.0, 0.1, 1.0, np.inf)
     ]
-    for a, b in zip(scores, scores[1:], strict=False):
+    for a, b in itertools.pairwise(scores):
         assert not np.array_equal(a, b)
 
 
@@ -383,7 +384,8 @@ def test_not_fitted(make, normal):
         {"image_size": 32.0}, {"lam": -1}, {"lam": "0.1"}, {"lam": np.nan}, {"sharpness": -1}, {"blur_sigma": -1},
         {"n_steps": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"tol": -1}, {"aggregation": 0}, {"aggregation": 1.5},
         {"aggregation": "median"}, {"contamination": 0.6}, {"contamination": 0}, {"value_range": (1, 0)},
-        {"image_shape": (4,)}, {"image_shape": (4, 4, 2)}, {"value_range": (-np.inf, 0)}, {"max_pixels": 0}, {"evidence": "all"}, {"precision": "int8"},
+        {"image_shape": (4,)}, {"image_shape": (4, 4, 2)}, {"value_range": (-np.inf, 0)}, {"max_pixels": 0},
+        {"evidence": "all"}, {"precision": "int8"},
         {"device": "toaster"}, {"contamination": "high"},
     ],
     ids=str,

@@ -1,11 +1,13 @@
 """K-shot splits."""
 
+import doctest
+
 import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.model_selection import check_cv, cross_validate
 
-from fewshot_ad import KShotSplit
+from fewshot_ad import KShotSplit, model_selection
 
 Y = np.array([1, -1, 1, 1, -1, 1, 1])
 NORMAL = {0, 2, 3, 5, 6}
@@ -71,3 +73,8 @@ def test_in_scikit_learn():
         train for train, _ in splits(n_shots=2, n_splits=3, random_state=0)
     ]
     np.testing.assert_allclose(result["test_score"], 3 / 5)  # 3 of the 5 left are normal
+
+
+def test_example_of_the_documentation():
+    result = doctest.testmod(model_selection)
+    assert (result.attempted, result.failed) == (3, 0)

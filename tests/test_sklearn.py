@@ -72,8 +72,8 @@ def test_grid_search_over_lam(toy, labelled, tmp_path, form):
         for path, image in zip(X, images, strict=True):
             Image.fromarray(image).save(path)
     search = GridSearchCV(
-        DualDistillationDetector(**toy), {"lam": [0.01, 0.1, 1.0]}, cv=KShotSplit(4, 3, random_state=0), scoring="roc_auc",
-        error_score="raise",
+        DualDistillationDetector(**toy), {"lam": [0.01, 0.1, 1.0]}, cv=KShotSplit(4, 3, random_state=0),
+        scoring="roc_auc", error_score="raise",
     ).fit(X, y)  # fmt: skip
     assert search.cv_results_["mean_test_score"].shape == (3,)
     # roc_auc takes +1 (normal) as the positive class: the painted squares must come out below.
@@ -86,7 +86,8 @@ def test_auxiliary_goes_through_grid_search(toy, labelled):
     images, y = labelled
     auxiliary = {"other": stripes(6, seed=7), "more": spoilt(stripes(5, seed=8))}
     search = GridSearchCV(
-        DualDistillationDetector(**toy), {"lam": [0.1, 1.0]}, cv=KShotSplit(3, 2, 0), scoring="roc_auc", error_score="raise"
+        DualDistillationDetector(**toy), {"lam": [0.1, 1.0]}, cv=KShotSplit(3, 2, 0), scoring="roc_auc",
+        error_score="raise",
     )  # fmt: skip
     search.fit(images, y, auxiliary=auxiliary)
     # One student, trained on the auxiliary tasks, not two on halves of the support.

@@ -127,7 +127,7 @@ def test_out_of_memory_halves_the_batch_once(monkeypatch):
     assert sizes == [4, 2, 2, 2]
     assert len(curve) == 3
     fail[0] = 1
-    with pytest.warns(ResourceWarning), pytest.raises(OutOfMemoryError, match="2 queries a step. Lower batch_size"):
+    with pytest.warns(ResourceWarning), pytest.raises(OutOfMemoryError, match=r"2 queries a step\. Lower batch_size"):
         training.train(make_student(), [make_task()], **settings(n_steps=3))
 
 
