@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# The hub's client reads it when it is imported: a test that needs the network must fail at once, not after its retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import timm

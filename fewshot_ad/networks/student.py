@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .teacher import Backbone, untrained_backbone
 from .weighting import LearnToWeight
@@ -47,6 +48,14 @@ class _Bottleneck(nn.Module):
         return x if self.signed else torch.relu(x)
 
 
+def _fit(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Cut or repeat the last rows and columns: odd-sized stages are rounded up or down by the teacher."""
+    missing = (max(0, width - x.shape[3]), max(0, height - x.shape[2]))
+    if any(missing):
+        x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
+    return x[:, :, :height, :width]
+
+
 class Decoder(nn.Module):
     """Student `g = D(e(x))`: from the teacher's embedding back up to its three stages (paper, section 3).
 
@@ -79,7 +88,7 @@ class Decoder(nn.Module):
         for level, n_blocks in zip((2, 1, 0), blocks, strict=True):
             # A teacher without a deeper stage hands its third map in as the embedding.
             below = min(level + 1, len(channels) - 1)
-            ratio = max(-(-shapes[level][i] // shapes[below][i]) for i in (0, 1))
+            ratio = max(round(shapes[level][i] / shapes[below][i]) for i in (0, 1))
             c = channels[level]
             layers = [_Bottleneck(c if i else channels[below], c, None if i else ratio) for i in range(n_blocks)]
             layers[-1].signed = signed[level]
@@ -91,8 +100,7 @@ class Decoder(nn.Module):
         maps: list[torch.Tensor] = []
         x = embedding
         for level, stage in zip((2, 1, 0), self.stages, strict=True):
-            height, width = self.shapes[level]
-            x = stage(x)[:, :, :height, :width]  # an odd-sized stage is smaller than ratio x the one below
+            x = _fit(stage(x), *self.shapes[level])
             maps.insert(0, x)
         return maps
 

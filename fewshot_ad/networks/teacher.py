@@ -107,12 +107,17 @@ def build_backbone(
     """
     probe = _create(name, image_size)
     try:
-        noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
         with torch.inference_mode():
-            probe.eval()(noise)
+            probe.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"{name!r} does not take image_size={image_size}: {error}") from error
-    indices = _choose_stages([entry["reduction"] for entry in probe.feature_info.info], embedding)
+    strides = [entry["reduction"] for entry in probe.feature_info.info]
+    if len(set(strides)) == 1 and image_size % strides[0]:
+        raise ValueError(
+            f"{name!r} cuts the image into patches of {strides[0]} pixels, and would not see the border at "
+            f"image_size={image_size}. Pass a multiple of {strides[0]}."
+        )
+    indices = _choose_stages(strides, embedding)
     held = _tensor_names(weights) if weights is not None else None
     source = {"file": str(Path(weights).expanduser())} if weights is not None else None
     model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
@@ -122,8 +127,19 @@ def build_backbone(
             f"{weights or name} does not hold all weights of {name!r}: {len(missing)} are missing, among them "
             f"{missing[0]!r}. {_WAYS}"
         )
+    return _freeze(model, image_size)
+
+
+def random_backbone(name: str, image_size: int, *, embedding: bool = True) -> Backbone:
+    """Make a teacher with random weights, always the same ones: for timings, where no weights are at hand."""
+    strides = [entry["reduction"] for entry in _create(name, image_size).feature_info.info]
+    return _freeze(_create(name, image_size, out_indices=_choose_stages(strides, embedding)), image_size)
+
+
+def _freeze(model: Any, image_size: int) -> Backbone:
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
+    noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
     with torch.inference_mode():
         maps = backbone(noise)
     backbone.shapes = tuple((m.shape[2], m.shape[3]) for m in maps)

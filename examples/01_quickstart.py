@@ -1,0 +1,104 @@
+"""Fit on a few normal images, score the others, write a picture of where they are anomalous.
+
+    python examples/01_quickstart.py FOLDER [--weights FILE] [--shots 4] [--out maps.png]
+
+FOLDER has good/ and bad/ (and perhaps masks/, named as the images of bad/, which are then drawn in). Without FOLDER, scikit-learn's
+photograph of a flower is cut into normal images, and defects are painted on some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_sample_image
+from sklearn.metrics import roc_auc_score
+
+from fewshot_ad import DualDistillationDetector
+
+
+def paint_a_dataset(folder: Path) -> None:
+    """Cut a photograph of roof tiles into squares, and scratch some of them."""
+    rng = np.random.default_rng(0)
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    for kind in ("good", "bad", "masks"):
+        (folder / kind).mkdir()
+    for i in range(40):
+        left, top = rng.integers(0, photograph.width - 128), rng.integers(170, 260)
+        image = photograph.crop((left, top, left + 128, top + 128))
+        if i < 24:
+            image.save(folder / "good" / f"{i:04}.png")
+            continue
+        mask = Image.new("L", image.size)
+        x, y = rng.integers(20, 100, 2).tolist()
+        line = [(x, y), (x + int(rng.integers(-30, 30)), y + int(rng.integers(15, 30)))]
+        ImageDraw.Draw(image).line(line, fill=(230, 60, 200), width=6)
+        ImageDraw.Draw(mask).line(line, fill=255, width=6)
+        image.save(folder / "bad" / f"{i:04}.png")
+        mask.save(folder / "masks" / f"{i:04}.png")
+
+
+def draw(det: DualDistillationDetector, bad: list[Path], masks: Path, out: Path) -> None:
+    """Show five anomalous images above their maps; one colour scale for all, its middle a normal image's hottest spot."""
+    shown = bad[:5]
+    maps, scores = det.anomaly_map(shown), det.decision_function(shown)
+    # The threshold belongs to the aggregated map, so it is the right anchor for the colours.
+    low, high = 0.0, max(maps.max(), -2 * det.offset_)
+    figure, axes = plt.subplots(2, len(shown), figsize=(2.2 * len(shown), 4.8), squeeze=False, layout="constrained")
+    for column, (path, found, score) in enumerate(zip(shown, maps, scores, strict=True)):
+        image = Image.open(path).convert("RGB").resize(found.shape)
+        axes[0, column].imshow(image)
+        if (masks / f"{path.stem}.png").exists():
+            mask = Image.open(masks / f"{path.stem}.png").convert("L").resize(found.shape)
+            axes[0, column].contour(np.asarray(mask), levels=[127], colors="cyan", linewidths=0.8)
+        axes[1, column].imshow(image.convert("L"), cmap="gray")
+        drawn = axes[1, column].imshow(found, cmap="inferno", alpha=0.7, vmin=low, vmax=high)
+        axes[0, column].set_title(path.name, fontsize=9)
+        axes[1, column].set_title(f"decision {score:+.2f}", fontsize=9)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    figure.colorbar(drawn, ax=axes[1], shrink=0.8, label="anomaly map")
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--weights", type=Path, help="mobilenetv2_100 in timm's naming, safetensors; default: the hub's")
+    parser.add_argument("--shots", type=int, default=4)
+    parser.add_argument("--evidence", nargs="+", default=["ssd", "tsd", "patch"])
+    parser.add_argument("--out", type=Path, default=Path("maps.png"))
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder
+        if folder is None:
+            folder = Path(scratch)
+            paint_a_dataset(folder)
+        good, bad = (sorted(path for path in (folder / kind).glob("*")) for kind in ("good", "bad"))
+        if len(good) <= args.shots or not bad:
+            parser.error(f"{folder} needs good/ with more than {args.shots} images and bad/ with at least one.")
+        support, normal = good[: args.shots], good[args.shots :][:150]
+        bad = bad[:100]
+
+        det = DualDistillationDetector(weights=args.weights, evidence=args.evidence, random_state=0, verbose=1)
+        det.fit(support)
+        decision = det.decision_function([*normal, *bad])
+        y = np.repeat([1, -1], [len(normal), len(bad)])
+        print(f"{len(support)} normal images to fit on, {len(normal)} normal and {len(bad)} anomalous ones to judge")
+        print(f"AUROC {roc_auc_score(y, decision):.3f}")
+        print(f"called anomalous: {np.mean(decision[y == 1] < 0):.0%} of the normal, {np.mean(decision[y == -1] < 0):.0%}"
+              " of the anomalous images")  # fmt: skip
+        draw(det, bad, folder / "masks", args.out)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
