@@ -1,12 +1,12 @@
 """One training step, ours against the published way of doing the same step: Markdown on standard output.
 
-python benchmarks/episode_step.py [--backbone wide_resnet50_2] [--rounds 5]
+python benchmarks/episode_step.py [--backbone wide_resnet50_2] [--blocks 3 4 6] [--rounds 5]
 
 Published way, for B queries: each brings its own K support images, teacher and student see every one of them inside the
-step, B (1 + K) passes each, in float32. Ours: the queries share their support, B + K student passes; the teacher's features
-were computed before, once for each distinct image; precision "auto", that is bfloat16 where the hardware multiplies it
-natively. Student, losses, optimiser and K, B are the same; both are timed in turn, the median of the rounds is shown.
-Random weights: a step costs the same.
+step, B (1 + K) passes each, in float32. Ours: the queries share their support, B + K student passes; the teacher's
+features were computed before, once for each distinct image; precision "auto", that is bfloat16 where the hardware
+multiplies it natively. Student, losses, optimiser and K, B are the same; both are timed in turn, the median of the
+rounds is shown. Random weights: a step costs the same.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fewshot_ad.networks.losses import distillation_loss, dual_loss
 from fewshot_ad.networks.student import Student, build_student
 from fewshot_ad.networks.teacher import Backbone, random_backbone
 from fewshot_ad.runtime import resolve_runtime
-from fewshot_ad.training import episode_loss
+from fewshot_ad.training import episode_loss, make_optimizer
 
 LAM = 0.1
 
 
 def published_loss(teacher: Backbone, student: Student, queries: torch.Tensor, supports: torch.Tensor) -> torch.Tensor:
-    """Queries (B, 3, S, S), each with its own supports (B, K, 3, S, S): K + 1 passes of B images through both networks."""
+    """Pass queries (B, 3, S, S), each with its own supports (B, K, 3, S, S), in K + 1 batches through both networks."""
     batches = [queries, *supports.unbind(1)]
     targets, maps = [], []
     for batch in batches:
@@ -54,13 +54,23 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--blocks", type=int, nargs=3, default=(2, 2, 2), help="of the decoder")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
     runtime = resolve_runtime("cpu", "auto")
     teacher = random_backbone(args.backbone, args.image_size)
     students = [
-        build_student("decoder", teacher, args.backbone, args.image_size, attention=True, sharpness=1.0, seed=0).train()
+        build_student(
+            "decoder",
+            teacher,
+            args.backbone,
+            args.image_size,
+            blocks=args.blocks,
+            attention=True,
+            sharpness=1.0,
+            seed=0,
+        ).train()
         for _ in range(2)
     ]
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +92,7 @@ def main() -> None:
         value.item()
         return time.perf_counter() - start
 
-    optimizers = {id(student): torch.optim.Adam(student.parameters(), lr=1e-4, betas=(0.5, 0.999)) for student in students}
+    optimizers = {id(student): make_optimizer(student, 1e-4) for student in students}
     ways = {
         "published": lambda: step(students[0], lambda: published_loss(teacher, students[0], queries, supports)),
         "ours": lambda: step(students[1], lambda: episode_loss(students[1], episode, LAM, "flattened", runtime)),
@@ -95,10 +105,11 @@ def main() -> None:
             times[name].append(way())
     ratios = sorted(a / b for a, b in zip(times["published"], times["ours"], strict=True))
     precision = "bfloat16" if runtime.training_dtype else "float32"
-    print("| backbone | K | B | threads | ours in | published, s | ours, s | ratio (spread) |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| backbone | blocks | K | B | threads | ours in | published, s | ours, s | ratio (spread) |")
+    print("|---|---|---|---|---|---|---|---|---|")
     print(
-        f"| {args.backbone} | {args.shots} | {args.batch_size} | {torch.get_num_threads()} | {precision} | "
+        f"| {args.backbone} | {tuple(args.blocks)} | {args.shots} | {args.batch_size} | {torch.get_num_threads()} "
+        f"| {precision} | "
         f"{statistics.median(times['published']):.2f} | {statistics.median(times['ours']):.3f} | "
         f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |"
     )

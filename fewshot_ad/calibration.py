@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-# Standard deviation of the logarithm of a normal image's anomaly score, and how many observations that belief is worth.
-PRIOR_SD = 0.15
-PRIOR_WEIGHT = 4.0
+# Standard deviation of the logarithm of a normal image's anomaly score, and how many observations that belief is worth:
+# what normal images of six kinds, medical and industrial, read (0.17 to 0.33 for the default evidence, 0.13 to 0.61 for
+# "patch").
+PRIOR_SD = 0.2
+PRIOR_WEIGHT = 3.0
 
 
 def offset(scores: np.ndarray, contamination: str | float) -> float:

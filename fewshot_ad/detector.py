@@ -23,7 +23,7 @@ from . import calibration, checkpoints, images, scoring, views
 from .episodes import Task
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
 from .features import CHUNK, FeatureExtractor
-from .networks.student import Student, build_student
+from .networks.student import PAPER_BLOCKS, Student, build_student
 from .networks.teacher import Backbone, build_backbone
 from .runtime import Runtime, resolve_runtime
 from .training import train
@@ -55,9 +55,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     image_size : int, default=128
         Images are resized to a square of this side, pixels.
     student : {"decoder", "encoder"}, default="decoder"
-        "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained "
-        "network of
+        "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained
+        network of
         the teacher's architecture that sees the image.
+    decoder_blocks : tuple of three ints, default=(2, 2, 2)
+        Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6).
     init : path, optional
         Checkpoint of a pretrained student, from `save_student`. It brings its own form and attention: `student` and
         `weighting` must agree with it.
@@ -91,8 +93,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Whether "patch" also sees the support turned by 90, 180 and 270 degrees and mirrored, and whether a student
         that is trained on the support sees slightly changed views of it.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each "
-        "image held
+        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each
+        image held
         against the others, is called anomalous.
     image_shape : tuple of int, optional
         (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
@@ -170,6 +172,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         weights: str | os.PathLike | None = None,
         image_size: int = 128,
         student: str = "decoder",
+        decoder_blocks: tuple[int, int, int] = (2, 2, 2),
         init: str | os.PathLike | None = None,
         lam: float = 0.1,
         weighting: str = "attention",
@@ -198,6 +201,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.weights = weights
         self.image_size = image_size
         self.student = student
+        self.decoder_blocks = decoder_blocks
         self.init = init
         self.lam = lam
         self.weighting = weighting
@@ -242,7 +246,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         DualDistillationDetector
         """
         setting: dict[str, Any] = {
-            "image_size": 128, "student": "decoder", "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
+            "image_size": 128, "student": "decoder", "decoder_blocks": PAPER_BLOCKS,
+            "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
             "loss": "flattened", "evidence": "ssd", "aggregation": "max", "blur_sigma": 4.0, "batch_size": 16,
             "learning_rate": 1e-4, "tol": 0.0,
         }  # fmt: skip
@@ -323,6 +328,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if not self._needs_student():
             return
         if self.n_steps == 0:
+            if self.init is None or auxiliary is not None:
+                raise ValueError(
+                    f"n_steps=0 trains no student, but evidence={self.evidence!r} needs one"
+                    + (" and auxiliary= was given to train it" if auxiliary is not None else "")
+                    + ". Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'."
+                )
             yield [], nothing
         elif auxiliary is not None:
             yield self._auxiliary_tasks(auxiliary, extract), nothing
@@ -397,7 +408,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples,), float64
-            At most 0. NaN for an unreadable image with on_error="skip".
+            NaN for an unreadable image with on_error="skip".
         """
         return -self.anomaly_score(X)
 
@@ -500,6 +511,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
                 raise ValueError(f"{name}={value!r} was given; accepted is {what}, {bounds}.")
 
         one_of("student", "decoder", "encoder")
+        blocks = self.decoder_blocks
+        if len(blocks) != 3 or not all(isinstance(n, _INTEGER) and n >= 1 for n in blocks):
+            raise ValueError(f"decoder_blocks={blocks!r} was given; accepted are three integers of at least 1.")
         one_of("weighting", "attention", "uniform")
         one_of("loss", "position", "flattened")
         one_of("on_error", "raise", "skip")
@@ -601,8 +615,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     def _initial_student(self, teacher: Backbone, fingerprint: str, seed: int) -> Student:
         student = build_student(
-            self.student, teacher, self.backbone, self.image_size, attention=self.weighting == "attention",
-            sharpness=self.sharpness, seed=int(seed),
+            self.student, teacher, self.backbone, self.image_size, blocks=self.decoder_blocks,
+            attention=self.weighting == "attention",            sharpness=self.sharpness, seed=int(seed),
         )  # fmt: skip
         if self.init is None:
             return student
@@ -672,23 +686,26 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.patches_ = self._patch_bank(support, extract)
         self.experts_ = [self._show_support(expert, support, extract) for expert in self.experts_]
         self.scales_ = dict.fromkeys(names, 1.0)
-        if scaled:
-            held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
-            own = torch.eye(len(support), dtype=torch.bool) if len(support) > 1 else torch.zeros(1, 1, dtype=torch.bool)
-            scorer = self._scorer(extract)
-            readings = [
-                scorer.score(scorer.evidence(batch, exclude)[0])
-                for batch, exclude in _chunks(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0))
-            ]
-            mean = torch.cat(readings).double().mean(0).tolist()
-            self.scales_ = {name: max(value, 1e-12) for name, value in zip(names, mean, strict=True)}
+        own = self._exclude(support)
+        held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed)).flatten(
+            0, 1
+        )
+        of_views = self._read(held_out, own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
         scorer = self._scorer(extract)
-        scores = [
-            scorer.score(scorer.fuse(scorer.evidence(batch, exclude)[0]))
-            for batch, exclude in _chunks(support, self._exclude(support))
-        ]
-        self.support_scores_ = -torch.cat(scores).double().numpy()
-        self.offset_ = calibration.offset(self.support_scores_, self.contamination)
+        if scaled:
+            mean = scorer.score(of_views).double().mean(0).tolist()
+            self.scales_ = {name: max(value, 1e-12) for name, value in zip(names, mean, strict=True)}
+            scorer = self._scorer(extract)
+        self.support_scores_ = -scorer.score(scorer.fuse(self._read(support, own, extract))).double().numpy()
+        # Where no support image has another to be held against, its changed views must do.
+        known = self.support_scores_ if own.any() else -scorer.score(scorer.fuse(of_views)).double().numpy()
+        self.offset_ = calibration.offset(known, self.contamination)
+
+    def _read(self, batch: torch.Tensor, exclude: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor:
+        """Compute the evidence (N, E, S, S) of a few images."""
+        scorer = self._scorer(extract)
+        chunks = zip(batch.split(CHUNK), exclude.split(CHUNK), strict=True)
+        return torch.cat([scorer.evidence(images_, left_out)[0] for images_, left_out in chunks])
 
     def _patch_bank(self, support: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor | None:
         if "patch" not in scoring.parse_evidence(self.evidence)[0]:
@@ -751,10 +768,6 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _chunks(batch: torch.Tensor, exclude: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return zip(batch.split(CHUNK), exclude.split(CHUNK), strict=True)
 
 
 def _hash(image: torch.Tensor) -> str:

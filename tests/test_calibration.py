@@ -7,7 +7,7 @@ from fewshot_ad.calibration import offset
 
 
 @pytest.mark.parametrize("k", [2, 4, 8, 100])
-@pytest.mark.parametrize("sd", [0.1, 0.15, 0.25])
+@pytest.mark.parametrize("sd", [0.1, 0.2, 0.3])
 def test_auto_lets_about_95_of_100_fresh_normals_through(k, sd):
     rng = np.random.default_rng(0)
     passed = []
@@ -15,7 +15,7 @@ def test_auto_lets_about_95_of_100_fresh_normals_through(k, sd):
         scores = -np.exp(rng.normal(1.0, sd, k))
         passed.append(np.mean(-np.exp(rng.normal(1.0, sd, 200)) >= offset(scores, "auto")))
     assert 0.85 <= np.mean(passed) <= 0.999
-    if sd == 0.15:
+    if sd == 0.2:
         assert 0.93 <= np.mean(passed) <= (0.99 if k == 2 else 0.97)
 
 

@@ -380,7 +380,8 @@ def test_not_fitted(make, normal):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"student": "both"}, {"weighting": "none"}, {"loss": "l2"}, {"on_error": "ignore"}, {"image_size": 4},
+        {"student": "both"}, {"decoder_blocks": (1, 2)}, {"decoder_blocks": (1, 0, 1)},
+        {"weighting": "none"}, {"loss": "l2"}, {"on_error": "ignore"}, {"image_size": 4},
         {"image_size": 32.0}, {"lam": -1}, {"lam": "0.1"}, {"lam": np.nan}, {"sharpness": -1}, {"blur_sigma": -1},
         {"n_steps": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"tol": -1}, {"aggregation": 0}, {"aggregation": 1.5},
         {"aggregation": "median"}, {"contamination": 0.6}, {"contamination": 0}, {"value_range": (1, 0)},

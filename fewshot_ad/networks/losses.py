@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
+
+_TINY = 1e-16  # a map of zeros has distance 1 to everything
 
 
 def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") -> torch.Tensor:
@@ -25,7 +26,9 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") ->
     """
     if form == "flattened":
         a, b = a.flatten(1), b.flatten(1)
-    return 1 - F.cosine_similarity(a, b, dim=1)
+    # Sums of products: torch's cosine_similarity takes two to five times as long over an axis that is not the last.
+    norms = (a * a).sum(1) * (b * b).sum(1)
+    return 1 - (a * b).sum(1) * norms.clamp_min(_TINY).rsqrt()
 
 
 def distillation_loss(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], form: str) -> torch.Tensor:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from .teacher import Backbone, untrained_backbone
 from .weighting import LearnToWeight
 
-# Residual blocks at strides 16, 8, 4: a ResNet-50's stages 3, 2, 1 mirrored, as the paper's student has them.
-DECODER_BLOCKS = (3, 4, 6)
+# Residual blocks at strides 16, 8, 4 of the paper's student.
+PAPER_BLOCKS = (3, 4, 6)
 
 
 def _norm(channels: int) -> nn.Module:
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         channels: Sequence[int],
         shapes: Sequence[tuple[int, int]],
         signed: Sequence[bool],
-        blocks: Sequence[int] = DECODER_BLOCKS,
+        blocks: Sequence[int] = PAPER_BLOCKS,
     ) -> None:
         super().__init__()
         self.shapes = [tuple(shape) for shape in shapes[:3]]
@@ -134,7 +134,15 @@ class Student(nn.Module):
 
 
 def build_student(
-    form: str, teacher: Backbone, name: str, image_size: int, *, attention: bool, sharpness: float, seed: int
+    form: str,
+    teacher: Backbone,
+    name: str,
+    image_size: int,
+    *,
+    blocks: Sequence[int],
+    attention: bool,
+    sharpness: float,
+    seed: int,
 ) -> Student:
     """Make an untrained student for a teacher.
 
@@ -146,6 +154,8 @@ def build_student(
         Made with `embedding=True` for a decoder.
     name, image_size
         As the teacher was made with.
+    blocks
+        See `Decoder`.
     attention, sharpness
         See `LearnToWeight`.
     seed : int
@@ -161,5 +171,5 @@ def build_student(
         if form == "encoder":
             net = untrained_backbone(name, image_size)
         else:
-            net = Decoder(teacher.channels, teacher.shapes, teacher.signed)
+            net = Decoder(teacher.channels, teacher.shapes, teacher.signed, blocks)
         return Student(form, net, LearnToWeight(teacher.channels[:3], attention, sharpness))

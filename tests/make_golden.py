@@ -1,0 +1,37 @@
+"""Remake tests/golden.json: python tests/make_golden.py."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from helpers import spoilt, stripes, write_random_weights
+
+from fewshot_ad import DualDistillationDetector
+
+GOLDEN = Path(__file__).with_name("golden.json")
+EVIDENCE = ("ssd", "tsd", "patch", "all")
+
+
+def compute() -> dict[str, dict[str, list[float]]]:
+    """Scores of two normal and two painted images, in float64, for each kind of evidence."""
+    queries = [*stripes(2, seed=3), *spoilt(stripes(2, seed=4))]
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        weights = write_random_weights("toy_resnet", Path(folder, "toy.safetensors"))
+        for evidence in EVIDENCE:
+            det = DualDistillationDetector(
+                "toy_resnet", weights=weights, image_size=32, n_steps=3, batch_size=4, precision="float64",
+                random_state=0, evidence=("ssd", "tsd", "patch") if evidence == "all" else evidence,
+            ).fit(stripes(4))  # fmt: skip
+            results[evidence] = {
+                "score_samples": det.score_samples(queries).tolist(),
+                "offset_": [det.offset_],
+                "map_means": det.anomaly_map(queries).astype(float).mean((1, 2)).tolist(),
+            }
+    return results
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(compute(), indent=1) + "\n")
