@@ -31,9 +31,9 @@ def paint_a_dataset(folder: Path) -> None:
     for kind in ("good", "bad", "masks"):
         (folder / kind).mkdir()
     for i in range(44):
-        left, top = (int(v) for v in rng.integers((52, 192), (69, 209)))
+        left, top = (int(v) for v in rng.integers((56, 196), (65, 205)))
         image = photograph.crop((left, top, left + 160, top + 160))
-        image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.85, 1.15))
+        image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.95, 1.05))
         if i < 24:
             image.save(folder / "good" / f"{i:04}.png")
             continue
@@ -64,7 +64,7 @@ def draw(det: DualDistillationDetector, bad: list[Path], masks: Path, out: Path)
     for ax in axes.flat:
         ax.set_axis_off()
     figure.colorbar(drawn, ax=axes[1], shrink=0.8, label="anomaly map")
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=80)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 # what normal images of six kinds, medical and industrial, read (0.17 to 0.33 for the default evidence, 0.13 to 0.61 for
 # "patch").
 PRIOR_SD = 0.2
-PRIOR_WEIGHT = 3.0
+PRIOR_WEIGHT = 1.0
 
 
 def offset(scores: np.ndarray, contamination: str | float) -> float:

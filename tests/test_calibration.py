@@ -17,7 +17,7 @@ def test_auto_lets_about_95_of_100_fresh_normals_through(k, sd):
     # Where images differ less than is believed beforehand, more pass.
     assert np.mean(passed) >= 0.85
     if sd == 0.2:
-        assert 0.93 <= np.mean(passed) <= (0.99 if k == 2 else 0.97)
+        assert 0.93 <= np.mean(passed) <= (0.995 if k == 2 else 0.97)
 
 
 def test_float_is_the_quantile():
