@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import itertools
@@ -268,8 +267,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             Rows labelled -1 are left out of the support.
         auxiliary : mapping of str to images, optional
             Normal images of other kinds, by the name of the kind. The student is then trained by episodes over these
-            (the paper's training), and the support is only stored. Without it, and without `init`, the student is
-            trained on views of the support, each held against the other images.
+            (the paper's training), and the support is only stored. Without it, students (untrained, or from `init`)
+            are trained on views of the support, each held against the other images.
 
         Returns
         -------
@@ -383,8 +382,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
                 f"There is no student to save: evidence={self.evidence!r} trains none."
                 if not self.experts_
                 else "A student that was trained on the support is good for that support only. Pass auxiliary= to "
-                "fit, images of "
-                "other kinds, to train one that can be used elsewhere."
+                "fit, images of other kinds, to train one that can be used elsewhere."
             )
         student = self.experts_[0].student
         header = {
@@ -561,11 +559,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         teacher, fingerprint = self._load_teacher(runtime)
         if fingerprint != self.teacher_fingerprint_:
             raise WeightsNotFoundError(
-                f"The weights of {self.backbone!r} ({self.weights or 'from the hub'}) are not those that this "
-                f"detector was "
-                f"fitted with: fingerprint {fingerprint[:12]}, expected {self.teacher_fingerprint_[:12]}. Set "
-                f"weights= to the "
-                "file used then, or fit again."
+                f"The weights of {self.backbone!r} ({self.weights or 'from the hub'}) are not those that this detector "
+                f"was fitted with: fingerprint {fingerprint[:12]}, expected {self.teacher_fingerprint_[:12]}. Set "
+                "weights= to the file used then, or fit again."
             )
         return FeatureExtractor(teacher, fingerprint, runtime, self._memory())
 
@@ -601,10 +597,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             if not np.isin(labels, (-1, 1)).all():
                 warnings.warn(
                     f"y has the labels {np.unique(labels)[:5].tolist()}; +1 is normal and -1 is anomalous. Only rows "
-                    f"labelled "
-                    "-1 are left out of the support.",
-                    SupportWarning, stacklevel=4,
-                )  # fmt: skip
+                    "labelled -1 are left out of the support.",
+                    SupportWarning,
+                    stacklevel=4,
+                )
             items = [items[int(i)] for i in np.flatnonzero(labels != -1)]
             if not items:
                 raise ValueError("y labels every image -1: no normal image is left to fit on.")
@@ -615,9 +611,15 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     def _initial_student(self, teacher: Backbone, fingerprint: str, seed: int) -> Student:
         student = build_student(
-            self.student, teacher, self.backbone, self.image_size, blocks=self.decoder_blocks,
-            attention=self.weighting == "attention",            sharpness=self.sharpness, seed=int(seed),
-        )  # fmt: skip
+            self.student,
+            teacher,
+            self.backbone,
+            self.image_size,
+            blocks=self.decoder_blocks,
+            attention=self.weighting == "attention",
+            sharpness=self.sharpness,
+            seed=seed,
+        )
         if self.init is None:
             return student
         tensors, header = checkpoints.load_student(self.init)
@@ -625,8 +627,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             raise CheckpointError(
                 f"The student {self.init} belongs to the teacher {header['backbone']!r} (fingerprint "
                 f"{header['teacher'][:12]}), not to {self.backbone!r} (fingerprint {fingerprint[:12]}). Pass that "
-                f"teacher as "
-                "backbone and weights, or train a student for this one."
+                "teacher as backbone and weights, or train a student for this one."
             )
         for name in ("student", "weighting"):
             if header[name] != getattr(self, name):
@@ -656,8 +657,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if not isinstance(auxiliary, Mapping) or not auxiliary:
             raise ValueError(
                 f"auxiliary is {type(auxiliary).__name__} with {len(auxiliary)} tasks; pass a mapping of at least "
-                f"one task's "
-                "name to its normal images."
+                "one task's name to its normal images."
             )
         options = {"size": self.image_size, "value_range": self.value_range, "max_pixels": self.max_pixels}
         tasks = []
@@ -687,10 +687,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.experts_ = [self._show_support(expert, support, extract) for expert in self.experts_]
         self.scales_ = dict.fromkeys(names, 1.0)
         own = self._exclude(support)
-        held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed)).flatten(
-            0, 1
-        )
-        of_views = self._read(held_out, own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
+        held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
+        of_views = self._read(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
         scorer = self._scorer(extract)
         if scaled:
             mean = scorer.score(of_views).double().mean(0).tolist()
@@ -719,7 +717,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """Compute an expert's maps of the support; images that are new to it count as unseen."""
         seen = torch.zeros(len(support), dtype=torch.bool)
         seen[: len(expert.seen)] = expert.seen
-        student = copy.deepcopy(expert.student).to(extract.runtime.device)
+        student = scoring.Expert(expert.student, seen).to(extract.runtime.device).student
         maps = scoring.run_student(student, support, extract(support), extract.runtime)
         return scoring.Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu")
 

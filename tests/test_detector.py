@@ -244,6 +244,14 @@ def test_a_student_of_one_support_is_not_saved(make, normal, tmp_path, evidence,
         make(evidence=evidence).fit(normal[:4]).save_student(tmp_path / "student.safetensors")
 
 
+def test_no_steps_need_a_trained_student(make, normal):
+    with pytest.raises(ValueError, match=r"n_steps=0 trains no student.*Pass init="):
+        make(n_steps=0).fit(normal[:4])
+    with pytest.raises(ValueError, match="auxiliary= was given to train it"):
+        make(n_steps=0).fit(normal[:4], auxiliary={"a": normal})
+    make(n_steps=0, evidence="patch").fit(normal[:4])
+
+
 @pytest.mark.parametrize("auxiliary", [{}, [1, 2]])
 def test_auxiliary_must_be_a_mapping(make, normal, auxiliary):
     with pytest.raises(ValueError, match="pass a mapping"):
