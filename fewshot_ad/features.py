@@ -129,8 +129,7 @@ def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: to
 def _in_halves(function: Callable[[torch.Tensor], list[torch.Tensor]], chunk: torch.Tensor) -> list[torch.Tensor]:
     warnings.warn(
         f"Memory ran out on {len(chunk)} images at once; going on with {len(chunk) // 2}. Scores may differ in the "
-        f"last "
-        "digits from those of a machine with more memory.",
+        "last digits from those of a machine with more memory.",
         ResourceWarning,
         stacklevel=4,
     )

@@ -119,7 +119,7 @@ def build_backbone(
         )
     indices = _choose_stages(strides, embedding)
     held = _tensor_names(weights) if weights is not None else None
-    source = {"file": str(Path(weights).expanduser())} if weights is not None else None
+    source = {"file": str(Path(weights).expanduser()), "custom_load": False} if weights is not None else None
     model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
     missing = _missing(model, probe.state_dict(), held)
     if missing:
