@@ -207,6 +207,25 @@ def test_encoder_student(make, normal, anomalous):
     assert np.mean(det.loss_curve_[8:10]) < np.mean(det.loss_curve_[:2])
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        ("resnet18", 48), ("mobilenetv2_100", 40), ("convnext_atto", 64), ("swin_s3_tiny_224", 32),
+        ("vit_tiny_patch16_224", 48),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("student", ["decoder", "encoder"])
+def test_backbones(make, normal, anomalous, tmp_path, backbone, size, student):
+    options = {"img_size": size} if "224" in backbone else {}
+    weights = write_random_weights(backbone, tmp_path / "weights.safetensors", **options)
+    det = make(backbone=backbone, weights=weights, image_size=size, student=student, n_steps=1, batch_size=2)
+    det.fit(normal[:2])
+    scores = det.score_samples(anomalous[:2])
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(det.score_samples(anomalous[1:2]), scores[1:])
+    assert det.anomaly_map(anomalous[:1]).shape == (1, size, size)
+
+
 def test_support_is_cross_fitted(fitted):
     seen = torch.stack([expert.seen for expert in fitted.experts_])
     assert seen.tolist() == [[True, False, True, False], [False, True, False, True]]
