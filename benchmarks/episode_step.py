@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
+import timm
 import torch
+from safetensors.torch import save_model
 from torch import nn
 
 from fewshot_ad.episodes import Episode
 from fewshot_ad.networks.losses import distillation_loss, dual_loss
 from fewshot_ad.networks.student import Student, build_student
-from fewshot_ad.networks.teacher import Backbone, random_backbone
+from fewshot_ad.networks.teacher import Backbone, build_backbone
 from fewshot_ad.runtime import resolve_runtime
 from fewshot_ad.training import episode_loss, make_optimizer
 
@@ -59,7 +63,10 @@ def main() -> None:
     args = parser.parse_args()
 
     runtime = resolve_runtime("cpu", "auto")
-    teacher = random_backbone(args.backbone, args.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "random.safetensors")
+        save_model(timm.create_model(args.backbone), file)
+        teacher = build_backbone(args.backbone, args.image_size, weights=file)
     students = [
         build_student(
             "decoder",

@@ -108,7 +108,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
         Of the networks. "auto" scores in float32, and trains in bfloat16 where the hardware multiplies it natively.
     memory : joblib.Memory or path, optional
-        Cache of the teacher's features, one entry for each distinct image, shared by all fits.
+        Cache of the teacher's features, one entry for each distinct image, shared by all fits. joblib keeps pickles
+        there: use a folder that only you can write to.
     on_error : {"raise", "skip"}, default="raise"
         "skip" leaves unreadable images out of `fit`, with a warning, and scores them NaN.
     random_state : int, RandomState instance or None, default=None

@@ -111,7 +111,7 @@ def build_backbone(
             probe.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"{name!r} does not take image_size={image_size}: {error}") from error
-    strides = [entry["reduction"] for entry in probe.feature_info.info]
+    strides = _strides(probe)
     if len(set(strides)) == 1 and image_size % strides[0]:
         raise ValueError(
             f"{name!r} cuts the image into patches of {strides[0]} pixels, and would not see the border at "
@@ -127,16 +127,6 @@ def build_backbone(
             f"{weights or name} does not hold all weights of {name!r}: {len(missing)} are missing, among them "
             f"{missing[0]!r}. {_WAYS}"
         )
-    return _freeze(model, image_size)
-
-
-def random_backbone(name: str, image_size: int, *, embedding: bool = True) -> Backbone:
-    """Make a teacher with random weights, always the same ones: for timings, where no weights are at hand."""
-    strides = [entry["reduction"] for entry in _create(name, image_size).feature_info.info]
-    return _freeze(_create(name, image_size, out_indices=_choose_stages(strides, embedding)), image_size)
-
-
-def _freeze(model: Any, image_size: int) -> Backbone:
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
     noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
@@ -149,10 +139,14 @@ def _freeze(model: Any, image_size: int) -> Backbone:
 
 def untrained_backbone(name: str, image_size: int) -> Backbone:
     """Make the three stages of `build_backbone` with trainable weights drawn from torch's global generator."""
-    indices = _choose_stages([entry["reduction"] for entry in _create(name, image_size).feature_info.info], False)
+    indices = _choose_stages(_strides(_create(name, image_size)), embedding=False)
     model = _create(name, image_size, seed=None, out_indices=indices)
     config = resolve_model_data_config(model)
     return Backbone(model, config["mean"], config["std"])
+
+
+def _strides(model: Any) -> list[int]:
+    return [entry["reduction"] for entry in model.feature_info.info]
 
 
 def _choose_stages(strides: Sequence[int], embedding: bool) -> tuple[int, ...]:
