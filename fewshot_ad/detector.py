@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import os
 import warnings
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from . import calibration, checkpoints, images, scoring, views
 from .episodes import Task
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
-from .features import CHUNK, FeatureExtractor
+from .features import CHUNK, FeatureExtractor, image_hash
 from .networks.student import PAPER_BLOCKS, Student, build_student
 from .networks.teacher import Backbone, build_backbone
 from .runtime import Runtime, resolve_runtime
@@ -245,6 +244,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         DualDistillationDetector
         """
+        # In full, whatever the defaults are or will be.
         setting: dict[str, Any] = {
             "image_size": 128, "student": "decoder", "decoder_blocks": PAPER_BLOCKS,
             "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
@@ -301,6 +301,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         support = self._load_support(X, y)
         teacher, fingerprint = self._load_teacher(runtime)
         extract = FeatureExtractor(teacher, fingerprint, runtime, self._memory())
+        extract.keep(support)
 
         experts: list[scoring.Expert] = []
         curve: list[float] = []
@@ -363,7 +364,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         before = dict(self.__dict__)
         try:
             new = self._load_support(X, y, reset=False)
-            self._store_support(torch.cat([torch.from_numpy(self.support_), new]), self._extractor())
+            support, extract = torch.cat([torch.from_numpy(self.support_), new]), self._extractor()
+            extract.keep(support)
+            self._store_support(support, extract)
             return self
         except BaseException:
             self.__dict__ = before
@@ -664,10 +667,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         tasks = []
         for name, X in tqdm(auxiliary.items(), desc="auxiliary", disable=not self.verbose):
             try:
-                found = [image for _, image in images.load_each(images.as_items(X), self.on_error, **options)]
+                read = images.load_each(images.as_items(X), self.on_error, **options)
+                loaded = [image for _, image in read if image is not None]
             except ImageError as error:
                 raise ImageError(f"Auxiliary task {name!r}: {error}") from error
-            loaded = [image for image in found if image is not None]
             if len(loaded) < 2:
                 raise ValueError(
                     f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2."
@@ -683,7 +686,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             self._warn(f"All {len(support)} support images are the same")
         names, scaled = scoring.parse_evidence(self.evidence)
         self.support_ = support.numpy()
-        self._support_hashes = np.array([_hash(image) for image in support])
+        self._support_hashes = np.array([image_hash(image) for image in support])
         self.patches_ = self._patch_bank(support, extract)
         self.experts_ = [self._show_support(expert, support, extract) for expert in self.experts_]
         self.scales_ = dict.fromkeys(names, 1.0)
@@ -729,7 +732,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     def _exclude(self, batch: torch.Tensor) -> torch.Tensor:
         """Mark the support images that each of N images is a copy of, (N, K)."""
-        same = np.array([_hash(image) for image in batch])[:, None] == self._support_hashes
+        same = np.array([image_hash(image) for image in batch])[:, None] == self._support_hashes
         same[same.all(1)] = False  # nothing else to be held against
         return torch.from_numpy(same)
 
@@ -767,10 +770,6 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-def _hash(image: torch.Tensor) -> str:
-    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 @functools.lru_cache(maxsize=2)

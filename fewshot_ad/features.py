@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,7 @@ class FeatureExtractor:
         self.teacher = teacher
         self.runtime = runtime
         self.n_seen = 0
+        self._kept: dict[str, list[torch.Tensor]] = {}
         self._key = f"{fingerprint} {runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
         self._cached = None
         if memory is not None and getattr(memory, "location", None) is not None:
@@ -59,6 +61,22 @@ class FeatureExtractor:
         list of torch.Tensor
             (N, C_l, H_l, W_l) for each of the teacher's maps, on the runtime's device.
         """
+        if not self._kept:
+            return self._look_up(images)
+        hashes = [image_hash(image) for image in images]
+        new = [i for i, key in enumerate(hashes) if key not in self._kept]
+        found = self._look_up(images[new]) if new else []
+        rows = {i: [m[j] for m in found] for j, i in enumerate(new)}
+        together = [rows[i] if i in rows else self._kept[key] for i, key in enumerate(hashes)]
+        return [torch.stack(level) for level in zip(*together, strict=True)]
+
+    def keep(self, images: torch.Tensor) -> None:
+        """Hold the maps of these images (N, 3, S, S) in memory: `fit` comes back to the support several times."""
+        distinct = {image_hash(image): image for image in images}
+        maps = self(torch.stack(list(distinct.values())))
+        self._kept |= {key: [m[i] for m in maps] for i, key in enumerate(distinct)}
+
+    def _look_up(self, images: torch.Tensor) -> list[torch.Tensor]:
         if self._cached is None:
             return self._compute(images)
         arrays = [image.numpy() for image in images]
@@ -85,6 +103,11 @@ class FeatureExtractor:
         with self.runtime.autocast():
             maps = self.teacher(images)
         return [m.to(self.runtime.dtype).contiguous() for m in maps]
+
+
+def image_hash(image: torch.Tensor) -> str:
+    """Hash the pixels of one image (3, S, S)."""
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def _one_image(image: np.ndarray, key: str, compute: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:

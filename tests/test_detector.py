@@ -290,7 +290,10 @@ def test_memory_makes_the_teacher_see_each_image_once(make, normal, anomalous, t
     monkeypatch.setattr(
         detector.FeatureExtractor, "_compute", lambda self, images: (seen.extend(images), real(self, images))[1]
     )
-    plain = make().fit(normal[:4]).score_samples(anomalous)
+    det = make().fit(normal[:4])
+    assert len(seen) == len({image.numpy().tobytes() for image in seen})  # one fit, without memory
+    assert len(seen) == 4 * (1 + 16 + 7 + 2)  # image, training views, turned and mirrored ones, held-out views
+    plain = det.score_samples(anomalous)
     seen.clear()
     for lam in (0.01, 0.1, 1.0):
         det = make(lam=lam, memory=tmp_path).fit(normal[:4])
