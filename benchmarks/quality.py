@@ -1,14 +1,19 @@
 """Image and pixel AUROC of each kind of evidence on real images: Markdown on standard output.
 
-python benchmarks/quality.py DATA --weights mobilenetv2_100.safetensors --tasks busi odir_glaucoma magnetic_tile
+python benchmarks/quality.py DATA --settings default scratch patch --weights mobilenetv2_100.safetensors
 
 DATA has one folder for each task, with good/, bad/ and perhaps masks/ (named as the images of bad/). For each of five
 seeds, K normal images drawn by that seed are the support, the next 150 and the first 100 anomalous ones the test.
 Nothing is chosen by looking at the test images.
 
-"ssd", "tsd" and "patch" are the parts of "default". "paper" is the published setting: a student trained by episodes on
-the other tasks (never one of the same family, which is what stands before the first underscore), then only shown the
-support.
+Settings, of which "default" and "scratch" are also read kind by kind ("ssd", "tsd", "patch"):
+
+default  the packaged teacher and student
+steps    the same student, trained on the support for another 50 steps
+scratch  the packaged teacher, an untrained student that is trained on the support
+patch    patches alone, of the network --backbone
+paper    the published setting with --backbone: a student trained by episodes on the other tasks (never one of the same
+         family, which is what stands before the first underscore), then only shown the support
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +33,8 @@ from torch.nn import functional as F
 from fewshot_ad import DualDistillationDetector, images
 from fewshot_ad.features import CHUNK
 
+MEDICAL = ("odir_", "busi", "skin_", "his_", "cxr_", "brain_")
+INDUSTRIAL = ("magnetic_", "loco_", "kolektor", "elpv_", "mvtec_")
 PIXELS = 256
 COLUMNS = {"pixel": ".3f", "alarms": ".2f", "recall": ".2f", "fit": ".0f"}
 
@@ -99,37 +107,59 @@ def pretrain(task: Path, data: Path, common: dict, out: Path) -> Path:
     return out
 
 
+def settings(
+    args: argparse.Namespace, task: Path, scratch: str
+) -> dict[str, Callable[[int], DualDistillationDetector]]:
+    """Make each setting's detector, by its name and a seed."""
+    other = {"backbone": args.backbone, "weights": args.weights}
+
+    def paper(seed: int) -> DualDistillationDetector:
+        init = Path(scratch, f"{task.name}.safetensors")
+        if not init.exists():
+            pretrain(task, args.data, {**other, "memory": f"{scratch}/features"}, init)
+        return DualDistillationDetector.paper(**other, init=init, n_steps=0)
+
+    return {
+        "default": lambda seed: DualDistillationDetector(random_state=seed),
+        "steps": lambda seed: DualDistillationDetector(n_steps=50, learning_rate=1e-4, random_state=seed),
+        "scratch": lambda seed: DualDistillationDetector(init=None, evidence=("ssd", "tsd"), random_state=seed),
+        "patch": lambda seed: DualDistillationDetector(**other, evidence="patch", random_state=seed),
+        "paper": paper,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--weights", type=Path, help="safetensors file; default: the hub's")
-    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--settings", nargs="+", default=["default"], metavar="NAME")
+    parser.add_argument("--backbone", default="mobilenetv2_100", help="of the last two settings")
+    parser.add_argument("--weights", type=Path, help="safetensors file of it; default: the hub's")
     parser.add_argument("--tasks", nargs="+", help="default: all")
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
 
     tasks = args.tasks or [task.name for task in sorted(args.data.iterdir()) if (task / "good").is_dir()]
     print("| task | setting | image AUROC | s.e. | pixel AUROC | false alarms | recall | fit, s |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
+    image: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        common = {"backbone": args.backbone, "weights": args.weights}
-        for name in tasks:
-            task = args.data / name
-            init = pretrain(
-                task, args.data, {**common, "memory": f"{scratch}/features"}, Path(scratch, f"{name}.safetensors")
-            )
-            settings = {
-                "default": lambda seed: DualDistillationDetector(**common, random_state=seed),
-                "paper": lambda seed, init=init: DualDistillationDetector.paper(**common, init=init, n_steps=0),
-            }
-            for setting, make in settings.items():
-                rows = [evaluate(make(seed), task, args.shots, seed) for seed in range(args.seeds)]
+        for task in tasks:
+            for setting in args.settings:
+                make = settings(args, args.data / task, scratch)[setting]
+                rows = [evaluate(make(seed), args.data / task, args.shots, seed) for seed in range(args.seeds)]
                 for kind in rows[0]:
-                    if setting == "paper" and kind != "fused":
+                    if kind != "fused" and len(rows[0]) == 2:
                         continue  # one kind of evidence: the same again
-                    label = setting if kind == "fused" else kind
-                    print(line(name, label, [row[kind] for row in rows]), flush=True)
+                    label = setting if kind == "fused" else f"{setting}: {kind}"
+                    print(line(task, label, [row[kind] for row in rows]), flush=True)
+                    image.setdefault(label, {})[task] = float(np.mean([row[kind]["image"] for row in rows]))
+    for label, means in image.items():
+        for field, names in (("medical", MEDICAL), ("industrial", INDUSTRIAL)):
+            if found := [means[task] for task in means if task.startswith(names)]:
+                print(f"| mean of {len(found)} {field} | {label} | {np.mean(found):.3f} | | | | | |")
 
 
 def line(task: str, label: str, rows: list[dict[str, float]]) -> str:

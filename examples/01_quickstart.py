@@ -1,6 +1,6 @@
 """Fit on a few normal images, score the others, write a picture of where they are anomalous.
 
-    python examples/01_quickstart.py FOLDER [--weights FILE] [--shots 4] [--out maps.png]
+    python examples/01_quickstart.py FOLDER [--backbone NAME --weights FILE] [--shots 4] [--out maps.png]
 
 FOLDER has good/ and bad/ (and perhaps masks/, named as the images of bad/, which are then drawn in). Without FOLDER, a
 photograph that comes with scikit-learn is looked at as by a shaky camera in changing light, and scratches are painted.
@@ -70,8 +70,9 @@ def draw(det: DualDistillationDetector, bad: list[Path], masks: Path, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--backbone", default="compact", help="the packaged teacher, or any of timm's")
     parser.add_argument(
-        "--weights", type=Path, help="mobilenetv2_100 in timm's naming, safetensors; default: the hub's"
+        "--weights", type=Path, help="safetensors file in timm's naming; default: packaged or the hub's"
     )
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--evidence", nargs="+", default=["ssd", "tsd", "patch"])
@@ -89,7 +90,9 @@ def main() -> None:
         support, normal = good[: args.shots], good[args.shots :][:150]
         bad = bad[:100]
 
-        det = DualDistillationDetector(weights=args.weights, evidence=args.evidence, random_state=0, verbose=1)
+        det = DualDistillationDetector(
+            args.backbone, weights=args.weights, evidence=args.evidence, random_state=0, verbose=1
+        )
         det.fit(support)
         decision = det.decision_function([*normal, *bad])
         y = np.repeat([1, -1], [len(normal), len(bad)])

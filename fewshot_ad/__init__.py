@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
     from .model_selection import KShotSplit
+    from .pretraining import pretrain
 
 __version__ = "0.1.0.dev0"
-__all__ = ["DualDistillationDetector", "KShotSplit", "__version__"]
+__all__ = ["DualDistillationDetector", "KShotSplit", "__version__", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from .model_selection import KShotSplit
 
         return KShotSplit
+    if name == "pretrain":
+        from .pretraining import pretrain
+
+        return pretrain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

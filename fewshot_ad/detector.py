@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import warnings
@@ -20,12 +19,15 @@ from tqdm.auto import tqdm
 from . import calibration, checkpoints, images, scoring, views
 from .episodes import Task
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
-from .features import CHUNK, FeatureExtractor, image_hash
+from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
 from .networks.student import PAPER_BLOCKS, Student, build_student
-from .networks.teacher import Backbone, build_backbone
+from .networks.teacher import Backbone
+from .packaged import PACKAGED, timm_name
 from .runtime import Runtime, resolve_runtime
 from .training import train
 
+# Training steps of a student that is not pretrained.
+_STEPS = 100
 # Views that the student learns from: as many as make about this many images in all, at most 16 of each.
 _TRAINING_VIEWS = 64
 _HELD_OUT_VIEWS = 2
@@ -45,11 +47,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     Parameters
     ----------
-    backbone : str, default="mobilenetv2_100"
-        The teacher: any timm network that `features_only` serves.
+    backbone : str, default="compact"
+        The teacher: "compact", which comes with the package, or any timm network that `features_only` serves.
     weights : path, optional
-        The teacher's weights, a safetensors file in timm's naming. By default timm takes them from the hub's cache, or
-        fetches them.
+        The teacher's weights, a safetensors file in timm's naming. By default the packaged ones; for a network of
+        timm's those in the hub's cache, or fetched from there.
     image_size : int, default=128
         Images are resized to a square of this side, pixels.
     student : {"decoder", "encoder"}, default="decoder"
@@ -57,12 +59,15 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         network of
         the teacher's architecture that sees the image.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
-        Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6).
-    init : path, optional
-        Checkpoint of a pretrained student, from `save_student`. It brings its own form and attention: `student` and
-        `weighting` must agree with it.
+        Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6). A pretrained student brings
+        its own.
+    init : "auto", path, or None, default="auto"
+        Pretrained student to start from: a file that `pretrain` or `save_student` wrote, for this very teacher,
+        `student` and `weighting`. "auto" is the packaged student where the teacher is the packaged one, else None, an
+        untrained student.
     lam : float, default=0.1
-        Weight of TSD in the training loss SSD + lam * TSD. 0 is SSD alone, inf is TSD alone.
+        Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score. 0 is SSD alone, inf is TSD
+        alone.
     weighting : {"attention", "uniform"}, default="attention"
         Learn-to-weight, or the plain mean of the support.
     sharpness : float, default=1.0
@@ -71,15 +76,17 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Cosine over channels at each position, or of whole feature maps (as the published code trains).
     evidence : str, sequence of str, or dict, default=("ssd", "tsd", "patch")
         What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
-        patches against the most similar one of the support. Several names: each is divided by what it reads on the
-        support's held-out views, and they are averaged. A dict gives the weights of a sum of unscaled maps.
+        patches against the most similar one of the support. Of several names, "ssd" and "tsd" make one map, SSD + lam *
+        TSD, and "patch" another; each is divided by what it reads on the support's held-out views, and they are
+        averaged. A dict gives the weights of a sum of unscaled maps.
     aggregation : {"max", "mean"} or float, default=0.01
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
     blur_sigma : float, default=4.0
         Gaussian blur of the map, within each image, pixels. 0 is none.
-    n_steps : int, default=100
-        Most training steps of a student; 0 makes none (with `init`: the published way, where fitting only stores the
-        support). A student that is trained on the support comes twice, one for each half of it.
+    n_steps : "auto" or int, default="auto"
+        Most training steps of a student. 0 makes none: the published way, where fitting only stores the support under a
+        pretrained student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is
+        trained on the support comes twice, one for each half of it.
     batch_size : int, default=16
         Queries in a training step. Scores do not depend on it: scoring runs in batches of a fixed size.
     learning_rate : float, default=1e-3
@@ -166,13 +173,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     def __init__(
         self,
-        backbone: str = "mobilenetv2_100",
+        backbone: str = "compact",
         *,
         weights: str | os.PathLike | None = None,
         image_size: int = 128,
         student: str = "decoder",
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
-        init: str | os.PathLike | None = None,
+        init: str | os.PathLike | None = "auto",
         lam: float = 0.1,
         weighting: str = "attention",
         sharpness: float = 1.0,
@@ -180,7 +187,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         evidence: str | Sequence[str] | Mapping[str, float] = ("ssd", "tsd", "patch"),
         aggregation: str | float = 0.01,
         blur_sigma: float = 4.0,
-        n_steps: int = 100,
+        n_steps: str | int = "auto",
         batch_size: int = 16,
         learning_rate: float = 1e-3,
         tol: float = 1e-3,
@@ -309,9 +316,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             student = self._initial_student(teacher, fingerprint, seeds[0]).to(runtime.device, runtime.dtype).eval()
             if tasks:
                 curve += train(
-                    student, tasks, n_steps=self.n_steps, n_shots=min(len(support), 8), batch_size=self.batch_size,
-                    learning_rate=self.learning_rate, lam=float(self.lam), loss=self.loss, tol=self.tol, seed=seeds[2],
-                    runtime=runtime, verbose=self.verbose,
+                    student, tasks, n_steps=self._steps(auxiliary), n_shots=min(len(support), 8),
+                    batch_size=self.batch_size, learning_rate=self.learning_rate, lam=float(self.lam), loss=self.loss,
+                    tol=self.tol, seed=seeds[2], runtime=runtime, verbose=self.verbose,
                 )  # fmt: skip
             experts.append(scoring.Expert(student.cpu(), seen))
         self.experts_ = experts
@@ -328,8 +335,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         nothing = torch.zeros(len(support), dtype=torch.bool)
         if not self._needs_student():
             return
-        if self.n_steps == 0:
-            if self.init is None or auxiliary is not None:
+        if self._steps(auxiliary) == 0:
+            if self._init_file() is None or auxiliary is not None:
                 raise ValueError(
                     f"n_steps=0 trains no student, but evidence={self.evidence!r} needs one"
                     + (" and auxiliary= was given to train it" if auxiliary is not None else "")
@@ -345,6 +352,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             half = torch.arange(len(support)) % 2 == 0
             for seen in [half, ~half] if len(support) > 1 else [half]:
                 yield [bank.select(seen.numpy()[bank.sources])], seen
+
+    def _steps(self, auxiliary: Mapping[str, Any] | None) -> int:
+        if self.n_steps != "auto":
+            return int(self.n_steps)
+        return 0 if self._init_file() is not None and auxiliary is None else _STEPS
 
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
         """Add support images without training again; the threshold follows.
@@ -389,12 +401,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
                 "fit, images of other kinds, to train one that can be used elsewhere."
             )
         student = self.experts_[0].student
-        header = {
-            "backbone": self.backbone,
-            "teacher": self.teacher_fingerprint_,
-            "student": student.form,
-            "weighting": "attention" if student.weighting.attention else "uniform",
-        }
+        header = checkpoints.student_header(self.backbone, self.teacher_fingerprint_, student)
         checkpoints.save_student(path, student, header)
 
     # ---- scoring
@@ -523,7 +530,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         number("lam", _REAL, 0)
         number("sharpness", _REAL, 0)
         number("blur_sigma", _REAL, 0)
-        number("n_steps", _INTEGER, 0)
+        if self.n_steps != "auto":
+            number("n_steps", _INTEGER, 0)
         number("batch_size", _INTEGER, 1)
         number("learning_rate", _REAL, 0, open_low=True)
         number("tol", _REAL, 0)
@@ -540,10 +548,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         shape = self.image_shape
         if shape is not None and not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
             raise ValueError(f"image_shape={shape!r} was given; accepted are (H, W), (H, W, 1) and (H, W, 3).")
-        scoring.parse_evidence(self.evidence)
+        scoring.parse_evidence(self.evidence, float(self.lam))
 
     def _needs_student(self) -> bool:
-        return bool({"ssd", "tsd"} & set(scoring.parse_evidence(self.evidence)[0]))
+        return bool({"ssd", "tsd"} & set(scoring.parse_evidence(self.evidence, float(self.lam))[0]))
 
     def _memory(self) -> Any:
         if self.memory is None or hasattr(self.memory, "cache"):
@@ -551,11 +559,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         return check_memory(os.fspath(self.memory))
 
     def _load_teacher(self, runtime: Runtime) -> tuple[Backbone, str]:
-        file = None if self.weights is None else Path(self.weights).expanduser()
-        # A file that changes is another teacher.
-        stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
         embedding = self._needs_student() and self.student == "decoder"
-        return _cached_teacher(self.backbone, self.image_size, file, stamp, embedding, runtime.device, runtime.dtype)
+        return load_teacher(self.backbone, self.image_size, self.weights, embedding, runtime)
 
     def _extractor(self) -> FeatureExtractor:
         """Find the teacher again, for a detector that may come from a pickle."""
@@ -613,36 +618,50 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             raise ImageError(f"None of the {len(items)} images could be read: there is nothing to fit on.")
         return torch.stack(loaded)
 
+    def _init_file(self) -> Path | None:
+        """Return the file of the student to start from; None for an untrained one."""
+        if self.init != "auto":
+            return None if self.init is None else Path(self.init)
+        packaged = PACKAGED.get(self.backbone)
+        fits = self.weights is None and self.student == "decoder" and self.weighting == "attention"
+        return packaged.check(packaged.student) if packaged is not None and fits else None
+
     def _initial_student(self, teacher: Backbone, fingerprint: str, seed: int) -> Student:
+        file = self._init_file()
+        blocks, tensors = self.decoder_blocks, None
+        if file is not None:
+            tensors, header = checkpoints.load_student(file)
+            self._check_student(file, header, fingerprint)
+            blocks = header["decoder_blocks"] or blocks
         student = build_student(
             self.student,
             teacher,
-            self.backbone,
+            timm_name(self.backbone),
             self.image_size,
-            blocks=self.decoder_blocks,
+            blocks=blocks,
             attention=self.weighting == "attention",
             sharpness=self.sharpness,
             seed=seed,
         )
-        if self.init is None:
-            return student
-        tensors, header = checkpoints.load_student(self.init)
+        if tensors is not None:
+            try:
+                student.load_state_dict(tensors)
+            except RuntimeError as error:
+                raise CheckpointError(f"The student {file} does not fit: {error}") from error
+        return student
+
+    def _check_student(self, file: Path, header: Mapping[str, Any], fingerprint: str) -> None:
         if header["teacher"] != fingerprint:
             raise CheckpointError(
-                f"The student {self.init} belongs to the teacher {header['backbone']!r} (fingerprint "
+                f"The student {file} belongs to the teacher {header['backbone']!r} (fingerprint "
                 f"{header['teacher'][:12]}), not to {self.backbone!r} (fingerprint {fingerprint[:12]}). Pass that "
                 "teacher as backbone and weights, or train a student for this one."
             )
         for name in ("student", "weighting"):
             if header[name] != getattr(self, name):
                 raise CheckpointError(
-                    f"The student {self.init} has {name}={header[name]!r}; pass the same, or another student."
+                    f"The student {file} has {name}={header[name]!r}; pass the same, or another student."
                 )
-        try:
-            student.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CheckpointError(f"The student {self.init} does not fit: {error}") from error
-        return student
 
     def _support_task(self, support: torch.Tensor, extract: FeatureExtractor, seed: int) -> Task:
         """Make the support a task of its own, of slightly changed views."""
@@ -684,20 +703,21 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             self._warn("The support is a single image")
         elif (support == support[:1]).all():
             self._warn(f"All {len(support)} support images are the same")
-        names, scaled = scoring.parse_evidence(self.evidence)
+        weights, parts = scoring.parse_evidence(self.evidence, float(self.lam))
         self.support_ = support.numpy()
         self._support_hashes = np.array([image_hash(image) for image in support])
         self.patches_ = self._patch_bank(support, extract)
         self.experts_ = [self._show_support(expert, support, extract) for expert in self.experts_]
-        self.scales_ = dict.fromkeys(names, 1.0)
+        self.scales_ = dict.fromkeys(weights, 1.0)
         own = self._exclude(support)
         held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
         of_views = self._read(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
         scorer = self._scorer(extract)
-        if scaled:
-            mean = scorer.score(of_views).double().mean(0).tolist()
-            self.scales_ = {name: max(value, 1e-12) for name, value in zip(names, mean, strict=True)}
-            scorer = self._scorer(extract)
+        for part in parts:
+            fused = torch.stack([of_views[:, i] * weights[name] for i, name in enumerate(weights) if name in part])
+            read = scorer.score(fused.sum(0)).double().mean().item() * len(parts)
+            self.scales_ |= dict.fromkeys(part, max(read, 1e-12))
+        scorer = self._scorer(extract)
         self.support_scores_ = -scorer.score(scorer.fuse(self._read(support, own, extract))).double().numpy()
         # Where no support image has another to be held against, its changed views must do.
         known = self.support_scores_ if own.any() else -scorer.score(scorer.fuse(of_views)).double().numpy()
@@ -710,7 +730,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         return torch.cat([scorer.evidence(images_, left_out)[0] for images_, left_out in chunks])
 
     def _patch_bank(self, support: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor | None:
-        if "patch" not in scoring.parse_evidence(self.evidence)[0]:
+        if "patch" not in scoring.parse_evidence(self.evidence, float(self.lam))[0]:
             return None
         bank = views.turned_and_mirrored(support) if self.augment else support[:, None]
         patches = scoring.patch_features(extract(bank.flatten(0, 1))[:3])
@@ -726,7 +746,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         return scoring.Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu")
 
     def _scorer(self, extract: FeatureExtractor) -> scoring.Scorer:
-        weights = scoring.parse_evidence(self.evidence)[0]
+        weights = scoring.parse_evidence(self.evidence, float(self.lam))[0]
         weights = {name: weights[name] / scale for name, scale in self.scales_.items()}
         return scoring.Scorer(extract, self.experts_, self.patches_, weights, self.aggregation, float(self.blur_sigma))
 
@@ -770,22 +790,6 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-@functools.lru_cache(maxsize=2)
-def _cached_teacher(
-    name: str,
-    image_size: int,
-    file: Path | None,
-    stamp: tuple[int, int] | None,
-    embedding: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Backbone, str]:
-    """Build a teacher, or take one of the last two: a grid search fits the same one many times."""
-    teacher = build_backbone(name, image_size, weights=file, embedding=embedding)
-    fingerprint = teacher.fingerprint()
-    return teacher.to(device, dtype).to(memory_format=torch.channels_last), fingerprint
 
 
 _INTEGER = (int, np.integer)

@@ -2,11 +2,14 @@
 
 __all__ = [
     "CheckpointError",
+    "DiskFullError",
     "FewShotADError",
     "ImageError",
     "ImageSkippedWarning",
     "OutOfMemoryError",
+    "PretrainingStopped",
     "SupportWarning",
+    "TaskSkippedWarning",
     "TrainingError",
     "WeightsNotFoundError",
 ]
@@ -28,6 +31,10 @@ class CheckpointError(FewShotADError, ValueError):
     """A student's checkpoint is unreadable or belongs to another teacher."""
 
 
+class DiskFullError(FewShotADError, OSError):
+    """A checkpoint or features do not fit on the disk."""
+
+
 class TrainingError(FewShotADError, RuntimeError):
     """The student's training did not stay finite."""
 
@@ -36,9 +43,17 @@ class OutOfMemoryError(FewShotADError, MemoryError):
     """Memory ran out although the batch had been halved."""
 
 
+class PretrainingStopped(KeyboardInterrupt, FewShotADError):
+    """A signal stopped a pretraining; it can be gone on with."""
+
+
 class ImageSkippedWarning(UserWarning):
     """An unreadable image was left out (`on_error="skip"`)."""
 
 
 class SupportWarning(UserWarning):
     """The support is too small, too alike or oddly labelled for thresholds to be trusted."""
+
+
+class TaskSkippedWarning(UserWarning):
+    """A task with fewer than two usable images was left out of a pretraining."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from .exceptions import OutOfMemoryError
-from .networks.teacher import Backbone
+from .networks.teacher import Backbone, build_backbone
+from .packaged import teacher_file, timm_name
 from .runtime import Runtime, is_out_of_memory
 
 # Low-precision (and some float32) kernels round differently for batches of different size. Every pass through a
@@ -34,6 +38,8 @@ class FeatureExtractor:
 
     Attributes
     ----------
+    key : str
+        What the features depend on besides the image.
     n_seen : int
         Images that went through the teacher so far.
     """
@@ -43,7 +49,7 @@ class FeatureExtractor:
         self.runtime = runtime
         self.n_seen = 0
         self._kept: dict[str, list[torch.Tensor]] = {}
-        self._key = f"{fingerprint} {runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
+        self.key = f"{fingerprint} {runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
         self._cached = None
         if memory is not None and getattr(memory, "location", None) is not None:
             self._cached = memory.cache(_one_image, ignore=["compute"])
@@ -80,7 +86,7 @@ class FeatureExtractor:
         if self._cached is None:
             return self._compute(images)
         arrays = [image.numpy() for image in images]
-        known = [self._cached.check_call_in_cache(array, self._key, None) for array in arrays]
+        known = [self._cached.check_call_in_cache(array, self.key, None) for array in arrays]
         new = [i for i, is_known in enumerate(known) if not is_known]
         maps: list[torch.Tensor] = self._compute(images[new]) if new else []
         position = {i: j for j, i in enumerate(new)}
@@ -90,7 +96,7 @@ class FeatureExtractor:
             source, j = (maps, position[i]) if i in position else (self._compute(images[i : i + 1]), 0)
             return [m[j].cpu().numpy() for m in source]
 
-        rows = [self._cached(array, self._key, lambda i=i: fresh(i)) for i, array in enumerate(arrays)]
+        rows = [self._cached(array, self.key, lambda i=i: fresh(i)) for i, array in enumerate(arrays)]
         return [torch.from_numpy(np.stack(level)).to(self.runtime.device) for level in zip(*rows, strict=True)]
 
     def _compute(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -103,6 +109,49 @@ class FeatureExtractor:
         with self.runtime.autocast():
             maps = self.teacher(images)
         return [m.to(self.runtime.dtype).contiguous() for m in maps]
+
+
+def load_teacher(
+    backbone: str, image_size: int, weights: str | os.PathLike | None, embedding: bool, runtime: Runtime
+) -> tuple[Backbone, str]:
+    """Make a teacher by `networks.teacher.build_backbone`, or take one of the last two.
+
+    Parameters
+    ----------
+    backbone : str
+        timm's name, or that of a packaged teacher.
+    image_size : int
+    weights : path or None
+        None is the packaged file, or the hub's.
+    embedding : bool
+    runtime : Runtime
+
+    Returns
+    -------
+    teacher : Backbone
+        On the runtime's device.
+    fingerprint : str
+    """
+    file = teacher_file(backbone, weights)
+    # A file that changes is another teacher.
+    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
+    return _cached_teacher(timm_name(backbone), image_size, file, stamp, embedding, runtime.device, runtime.dtype)
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_teacher(
+    name: str,
+    image_size: int,
+    file: Path | None,
+    stamp: tuple[int, int] | None,
+    embedding: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Backbone, str]:
+    """Build each teacher once: a grid search fits the same one many times."""
+    teacher = build_backbone(name, image_size, weights=file, embedding=embedding)
+    fingerprint = teacher.fingerprint()
+    return teacher.to(device, dtype).to(memory_format=torch.channels_last), fingerprint
 
 
 def image_hash(image: torch.Tensor) -> str:

@@ -288,42 +288,48 @@ def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:
     return pixels.topk(count, dim=-1).values.mean(-1)
 
 
-def parse_evidence(evidence: str | Sequence[str] | Mapping[str, float]) -> tuple[dict[str, float], bool]:
+def parse_evidence(
+    evidence: str | Sequence[str] | Mapping[str, float], lam: float
+) -> tuple[dict[str, float], list[tuple[str, ...]]]:
     """Read the parameter `evidence`.
 
     Parameters
     ----------
     evidence : str, sequence of str, or mapping of str to float
-        One kind; several kinds that are scaled and averaged; or the weights of a sum of unscaled kinds.
+        One kind; several kinds, of which "ssd" and "tsd" make one part, SSD + lam * TSD (the loss, at each position),
+        and "patch" another; or the weights of a sum of unscaled kinds.
+    lam : float
+        inf is TSD alone.
 
     Returns
     -------
     weights : dict
         Weight of each kind.
-    scaled : bool
-        Whether each kind is to be divided by what it reads on the support.
+    parts : list of tuple of str
+        Kinds whose weighted sum is to be divided by what it reads on the support; empty for one kind or a mapping.
 
     Raises
     ------
     ValueError
         Nothing, an unknown kind, or a weight that is not a positive number.
     """
-    scaled = False
-    if isinstance(evidence, str):
-        weights = {evidence: 1.0}
-    elif isinstance(evidence, Mapping):
-        weights = dict(evidence)
-    else:
-        names = list(evidence)
-        weights = {name: 1.0 / len(names) for name in names}
-        scaled = len(weights) > 1
-    if not weights or not set(weights) <= set(EVIDENCE):
+    given = [evidence] if isinstance(evidence, str) else list(evidence)
+    if not given or not set(given) <= set(EVIDENCE):
         raise ValueError(
             f"evidence={evidence!r} was given; accepted are one or several of {EVIDENCE}, or a dict of these with "
             f"weights."
         )
-    if not all(isinstance(w, (int, float)) and np.isfinite(w) and w > 0 for w in weights.values()):
-        raise ValueError(
-            f"evidence={evidence!r}: every weight must be a finite number above 0; leave out what has none."
-        )
-    return {name: float(w) for name, w in weights.items()}, scaled
+    if isinstance(evidence, Mapping):
+        if not all(isinstance(w, (int, float)) and np.isfinite(w) and w > 0 for w in evidence.values()):
+            raise ValueError(
+                f"evidence={evidence!r}: every weight must be a finite number above 0; leave out what has none."
+            )
+        return {name: float(w) for name, w in evidence.items()}, []
+    weights = dict.fromkeys(given, 1.0)
+    if len(weights) == 1:
+        return weights, []
+    if {"ssd", "tsd"} <= set(weights):
+        weights |= {"ssd": 0.0, "tsd": 1.0} if lam == float("inf") else {"ssd": 1.0, "tsd": float(lam)}
+    parts = [tuple(name for name in weights if name != "patch"), tuple(name for name in weights if name == "patch")]
+    parts = [part for part in parts if part]
+    return {name: weight / len(parts) for name, weight in weights.items()}, parts

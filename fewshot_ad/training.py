@@ -1,10 +1,11 @@
-"""The one training loop: episodes in, trained student out."""
+"""Training by episodes: tasks in, trained student out."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,27 +58,15 @@ def make_optimizer(student: Student, learning_rate: float) -> torch.optim.Optimi
     return torch.optim.Adam(student.parameters(), lr=learning_rate, betas=_BETAS, fused=True)
 
 
-def train(
-    student: Student,
-    tasks: Sequence[Task],
-    *,
-    n_steps: int,
-    n_shots: int,
-    batch_size: int,
-    learning_rate: float,
-    lam: float,
-    loss: str,
-    tol: float,
-    seed: int,
-    runtime: Runtime,
-    verbose: int = 0,
-) -> list[float]:
-    """Train a student in place, and leave it in eval mode.
+class Training:
+    """A training that may stop after any step, and be gone on with: the same weights come out, bit for bit on the CPU.
+
+    What a step draws depends on `seed` and on the step's number alone, not on the steps before.
 
     Parameters
     ----------
     student : Student
-        On the runtime's device.
+        On the runtime's device; trained in place.
     tasks : sequence of Task
     n_steps : int
         Most steps that are made; each is one episode.
@@ -87,13 +76,134 @@ def train(
         Of Adam; gradients are clipped to norm 1.
     lam, loss
         See `episode_loss`.
-    tol : float
-        Stop once the mean loss of 50 steps is less than this fraction below that of the 50 before; 0 never stops.
     seed : int
         Of the episodes and of dropout, where the student has any.
     runtime : Runtime
+    decay : bool, optional
+        Whether the learning rate falls to zero along half a cosine; by default it stays.
+
+    Attributes
+    ----------
+    curve : list of float
+        Loss of every step made.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        tasks: Sequence[Task],
+        *,
+        n_steps: int,
+        n_shots: int,
+        batch_size: int,
+        learning_rate: float,
+        lam: float,
+        loss: str,
+        seed: int,
+        runtime: Runtime,
+        decay: bool = False,
+    ) -> None:
+        self.student, self.tasks, self.runtime = student, tasks, runtime
+        self.n_steps, self.n_shots, self.batch_size = n_steps, n_shots, batch_size
+        self.learning_rate, self.decay = learning_rate, decay
+        self.lam, self.loss, self.seed = lam, loss, seed
+        self.curve: list[float] = []
+        self._full_batch = batch_size
+        self._optimizer = make_optimizer(student, learning_rate)
+        self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.training_dtype == torch.float16)
+
+    def step(self) -> float:
+        """Make one step; return its loss.
+
+        Raises
+        ------
+        TrainingError
+            The loss is not finite.
+        OutOfMemoryError
+            Half the batch does not fit either.
+        """
+        number = len(self.curve)
+        if self.decay:
+            share = 0.5 * (1 + math.cos(math.pi * number / self.n_steps))
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.learning_rate * share
+        self.student.train()
+        with torch.random.fork_rng(devices=[]):
+            try:
+                value = self._backward(number)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.batch_size < self._full_batch or self.batch_size == 1:
+                    raise OutOfMemoryError(
+                        f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or "
+                        "image_size."
+                    ) from error
+                self.batch_size //= 2
+                warnings.warn(
+                    f"Memory ran out in training; going on with batch_size={self.batch_size}.",
+                    ResourceWarning,
+                    stacklevel=3,
+                )
+                return self.step()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"The loss became {value} at step {number + 1} of {self.n_steps}. Lower learning_rate (now "
+                f"{self.learning_rate:g}), or use precision='float32'."
+            )
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self.student.parameters(), _MAX_GRADIENT_NORM)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.curve.append(value)
+        return value
+
+    def _backward(self, number: int) -> float:
+        rng = np.random.default_rng((self.seed, number))
+        torch.default_generator.manual_seed(int(rng.integers(2**62)))
+        episode = _to_device(draw_episode(self.tasks, self.n_shots, self.batch_size, rng), self.runtime)
+        self._optimizer.zero_grad(set_to_none=True)
+        value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
+        self._scaler.scale(value).backward()
+        return value.item()
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return what `restore` needs: tensors by name, and JSON."""
+        tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
+        for i, entry in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": value for key, value in entry.items()}
+        return tensors, {"curve": self.curve, "batch_size": self.batch_size, "scaler": self._scaler.state_dict()}
+
+    def restore(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        entries: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, key = name.split(".")
+                entries.setdefault(int(i), {})[key] = value
+        self.student.load_state_dict(
+            {name.removeprefix("student."): t for name, t in tensors.items() if name.startswith("student.")}
+        )
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
+        self._scaler.load_state_dict(header["scaler"])
+        self.curve, self.batch_size = list(header["curve"]), header["batch_size"]
+
+
+def train(
+    student: Student, tasks: Sequence[Task], *, n_steps: int, tol: float, verbose: int = 0, **settings: Any
+) -> list[float]:
+    """Train a student in place, and leave it in eval mode.
+
+    Parameters
+    ----------
+    student, tasks, n_steps
+        See `Training`.
+    tol : float
+        Stop once the mean loss of 50 steps is less than this fraction below that of the 50 before; 0 never stops.
     verbose : int, optional
         1 or more shows a progress bar.
+    **settings
+        Passed on to `Training`.
 
     Returns
     -------
@@ -102,53 +212,16 @@ def train(
 
     Raises
     ------
-    TrainingError
-        The loss is not finite.
-    OutOfMemoryError
-        Half the batch does not fit either.
+    TrainingError, OutOfMemoryError
+        See `Training.step`.
     """
-    rng = np.random.default_rng(seed)
-    optimizer = make_optimizer(student, learning_rate)
-    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.training_dtype == torch.float16)
-    curve: list[float] = []
-    halved = False
-    student.train()
-    with torch.random.fork_rng(devices=[]), tqdm(total=n_steps, desc="training", disable=not verbose) as bar:
-        torch.default_generator.manual_seed(seed)
-        while len(curve) < n_steps:
-            episode = _to_device(draw_episode(tasks, n_shots, batch_size, rng), runtime)
-            optimizer.zero_grad(set_to_none=True)
-            try:
-                value = episode_loss(student, episode, lam, loss, runtime)
-                scaler.scale(value).backward()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if halved or batch_size == 1:
-                    raise OutOfMemoryError(
-                        f"Memory ran out in training with {batch_size} queries a step. Lower batch_size or image_size."
-                    ) from error
-                halved, batch_size = True, batch_size // 2
-                warnings.warn(
-                    f"Memory ran out in training; going on with batch_size={batch_size}.", ResourceWarning, stacklevel=2
-                )
-                continue
-            curve.append(value.item())
-            if not math.isfinite(curve[-1]):
-                raise TrainingError(
-                    f"The loss became {curve[-1]} at step {len(curve)} of {n_steps}. Lower learning_rate (now "
-                    f"{learning_rate:g}), or use precision='float32'."
-                )
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(student.parameters(), _MAX_GRADIENT_NORM)
-            scaler.step(optimizer)
-            scaler.update()
+    training = Training(student, tasks, n_steps=n_steps, **settings)
+    with tqdm(total=n_steps, desc="training", disable=not verbose) as bar:
+        while len(training.curve) < n_steps and not _has_flattened(training.curve, tol):
+            bar.set_postfix(loss=f"{training.step():.4f}", refresh=False)
             bar.update()
-            bar.set_postfix(loss=f"{curve[-1]:.4f}", refresh=False)
-            if _has_flattened(curve, tol):
-                break
     student.eval()
-    return curve
+    return training.curve
 
 
 def _has_flattened(curve: list[float], tol: float) -> bool:

@@ -30,7 +30,9 @@ def test_patch_evidence_finds_anomalies(real_data, real_weights, task, at_least)
     good = sorted((real_data / task / "good").iterdir())
     order = np.random.default_rng(0).permutation(len(good))
     queries = [good[i] for i in order[4:44]] + sorted((real_data / task / "bad").iterdir())[:40]
-    det = DualDistillationDetector(weights=real_weights, evidence="patch").fit([good[i] for i in order[:4]])
+    det = DualDistillationDetector("mobilenetv2_100", weights=real_weights, evidence="patch").fit(
+        [good[i] for i in order[:4]]
+    )
     assert roc_auc_score(np.repeat([1, -1], 40), det.decision_function(queries)) > at_least
 
 
@@ -42,7 +44,13 @@ def test_patch_evidence_finds_anomalies(real_data, real_weights, task, at_least)
 def test_scores_do_not_depend_on_company(real_data, real_weights, two_threads, precision, n, evidence):
     good = sorted((real_data / "busi" / "good").iterdir())
     det = DualDistillationDetector(
-        weights=real_weights, n_steps=1, precision=precision, evidence=evidence, augment=False, random_state=0
+        "mobilenetv2_100",
+        weights=real_weights,
+        n_steps=1,
+        precision=precision,
+        evidence=evidence,
+        augment=False,
+        random_state=0,
     ).fit(good[:3])
     queries = good[3 : 3 + n]
     together = det.score_samples(queries)
@@ -53,7 +61,7 @@ def test_scores_do_not_depend_on_company(real_data, real_weights, two_threads, p
 def test_quickstart_writes_a_picture(real_data, real_weights, tmp_path):
     out = tmp_path / "maps.png"
     command = [sys.executable, ROOT / "examples" / "01_quickstart.py", real_data / "magnetic_tile"]
-    command += ["--weights", real_weights, "--evidence", "patch", "--out", out]
+    command += ["--backbone", "mobilenetv2_100", "--weights", real_weights, "--evidence", "patch", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "AUROC 0." in done.stdout

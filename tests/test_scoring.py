@@ -92,19 +92,22 @@ def test_upsampled_sum():
 
 
 @pytest.mark.parametrize(
-    ("evidence", "weights", "scaled"),
+    ("evidence", "lam", "weights", "parts"),
     [
-        ("patch", {"patch": 1.0}, False),
-        (["ssd"], {"ssd": 1.0}, False),
-        (("ssd", "tsd"), {"ssd": 0.5, "tsd": 0.5}, True),
-        ({"ssd": 1, "tsd": 0.1}, {"ssd": 1.0, "tsd": 0.1}, False),
+        ("patch", 0.1, {"patch": 1.0}, []),
+        (["ssd"], 0.1, {"ssd": 1.0}, []),
+        (("ssd", "tsd"), 0.1, {"ssd": 1.0, "tsd": 0.1}, [("ssd", "tsd")]),
+        (("ssd", "tsd"), np.inf, {"ssd": 0.0, "tsd": 1.0}, [("ssd", "tsd")]),
+        (("patch", "tsd"), 0.1, {"patch": 0.5, "tsd": 0.5}, [("tsd",), ("patch",)]),
+        (("ssd", "tsd", "patch"), 2.0, {"ssd": 0.5, "tsd": 1.0, "patch": 0.5}, [("ssd", "tsd"), ("patch",)]),
+        ({"ssd": 1, "tsd": 0.1}, 5.0, {"ssd": 1.0, "tsd": 0.1}, []),
     ],
 )
-def test_parse_evidence(evidence, weights, scaled):
-    assert scoring.parse_evidence(evidence) == (weights, scaled)
+def test_parse_evidence(evidence, lam, weights, parts):
+    assert scoring.parse_evidence(evidence, lam) == (weights, parts)
 
 
 @pytest.mark.parametrize("evidence", ["sdd", (), {}, {"ssd": 0}, {"ssd": -1.0}, {"ssd": np.nan}, ("patch", "x")])
 def test_parse_evidence_refuses(evidence):
     with pytest.raises(ValueError, match="evidence="):
-        scoring.parse_evidence(evidence)
+        scoring.parse_evidence(evidence, 0.1)

@@ -84,6 +84,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.shapes = [tuple(shape) for shape in shapes[:3]]
+        self.blocks = list(blocks)
         stages = []
         for level, n_blocks in zip((2, 1, 0), blocks, strict=True):
             # A teacher without a deeper stage hands its third map in as the embedding.

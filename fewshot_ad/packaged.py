@@ -1,0 +1,77 @@
+"""The networks that come with the package: which they are, and that they are as they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .exceptions import CheckpointError
+
+_FOLDER = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """One teacher and its student.
+
+    Attributes
+    ----------
+    network : str
+        timm's name of the teacher's architecture.
+    teacher, student : Path
+        safetensors files.
+    hashes : dict of str to str
+        sha256 of each file, hexadecimal, by its name.
+    """
+
+    network: str
+    teacher: Path
+    student: Path
+    hashes: dict[str, str]
+
+    def check(self, path: Path) -> Path:
+        """Return the path of one of the two files, after a look at every byte.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing, or not the one that the package was made with.
+        """
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"The packaged weights {path} cannot be read ({error}). {_WAY_OUT}") from error
+        if found != self.hashes[path.name]:
+            raise CheckpointError(
+                f"The packaged weights {path} were altered: sha256 {found}, expected {self.hashes[path.name]}. "
+                f"{_WAY_OUT}"
+            )
+        return path
+
+
+_WAY_OUT = "Install fewshot-ad again (pip install --force-reinstall --no-deps fewshot-ad)."
+PACKAGED = {
+    "compact": Packaged(
+        "lcnet_100",
+        _FOLDER / "compact_teacher.safetensors",
+        _FOLDER / "compact_student.safetensors",
+        {
+            "compact_teacher.safetensors": "5c33a9895399c22cd2c98b77aecc6492a68a55a5b4106fcbfee019de541ac542",
+            "compact_student.safetensors": "96cb8843885196a9ae06bec84fa57a4c5475b19013715cbd5d1ca7890cee09f7",
+        },
+    ),
+}
+
+
+def timm_name(backbone: str) -> str:
+    """Return timm's name of a backbone: its own, or that of a packaged teacher's architecture."""
+    return PACKAGED[backbone].network if backbone in PACKAGED else backbone
+
+
+def teacher_file(backbone: str, weights: str | os.PathLike | None) -> Path | None:
+    """Return the file to take a teacher's weights from; None for the hub's."""
+    if weights is not None:
+        return Path(weights).expanduser()
+    return PACKAGED[backbone].check(PACKAGED[backbone].teacher) if backbone in PACKAGED else None

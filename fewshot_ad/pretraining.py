@@ -1,0 +1,465 @@
+"""Pretraining of a student by the paper's episodes, over any number of tasks of normal images."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from . import __version__, checkpoints, images
+from .detector import DualDistillationDetector
+from .episodes import Episode, Task, draw_episode
+from .exceptions import CheckpointError, ImageError, PretrainingStopped, TaskSkippedWarning
+from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
+from .networks.losses import distillation_loss
+from .networks.student import Student, build_student
+from .packaged import timm_name
+from .runtime import Runtime, resolve_runtime
+from .training import Training
+
+_SUFFIXES = {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_PARTIAL_FORMAT = "fewshot_ad pretraining 1"
+# Held-out tasks that are looked at, and how often; each costs one student pass of K + B images.
+_VALIDATION_EPISODES = 24
+_VALIDATIONS = 20
+
+
+def pretrain(
+    tasks: str | os.PathLike | Mapping[str, Any],
+    out: str | os.PathLike,
+    *,
+    backbone: str = "compact",
+    weights: str | os.PathLike | None = None,
+    image_size: int = 128,
+    student: str = "decoder",
+    decoder_blocks: tuple[int, int, int] = (2, 2, 2),
+    weighting: str = "attention",
+    sharpness: float = 1.0,
+    lam: float = 0.1,
+    loss: str = "position",
+    n_shots: int = 4,
+    n_steps: int = 5000,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    held_out: float = 0.2,
+    cache: str | os.PathLike | None = None,
+    checkpoint_minutes: float = 5.0,
+    resume: bool = False,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    random_state: int = 0,
+    verbose: int = 1,
+) -> Path:
+    """Train a student on tasks of normal images, for `DualDistillationDetector(init=out)`.
+
+    The paper's training (section 3): each step draws one task, K of its images as support and others as queries, and
+    lowers SSD + lam * TSD. Adam's learning rate falls along half a cosine.
+
+    Parameters
+    ----------
+    tasks : path, or mapping of str to images
+        A folder whose sub-folders each hold the normal images of one task; or images by the task's name, in any form
+        that `DualDistillationDetector.fit` takes. Unreadable images are left out, with a warning.
+    out : path
+        The file to write, safetensors. What is needed to go on after a stop is kept beside it.
+    backbone, weights, image_size, student, decoder_blocks, weighting, sharpness, lam, loss
+        As for `DualDistillationDetector`.
+    n_shots, batch_size : int
+        K and B of an episode.
+    n_steps : int
+        Episodes.
+    learning_rate : float
+        Of Adam, at the start.
+    held_out : float
+        Share of the tasks that are not trained on, in [0, 0.5]. They choose among the students that were looked at
+        twenty times in the course of the training: the one whose SSD to the support of its own task is the smallest
+        beside its SSD to the support of another task. (SSD by itself would choose a student that makes everything
+        alike.) With fewer than three tasks none is held out, and the last student is kept.
+    cache : path, optional
+        Folder for the teacher's features, which are kept there for other runs. By default a folder beside `out`,
+        removed at the end. Features are stored in float16 and read from disk as they are needed: memory does not grow
+        with their number. 10,000 images at 128 px take 0.9 GB on disk for mobilenetv2_100, 10 GB for wide_resnet50_2.
+    checkpoint_minutes : float
+        Time between two checkpoints; 0 writes one after every step.
+    resume : bool
+        Go on from the last checkpoint; where there is none, start. The other arguments must be the same. On the CPU the
+        student is the same, bit for bit, as without the stop.
+    device, precision
+        As for `DualDistillationDetector`.
+    random_state : int
+        Of the student's weights, the held-out tasks and the episodes.
+    verbose : int
+        1 shows progress bars.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    CheckpointError
+        `out` or its checkpoint exists and `resume` is False, or was written with other arguments.
+    ImageError
+        No task has two usable images.
+    PretrainingStopped
+        SIGINT (Ctrl-C) or SIGTERM came; a checkpoint has been written.
+    DiskFullError
+        The checkpoint or the features do not fit; an earlier checkpoint stays valid.
+    WeightsNotFoundError, TrainingError, OutOfMemoryError
+        As for `DualDistillationDetector.fit`.
+    """
+    out = Path(out)
+    partial = out.with_name(f"{out.name}.partial")
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out={str(out)!r} was given; pass a name that ends in .safetensors.")
+    if n_steps < 1 or n_shots < 1 or not 0 <= held_out <= 0.5:
+        raise ValueError(
+            f"n_steps={n_steps}, n_shots={n_shots}, held_out={held_out} were given; accepted are counts of at least 1, "
+            "and held_out in [0, 0.5]."
+        )
+    DualDistillationDetector(
+        backbone, image_size=image_size, student=student, decoder_blocks=decoder_blocks, weighting=weighting,
+        sharpness=sharpness, lam=lam, loss=loss, batch_size=batch_size, learning_rate=learning_rate,
+    )._check_parameters()  # fmt: skip
+    runtime = resolve_runtime(device, precision)
+    folder = Path(cache) if cache is not None else out.with_name(f"{out.name}.features")
+    collected = _collect(tasks, image_size, folder)
+    teacher, fingerprint = load_teacher(backbone, image_size, weights, student == "decoder", runtime)
+    settings = {
+        "backbone": backbone, "teacher": fingerprint, "image_size": image_size, "student": student,
+        "decoder_blocks": list(decoder_blocks), "weighting": weighting, "sharpness": sharpness, "lam": lam,
+        "loss": loss, "n_shots": n_shots, "n_steps": n_steps, "batch_size": batch_size, "learning_rate": learning_rate,
+        "held_out": held_out, "random_state": random_state, "device": runtime.device.type,
+        "precision": str(runtime.training_dtype or runtime.dtype),
+        "tasks": {name: stamp for name, (_, stamp) in collected.items()},
+    }  # fmt: skip
+    settings = json.loads(json.dumps(settings))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.remove_leftovers(out)
+    checkpoints.remove_leftovers(partial)
+    state = _open_partial(out, partial, settings, resume)
+    if state is None and out.exists():
+        return out
+
+    with _Stopping() as stopping:
+        extract = FeatureExtractor(teacher, fingerprint, runtime)
+        stored = []
+        n_images = sum(len(items) for items, _ in collected.values())
+        with tqdm(total=n_images, desc="features", disable=not verbose) as bar:
+
+            def tick(n: int) -> None:
+                bar.update(n)
+                stopping.check(lambda: "while features were computed")
+
+            for name, (items, stamp) in collected.items():
+                task = _store_features(name, items, stamp, folder, extract, image_size, student, tick)
+                if task is not None:
+                    stored.append(task)
+        if not stored:
+            raise ImageError(f"None of the {len(collected)} tasks has two usable images: there is nothing to train on.")
+        network = build_student(
+            student, teacher, timm_name(backbone), image_size, blocks=decoder_blocks,
+            attention=weighting == "attention", sharpness=sharpness, seed=random_state,
+        )  # fmt: skip
+        network.to(runtime.device, runtime.dtype)
+        order = np.random.default_rng(random_state).permutation(len(stored))
+        n_held_out = max(1, round(held_out * len(stored))) if held_out > 0 and len(stored) >= 3 else 0
+        training = Training(
+            network, [stored[i] for i in order[n_held_out:]], n_steps=n_steps, n_shots=n_shots, batch_size=batch_size,
+            learning_rate=learning_rate, lam=lam, loss=loss, seed=random_state, runtime=runtime, decay=True,
+        )  # fmt: skip
+        looks = _held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
+        best = _Best()
+        if state is not None:
+            tensors, header = state
+            training.restore(tensors, header["training"])
+            best = _Best(header["best"], {key: value for key, value in tensors.items() if key.startswith("best.")})
+
+        def keep() -> str:
+            tensors, entry = training.state()
+            header = {"settings": settings, "training": entry, "best": best.entries}
+            checkpoints.save(partial, {**tensors, **best.tensors}, _PARTIAL_FORMAT, header)
+            return f"after step {len(training.curve)} of {n_steps}, kept in {partial}"
+
+        _run(training, looks, best, keep, stopping, checkpoint_minutes * 60, verbose)
+
+    if best.tensors:
+        network.load_state_dict({key.removeprefix("best."): value for key, value in best.tensors.items()})
+    found = {"package": __version__, "loss_curve": _thinned(training.curve), "held_out": best.entries}
+    header = {**checkpoints.student_header(backbone, fingerprint, network), "settings": settings, **found}
+    checkpoints.save_student(out, network, header)
+    partial.unlink(missing_ok=True)
+    if cache is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return out
+
+
+def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Sequence[Any], str]]:
+    """List each task's images, and a stamp that changes when they do; no file is decoded."""
+    if isinstance(tasks, Mapping):
+        named = {str(name): images.as_items(X) for name, X in tasks.items()}
+    else:
+        root = Path(tasks)
+        if not root.is_dir():
+            raise ImageError(
+                f"{root} is not a folder. Pass a folder with one sub-folder of normal images for each task."
+            )
+        # Not our own features, where `out` lies among the tasks.
+        ours = features.absolute()
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
+        named = {
+            p.name: sorted(f for f in p.iterdir() if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
+            for p in folders
+        }
+    if not named:
+        raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
+    return {name: (items, _stamp(items, image_size)) for name, items in named.items()}
+
+
+def _stamp(items: Sequence[Any], image_size: int) -> str:
+    digest = hashlib.sha256()
+    for index, item in enumerate(items):
+        if isinstance(item, (str, os.PathLike)):
+            path = Path(item)
+            entry = path.stat() if path.exists() else None
+            said = f"{path.absolute()} {entry.st_size} {entry.st_mtime_ns}" if entry else f"{path.absolute()}"
+        else:
+            said = image_hash(images.load(item, index, image_size))
+        digest.update(said.encode())
+    return digest.hexdigest()[:16]
+
+
+class _Stored:
+    """An array on disk that gives rows as tensors; nothing of it stays in memory."""
+
+    def __init__(self, path: Path, shape: Sequence[int]) -> None:
+        self.path, self.shape = path, tuple(shape)
+
+    def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
+        # Mapped anew each time: pages of a mapping that lasts would count as this process's memory.
+        return torch.from_numpy(np.memmap(self.path, np.float16, "r", shape=self.shape)[rows])
+
+
+def _store_features(
+    name: str,
+    items: Sequence[Any],
+    stamp: str,
+    folder: Path,
+    extract: FeatureExtractor,
+    image_size: int,
+    form: str,
+    tick: Callable[[int], None],
+) -> Task | None:
+    """Compute a task's features, unless they are in the folder already; None if the task is of no use."""
+    key = f"{extract.key} {image_size} {form} {stamp}"
+    place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if not place.is_dir():
+        beginning = place.with_name(f"{place.name}.tmp")
+        shutil.rmtree(beginning, ignore_errors=True)
+        n_usable = _write_features(items, beginning, extract, image_size, form, tick)
+        if n_usable < 2:
+            shutil.rmtree(beginning, ignore_errors=True)
+            warnings.warn(
+                f"Task {name!r} was left out: it has {n_usable} usable image(s) of {len(items)} files, and an episode "
+                "needs 2. Images must lie directly in the task's folder.",
+                TaskSkippedWarning,
+                stacklevel=3,
+            )
+            return None
+        os.replace(beginning, place)
+    else:
+        tick(len(items))
+    shapes = json.loads((place / "shapes.json").read_text())
+    maps: list[Any] = [_Stored(place / f"{i}.float16", shape) for i, shape in enumerate(shapes)]
+    return Task(name, maps[:3], maps[3], np.arange(shapes[0][0]))
+
+
+def _write_features(
+    items: Sequence[Any],
+    place: Path,
+    extract: FeatureExtractor,
+    image_size: int,
+    form: str,
+    tick: Callable[[int], None],
+) -> int:
+    """Write four arrays of float16, a batch at a time; return the number of usable images."""
+    place.mkdir(parents=True)
+    n, shapes = 0, []
+    readable = (image for _, image in images.load_each(items, "skip", size=image_size) if image is not None)
+    while batch := list(itertools.islice(readable, CHUNK)):
+        together = torch.stack(batch)
+        maps = [m.cpu() for m in extract(together)]
+        arrays = [m.half().numpy() for m in (*maps[:3], together if form == "encoder" else maps[-1])]
+        n += len(batch)
+        shapes = [(n, *array.shape[1:]) for array in arrays]
+        for i, array in enumerate(arrays):
+            # All rows that are to come are asked for: half a task is of no use.
+            needed = sum(array[0].nbytes for array in arrays) * len(items)
+            with checkpoints.explain_disk_full(place, needed), (place / f"{i}.float16").open("ab") as file:
+                file.write(array.tobytes())
+        tick(len(batch))
+    (place / "shapes.json").write_text(json.dumps(shapes))
+    return n
+
+
+def _held_out_episodes(
+    tasks: Sequence[Task], n_held_out: int, n_shots: int, batch_size: int, seed: int
+) -> list[Episode]:
+    """Draw one episode of each held-out task, and one more of another, whose support is of another kind."""
+    if n_held_out == 0:
+        return []
+    chosen = tasks[: min(n_held_out, _VALIDATION_EPISODES) + 1]
+    return [
+        draw_episode([task], n_shots, batch_size, np.random.default_rng((seed, i))) for i, task in enumerate(chosen)
+    ]
+
+
+@torch.inference_mode()
+def _look(student: Student, episodes: Sequence[Episode], form: str, runtime: Runtime) -> dict[str, float]:
+    """Read a student on held-out tasks: SSD, TSD, and SSD as a share of that to another task's support."""
+    student.eval()
+    sums = np.zeros(3)
+    for episode, other in itertools.pairwise(episodes):
+        with runtime.autocast(training=True):
+            query, support, foreign = (
+                [m.to(runtime.dtype) for m in student(runtime.to_device(inputs))]
+                for inputs in (episode.query_inputs, episode.support_inputs, other.support_inputs)
+            )
+        own, far = (distillation_loss(query, student.weighting(query, shown)[0], form) for shown in (support, foreign))
+        targets = [runtime.to_device(t) for t in episode.query_targets]
+        sums += own.item(), distillation_loss(targets, query, form).item(), far.item()
+    ssd, tsd, far_ssd = sums / (len(episodes) - 1)
+    return {"ssd": ssd, "tsd": tsd, "contrast": ssd / max(far_ssd, 1e-12)}
+
+
+class _Best:
+    """The best student so far by held-out tasks, and what was read on the way."""
+
+    def __init__(
+        self, entries: Sequence[dict[str, float]] = (), tensors: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        self.entries = list(entries)
+        self.tensors = dict(tensors or {})
+
+    def add(self, step: int, found: dict[str, float], student: Student) -> None:
+        """Note what was read; keep a copy of the student if it is the best."""
+        self.entries.append({"step": step, **found})
+        if found["contrast"] <= min(entry["contrast"] for entry in self.entries):
+            self.tensors = {f"best.{key}": value.detach().clone() for key, value in student.state_dict().items()}
+
+
+def _run(
+    training: Training,
+    episodes: Sequence[Episode],
+    best: _Best,
+    keep: Callable[[], str],
+    stopping: _Stopping,
+    seconds: float,
+    verbose: int,
+) -> None:
+    """Make the steps that are left; look at held-out tasks and write checkpoints in between."""
+    n_steps = training.n_steps
+    looks = {round(n_steps * (i + 1) / _VALIDATIONS) for i in range(_VALIDATIONS)} if episodes else set()
+    written = time.monotonic()
+    done = len(training.curve)
+    with tqdm(total=n_steps, initial=done, desc="pretraining", disable=not verbose) as bar:
+        while done < n_steps:
+            stopping.check(keep)
+            loss = training.step()
+            done += 1
+            if done in looks:
+                best.add(done, _look(training.student, episodes, training.loss, training.runtime), training.student)
+            shown = {"loss": f"{loss:.4f}"}
+            if best.entries:
+                shown |= {"held-out SSD": f"{best.entries[-1]['ssd']:.4f}"}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if time.monotonic() - written >= seconds and done < n_steps:
+                keep()
+                written = time.monotonic()
+    training.student.eval()
+
+
+class _Stopping:
+    """While entered, SIGINT and SIGTERM wait for `check`; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stopping:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def check(self, keep: Callable[[], str]) -> None:
+        """Raise if a signal came, after `keep` has written what is needed to go on."""
+        if self._received is not None:
+            where = keep()
+            name = signal.Signals(self._received).name
+            raise PretrainingStopped(f"Stopped by {name} {where}. Go on with the same arguments and resume.")
+
+
+def _open_partial(
+    out: Path, partial: Path, settings: dict[str, Any], resume: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Load what there is to go on from, if it was written with the same arguments."""
+    existing = next((path for path in (out, partial) if path.exists()), None)
+    if existing is None:
+        return None
+    if not resume:
+        raise CheckpointError(
+            f"{existing} exists already. Pass resume=True (--resume) to go on from there, or remove it to start anew."
+        )
+    if existing == out:
+        tensors, header = checkpoints.load_student(out)
+        earlier = header.get("settings")
+    else:
+        tensors, header = checkpoints.load(partial, _PARTIAL_FORMAT, "a pretraining's checkpoint")
+        earlier = header["settings"]
+    differences = [
+        f"{key}={_short(settings[key])} (was {_short((earlier or {}).get(key))})"
+        for key in settings
+        if settings[key] != (earlier or {}).get(key)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{existing} was written with other arguments: {', '.join(differences)}. Pass those, or another out."
+        )
+    return None if existing == out else (tensors, header)
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} tasks" if isinstance(value, dict) else repr(value)
+
+
+def _thinned(curve: Sequence[float]) -> list[float]:
+    """Average the loss over at most 200 equal parts of the training."""
+    return [float(part.mean()) for part in np.array_split(np.array(curve), min(200, len(curve)))]
