@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=12, help="images of a task")
     parser.add_argument("--rendered", type=int, default=400, help="pictures rendered here")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lam", type=float, default=1.0)
     parser.add_argument("--blocks", type=int, nargs=3, default=(2, 2, 2))
     parser.add_argument("--cache", type=Path)
