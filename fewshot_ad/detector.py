@@ -632,7 +632,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if file is not None:
             tensors, header = checkpoints.load_student(file)
             self._check_student(file, header, fingerprint)
-            blocks = header["decoder_blocks"] or blocks
+            blocks = header.get("decoder_blocks") or blocks
         student = build_student(
             self.student,
             teacher,
