@@ -210,7 +210,7 @@ def pretrain(
 
 
 def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Sequence[Any], str]]:
-    """List each task's images, and a stamp that changes when they do; no file is decoded."""
+    """List each task's images, and a stamp that changes when they do; files are not opened."""
     if isinstance(tasks, Mapping):
         named = {str(name): images.as_items(X) for name, X in tasks.items()}
     else:
@@ -239,7 +239,10 @@ def _stamp(items: Sequence[Any], image_size: int) -> str:
             entry = path.stat() if path.exists() else None
             said = f"{path.absolute()} {entry.st_size} {entry.st_mtime_ns}" if entry else f"{path.absolute()}"
         else:
-            said = image_hash(images.load(item, index, image_size))
+            try:
+                said = image_hash(images.load(item, index, image_size))
+            except ImageError:  # left out, with a warning, when its turn comes
+                said = f"unreadable {index}"
         digest.update(said.encode())
     return digest.hexdigest()[:16]
 

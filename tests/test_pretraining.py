@@ -118,6 +118,12 @@ def test_encoder_and_images_in_memory(run, normal):
     assert load_student(one)[1]["student"] == "encoder"
 
 
+def test_unreadable_images_in_memory_are_left_out(run, normal):
+    broken = [*normal[:4], np.zeros((3, 3, 7))]
+    with pytest.warns(ImageSkippedWarning, match="image 4"):
+        assert run(tasks={"a": broken, "b": normal}).exists()
+
+
 class Stop(Exception):
     """Stands for a crash."""
 
