@@ -66,8 +66,8 @@ PACKAGED = {
         _FOLDER / "compact_teacher.safetensors",
         _FOLDER / "compact_student.safetensors",
         {
-            "compact_teacher.safetensors": "5c33a9895399c22cd2c98b77aecc6492a68a55a5b4106fcbfee019de541ac542",
-            "compact_student.safetensors": "96cb8843885196a9ae06bec84fa57a4c5475b19013715cbd5d1ca7890cee09f7",
+            "compact_teacher.safetensors": "eb4e8030be6028f49dddb880ec181cb1894b18b89236255228584ef130f8f51c",
+            "compact_student.safetensors": "e674ea37da4d6e7fceac5c2d7f997afe76337388ea88bdd11b005ab40aef77ae",
         },
     ),
 }

@@ -10,7 +10,6 @@ import shutil
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,8 +22,9 @@ from tqdm.auto import tqdm
 from . import __version__, checkpoints, images
 from .detector import DualDistillationDetector
 from .episodes import Episode, Task, draw_episode
-from .exceptions import CheckpointError, ImageError, PretrainingStopped, TaskSkippedWarning
-from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
+from .exceptions import CheckpointError, ImageError, PretrainingStopped
+from .feature_store import store_features
+from .features import FeatureExtractor, image_hash, load_teacher
 from .networks.losses import distillation_loss
 from .networks.student import Student, build_student
 from .packaged import timm_name
@@ -167,7 +167,7 @@ def pretrain(
                 stopping.check(lambda: "while features were computed")
 
             for name, (items, stamp) in collected.items():
-                task = _store_features(name, items, stamp, folder, extract, image_size, student, tick)
+                task = store_features(name, items, stamp, folder, extract, image_size, student, tick)
                 if task is not None:
                     stored.append(task)
         if not stored:
@@ -245,79 +245,6 @@ def _stamp(items: Sequence[Any], image_size: int) -> str:
                 said = f"unreadable {index}"
         digest.update(said.encode())
     return digest.hexdigest()[:16]
-
-
-class _Stored:
-    """An array on disk that gives rows as tensors; nothing of it stays in memory."""
-
-    def __init__(self, path: Path, shape: Sequence[int]) -> None:
-        self.path, self.shape = path, tuple(shape)
-
-    def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
-        # Mapped anew each time: pages of a mapping that lasts would count as this process's memory.
-        return torch.from_numpy(np.memmap(self.path, np.float16, "r", shape=self.shape)[rows])
-
-
-def _store_features(
-    name: str,
-    items: Sequence[Any],
-    stamp: str,
-    folder: Path,
-    extract: FeatureExtractor,
-    image_size: int,
-    form: str,
-    tick: Callable[[int], None],
-) -> Task | None:
-    """Compute a task's features, unless they are in the folder already; None if the task is of no use."""
-    key = f"{extract.key} {image_size} {form} {stamp}"
-    place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if not place.is_dir():
-        beginning = place.with_name(f"{place.name}.tmp")
-        shutil.rmtree(beginning, ignore_errors=True)
-        n_usable = _write_features(items, beginning, extract, image_size, form, tick)
-        if n_usable < 2:
-            shutil.rmtree(beginning, ignore_errors=True)
-            warnings.warn(
-                f"Task {name!r} was left out: it has {n_usable} usable image(s) of {len(items)} files, and an episode "
-                "needs 2. Images must lie directly in the task's folder.",
-                TaskSkippedWarning,
-                stacklevel=3,
-            )
-            return None
-        os.replace(beginning, place)
-    else:
-        tick(len(items))
-    shapes = json.loads((place / "shapes.json").read_text())
-    maps: list[Any] = [_Stored(place / f"{i}.float16", shape) for i, shape in enumerate(shapes)]
-    return Task(name, maps[:3], maps[3], np.arange(shapes[0][0]))
-
-
-def _write_features(
-    items: Sequence[Any],
-    place: Path,
-    extract: FeatureExtractor,
-    image_size: int,
-    form: str,
-    tick: Callable[[int], None],
-) -> int:
-    """Write four arrays of float16, a batch at a time; return the number of usable images."""
-    place.mkdir(parents=True)
-    n, shapes = 0, []
-    readable = (image for _, image in images.load_each(items, "skip", size=image_size) if image is not None)
-    while batch := list(itertools.islice(readable, CHUNK)):
-        together = torch.stack(batch)
-        maps = [m.cpu() for m in extract(together)]
-        arrays = [m.half().numpy() for m in (*maps[:3], together if form == "encoder" else maps[-1])]
-        n += len(batch)
-        shapes = [(n, *array.shape[1:]) for array in arrays]
-        for i, array in enumerate(arrays):
-            # All rows that are to come are asked for: half a task is of no use.
-            needed = sum(array[0].nbytes for array in arrays) * len(items)
-            with checkpoints.explain_disk_full(place, needed), (place / f"{i}.float16").open("ab") as file:
-                file.write(array.tobytes())
-        tick(len(batch))
-    (place / "shapes.json").write_text(json.dumps(shapes))
-    return n
 
 
 def _held_out_episodes(

@@ -18,7 +18,7 @@ import torch
 from helpers import stripes, write_random_weights
 from PIL import Image
 
-from fewshot_ad import DualDistillationDetector, checkpoints, pretrain, pretraining
+from fewshot_ad import DualDistillationDetector, checkpoints, feature_store, pretrain, pretraining
 from fewshot_ad.checkpoints import load_student
 from fewshot_ad.exceptions import (
     CheckpointError,
@@ -300,14 +300,14 @@ def test_signals_write_a_checkpoint(run, tmp_path, monkeypatch, number):
 
 
 def test_a_signal_while_features_are_computed(run, tmp_path, monkeypatch):
-    write = pretraining._write_features
+    write = feature_store._write_features
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return write(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretraining, "_write_features", interrupted)
+        patched.setattr(feature_store, "_write_features", interrupted)
         with pytest.raises(PretrainingStopped, match="SIGTERM while features were computed"):
             run()
     assert run(resume=True).exists()

@@ -20,6 +20,7 @@ from fewshot_ad.checkpoints import load_student
 
 TOOLS = Path(__file__).parents[1] / "tools"
 pytestmark = pytest.mark.slow
+pytest.importorskip("timm", minversion="1.0.27", reason="the tools train with its Muon")
 
 
 @pytest.fixture(scope="module")

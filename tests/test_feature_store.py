@@ -1,0 +1,64 @@
+"""A task's features on disk: what the teacher said, read row by row, computed once."""
+
+import numpy as np
+import pytest
+import torch
+
+from fewshot_ad import images
+from fewshot_ad.exceptions import ImageSkippedWarning, TaskSkippedWarning
+from fewshot_ad.feature_store import store_features
+from fewshot_ad.features import FeatureExtractor, load_teacher
+from fewshot_ad.runtime import resolve_runtime
+
+
+@pytest.fixture
+def extract(toy):
+    runtime = resolve_runtime("cpu", "float32")
+    return FeatureExtractor(*load_teacher(toy["backbone"], 32, toy["weights"], True, runtime), runtime)
+
+
+@pytest.fixture
+def store(extract, tmp_path):
+    def call(items, form="decoder", stamp="1", tick=lambda _: None):
+        return store_features("stripes", items, stamp, tmp_path / "features", extract, 32, form, tick)
+
+    return call
+
+
+@pytest.mark.parametrize("form", ["decoder", "encoder"])
+def test_rows_are_what_the_teacher_said(store, extract, normal, form):
+    task = store(images.as_items(normal), form)
+    batch = torch.stack([images.load(image, 0, 32) for image in normal])
+    maps = extract(batch)
+    rows = np.array([11, 0, 3])
+    for stored, wanted in zip(
+        [*task.targets, task.inputs], [*maps[:3], batch if form == "encoder" else maps[3]], strict=True
+    ):
+        assert stored[rows].dtype == torch.float16
+        assert torch.equal(stored[rows], wanted[rows].half())
+    assert task.sources.tolist() == list(range(12))
+
+
+def test_known_tasks_are_not_computed_again(store, extract, normal):
+    done = []
+    first = store(list(normal), tick=done.append)
+    assert extract.n_seen == sum(done) == 12
+    again = store(list(normal), tick=done.append)
+    assert extract.n_seen == 12
+    assert sum(done) == 24
+    assert torch.equal(first.targets[0][np.arange(12)], again.targets[0][np.arange(12)])
+    store(list(normal), stamp="2")
+    assert extract.n_seen == 24
+
+
+def test_a_task_needs_two_usable_images(store, normal, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with (
+        pytest.warns(ImageSkippedWarning),
+        pytest.warns(TaskSkippedWarning, match=r"'stripes' .* 1 usable image\(s\) of 2"),
+    ):
+        assert store([normal[0], broken]) is None
+    assert list((tmp_path / "features").iterdir()) == []
+    with pytest.warns(ImageSkippedWarning):
+        assert store([normal[0], broken, normal[1]]).sources.tolist() == [0, 1]
