@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
-    from .model_selection import KShotSplit
+    from .model_selection import KShotSplit, SyntheticAnomalyScorer
     from .pretraining import pretrain
 
 __version__ = "0.1.0.dev0"
-__all__ = ["DualDistillationDetector", "KShotSplit", "__version__", "pretrain"]
+__all__ = ["DualDistillationDetector", "KShotSplit", "SyntheticAnomalyScorer", "__version__", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,10 +19,10 @@ def __getattr__(name: str) -> Any:
         from .detector import DualDistillationDetector
 
         return DualDistillationDetector
-    if name == "KShotSplit":
-        from .model_selection import KShotSplit
+    if name in ("KShotSplit", "SyntheticAnomalyScorer"):
+        from . import model_selection
 
-        return KShotSplit
+        return getattr(model_selection, name)
     if name == "pretrain":
         from .pretraining import pretrain
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.metrics import roc_auc_score
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
 from tqdm.auto import tqdm
@@ -722,6 +723,16 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         # Where no support image has another to be held against, its changed views must do.
         known = self.support_scores_ if own.any() else -scorer.score(scorer.fuse(of_views)).double().numpy()
         self.offset_ = calibration.offset(known, self.contamination)
+
+    def _tell_spoilt(self, X: Any, y: Any, n_views: int, rng: np.random.Generator) -> float:
+        """Compute the AUROC between views of normal images and the same views, spoilt (`SyntheticAnomalyScorer`)."""
+        check_is_fitted(self)
+        normal = views.random_views(self._load_support(X, y, reset=False), n_views, rng).flatten(0, 1)
+        both = torch.cat([normal, views.synthetic_anomalies(normal, rng)[0]])
+        scorer = self._scorer(self._extractor())
+        pairs = [scorer.evidence(batch, self._exclude(batch))[0] for batch in both.split(CHUNK)]
+        scores = torch.cat([scorer.score(scorer.fuse(evidence)) for evidence in pairs])
+        return roc_auc_score(np.repeat([0, 1], len(normal)), scores.double().numpy())
 
     def _read(self, batch: torch.Tensor, exclude: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor:
         """Compute the evidence (N, E, S, S) of a few images."""

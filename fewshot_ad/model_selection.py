@@ -1,4 +1,4 @@
-"""Splits for few-shot model selection."""
+"""Model selection with few images: K-shot splits, and a scorer that needs no anomalous image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, column_or_1d
 
 
@@ -80,3 +81,59 @@ class KShotSplit(BaseCrossValidator):
         for _ in range(self.n_splits):
             train = np.sort(rng.choice(normal, self.n_shots, replace=False))
             yield train, np.setdiff1d(np.arange(len(labels)), train)
+
+
+class SyntheticAnomalyScorer:
+    """Scorer for scikit-learn's model selection that needs normal images only.
+
+    The normal images that a detector was *not* fitted on are held against copies of them in which a region was spoilt
+    (`views.synthetic_anomalies`). What tells these apart is a better setting, as far as real anomalies are like them.
+
+    Parameters
+    ----------
+    n_views : int, default=4
+        Slightly changed views of each image that are scored, each as it is and spoilt.
+    random_state : int, RandomState instance or None, default=0
+        Of views and spoilt regions. An integer shows every setting the same ones.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import GridSearchCV, KFold
+    >>> from fewshot_ad import DualDistillationDetector, SyntheticAnomalyScorer
+    >>> search = GridSearchCV(
+    ...     DualDistillationDetector(random_state=0),
+    ...     {"lam": [0.01, 0.1, 1.0]},
+    ...     cv=KFold(2),
+    ...     scoring=SyntheticAnomalyScorer(),
+    ... )
+    >>> search.fit(normal_images)  # doctest: +SKIP
+    """
+
+    def __init__(self, n_views: int = 4, random_state: Any = 0) -> None:
+        self.n_views = n_views
+        self.random_state = random_state
+
+    def __repr__(self) -> str:
+        """Say how the scorer was made: `GridSearchCV` shows it."""
+        return f"{type(self).__name__}(n_views={self.n_views}, random_state={self.random_state})"
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
+        """Score a fitted detector.
+
+        Parameters
+        ----------
+        estimator : DualDistillationDetector, or Pipeline that ends in one
+        X : images
+            Normal, not among those that the detector was fitted on.
+        y : array-like of shape (n,), optional
+            Images labelled -1 are not used.
+
+        Returns
+        -------
+        float
+            AUROC, in [0, 1].
+        """
+        if isinstance(estimator, Pipeline):
+            estimator, X = estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        return float(estimator._tell_spoilt(X, y, self.n_views, np.random.default_rng(seed)))

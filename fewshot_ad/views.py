@@ -63,3 +63,83 @@ def random_views(images: torch.Tensor, n_views: int, rng: np.random.Generator) -
             view = TF.adjust_brightness(view, rng.uniform(0.9, 1.1))
             views.append(TF.adjust_contrast(view, rng.uniform(0.9, 1.1)).clamp(0, 1))
     return torch.stack(views).view(len(images), n_views, 3, size, size)
+
+
+def synthetic_anomalies(images: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spoil a region of each image: a stand-in for anomalies where there are none to learn from.
+
+    The region is a random blob with a soft border, 0.5 to 15 % of the image. In it stands, in equal shares, a piece
+    from elsewhere in the images, the image shifted, blurred, made noisy, or relit; at random strength.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (N, 3, S, S), in [0, 1].
+    rng : numpy.random.Generator
+        The only source of randomness.
+
+    Returns
+    -------
+    spoilt : torch.Tensor
+        (N, 3, S, S), in [0, 1].
+    masks : torch.Tensor
+        (N, S, S), how much of each pixel was replaced, in [0, 1].
+    """
+    masks = torch.stack([_blob(images.shape[-1], rng) for _ in images])
+    kinds = (_pasted, _shifted, _blurred, _noisy, _relit)
+    inside = torch.stack([kinds[int(rng.integers(len(kinds)))](i, images, rng) for i in range(len(images))])
+    return (images + masks[:, None] * (inside - images)).clamp(0, 1), masks
+
+
+def _blob(size: int, rng: np.random.Generator) -> torch.Tensor:
+    """Draw a region (size, size): the highest part of smooth noise within a bump."""
+    share = np.exp(rng.uniform(np.log(0.005), np.log(0.15)))
+    reach = np.sqrt(share) * size
+    rows, columns = np.mgrid[:size, :size]
+    y, x, angle = *rng.uniform(0.1, 0.9, 2) * size, rng.uniform(0, np.pi)
+    along = np.cos(angle) * (columns - x) + np.sin(angle) * (rows - y)
+    across = np.cos(angle) * (rows - y) - np.sin(angle) * (columns - x)
+    stretch = np.exp(rng.uniform(0, 1))
+    bump = -np.hypot(along / stretch, across * stretch) / reach
+    cells = max(2, round(4 * size / reach / 4))
+    noise = torch.from_numpy(rng.normal(0, 0.3, (1, 1, cells, cells)))
+    field = bump + TF.resize(noise, [size, size], antialias=False)[0, 0].numpy()
+    # The threshold that leaves the wanted share, and a border a few pixels wide.
+    level = np.quantile(field, 1 - share)
+    width = rng.uniform(0.5, 3) / reach
+    return torch.from_numpy(1 / (1 + np.exp(-np.clip((field - level) / width, -30, 30)))).float()
+
+
+def _pasted(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    size = images.shape[-1]
+    source = images[int(rng.integers(len(images)))]
+    source = torch.rot90(source, int(rng.integers(4)), (1, 2))
+    return source.roll([int(s) for s in rng.integers(size // 8, size - size // 8, 2)], (1, 2))
+
+
+def _shifted(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.12) * images.shape[-1]
+    return images[i].roll([round(far * np.sin(angle)), round(far * np.cos(angle))], (1, 2))
+
+
+def _blurred(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    radius = min(7, (images.shape[-1] - 1) // 2)
+    return TF.gaussian_blur(images[i], [2 * radius + 1] * 2, [float(rng.uniform(1, 4))])
+
+
+def _noisy(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    size = images.shape[-1]
+    grain = max(1, size // int(rng.choice([1, 2, 4, 8])))
+    channels = int(rng.choice([1, 3])) if _is_coloured(images[i]) else 1
+    noise = torch.from_numpy(rng.normal(0, rng.uniform(0.05, 0.3), (channels, grain, grain))).float()
+    return images[i] + TF.resize(noise, [size, size], antialias=False)
+
+
+def _relit(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    direction = rng.choice([-1, 1], (3 if _is_coloured(images[i]) and rng.random() < 0.3 else 1, 1, 1))
+    gain = torch.from_numpy(np.exp(direction * rng.uniform(0.1, 0.7))).float()
+    return images[i] * gain + float(rng.uniform(-0.1, 0.1))
+
+
+def _is_coloured(image: torch.Tensor) -> bool:
+    return bool((image[0] != image[1]).any() or (image[0] != image[2]).any())

@@ -4,10 +4,13 @@ import doctest
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
-from sklearn.model_selection import check_cv, cross_validate
+from sklearn.model_selection import GridSearchCV, KFold, check_cv, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
-from fewshot_ad import KShotSplit, model_selection
+from fewshot_ad import DualDistillationDetector, KShotSplit, SyntheticAnomalyScorer, model_selection
 
 Y = np.array([1, -1, 1, 1, -1, 1, 1])
 NORMAL = {0, 2, 3, 5, 6}
@@ -77,4 +80,51 @@ def test_in_scikit_learn():
 
 def test_example_of_the_documentation():
     result = doctest.testmod(model_selection)
-    assert (result.attempted, result.failed) == (3, 0)
+    assert (result.attempted, result.failed) == (6, 0)
+
+
+@pytest.fixture
+def patch(toy):
+    return DualDistillationDetector(**{**toy, "evidence": "patch"})
+
+
+def test_spoilt_images_are_told_apart(normal):
+    patch = DualDistillationDetector(evidence="patch", random_state=0)
+    scorer = SyntheticAnomalyScorer(n_views=4)
+    fitted = patch.fit(normal[:4])
+    found = scorer(fitted, normal[4:])
+    assert 0.6 < found <= 1
+    assert scorer(fitted, normal[4:]) == found
+    assert SyntheticAnomalyScorer(4, random_state=1)(fitted, normal[4:]) != found
+    # A detector of something else cannot see where stripes were spoilt as well as one of stripes.
+    noise = np.random.default_rng(0).integers(0, 256, normal[:4].shape, np.uint8)
+    assert scorer(clone(patch).fit(noise), normal[4:]) < found
+
+
+def test_anomalous_images_are_not_used(patch, normal, anomalous):
+    scorer = SyntheticAnomalyScorer()
+    fitted = patch.fit(normal[:4])
+    images = np.concatenate([normal[4:8], anomalous])
+    assert scorer(fitted, images, [1] * 4 + [-1] * len(anomalous)) == scorer(fitted, normal[4:8])
+
+
+def test_lambda_is_searched_with_normal_images_alone(toy, normal):
+    det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd")})
+    search = GridSearchCV(det, {"lam": [0.1, 10.0]}, cv=KFold(2), scoring=SyntheticAnomalyScorer(n_views=2))
+    search.fit(normal[:6])
+    scores = search.cv_results_["mean_test_score"]
+    assert np.isfinite(scores).all()
+    assert scores[0] != scores[1]
+    assert search.best_estimator_.lam == [0.1, 10.0][int(np.argmax(scores))]
+
+
+def test_the_scorer_looks_into_a_pipeline(patch, normal):
+    model = make_pipeline(FunctionTransformer(lambda images: images[:, ::-1]), patch).fit(normal[:4])
+    alone = clone(patch).fit(normal[:4, ::-1])
+    scorer = SyntheticAnomalyScorer()
+    assert scorer(model, normal[4:]) == scorer(alone, normal[4:, ::-1])
+    assert scorer(make_pipeline(patch), normal[4:, ::-1]) == scorer(alone, normal[4:, ::-1])
+
+
+def test_the_scorer_says_what_it_is():
+    assert repr(SyntheticAnomalyScorer(2)) == "SyntheticAnomalyScorer(n_views=2, random_state=0)"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot_ad.views import random_views, turned_and_mirrored
+from fewshot_ad.views import random_views, synthetic_anomalies, turned_and_mirrored
 
 
 def noise(n: int, size: int) -> torch.Tensor:
@@ -148,3 +148,36 @@ def test_random_views_are_turned_and_scaled():
     assert 5 < slant.max() < 11
     assert 13.5 < thickness.min() < 15.3
     assert 16.7 < thickness.max() < 18.5
+
+
+def test_synthetic_anomalies_change_the_masked_region_only():
+    images = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    spoilt, masks = synthetic_anomalies(images, np.random.default_rng(0))
+    assert torch.equal(images, before)
+    assert spoilt.shape == images.shape
+    assert masks.shape == (40, 64, 64)
+    assert 0 <= spoilt.min() <= spoilt.max() <= 1
+    assert 0 <= masks.min() <= masks.max() <= 1
+    change = (spoilt - images).abs().amax(1)
+    assert (change <= masks + 0.7 * masks + 1e-6).all()  # noise and light reach beyond the image's range
+    assert (change[masks < 1e-6] < 2e-6).all()
+    assert (change.flatten(1).amax(1) > 0.02).all()
+    share = (masks > 0.5).float().mean((1, 2))
+    assert share.min() > 0.001
+    assert 0.01 < share.mean() < 0.12
+    assert share.max() < 0.25
+
+
+def test_synthetic_anomalies_follow_the_generator():
+    images = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    first, again, other = (synthetic_anomalies(images, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_grey_images_stay_grey():
+    images = torch.rand(60, 1, 32, 32, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1).contiguous()
+    spoilt, _ = synthetic_anomalies(images, np.random.default_rng(0))
+    torch.testing.assert_close(spoilt[:, 0], spoilt[:, 1])
+    torch.testing.assert_close(spoilt[:, 0], spoilt[:, 2])
