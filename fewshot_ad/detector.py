@@ -730,9 +730,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         normal = views.random_views(self._load_support(X, y, reset=False), n_views, rng).flatten(0, 1)
         both = torch.cat([normal, views.synthetic_anomalies(normal, rng)[0]])
         scorer = self._scorer(self._extractor())
-        pairs = [scorer.evidence(batch, self._exclude(batch))[0] for batch in both.split(CHUNK)]
-        scores = torch.cat([scorer.score(scorer.fuse(evidence)) for evidence in pairs])
-        return roc_auc_score(np.repeat([0, 1], len(normal)), scores.double().numpy())
+        scores = [
+            scorer.score(scorer.fuse(scorer.evidence(batch, self._exclude(batch))[0])) for batch in both.split(CHUNK)
+        ]
+        return roc_auc_score(np.repeat([0, 1], len(normal)), torch.cat(scores).double().numpy())
 
     def _read(self, batch: torch.Tensor, exclude: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor:
         """Compute the evidence (N, E, S, S) of a few images."""

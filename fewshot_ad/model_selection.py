@@ -132,8 +132,22 @@ class SyntheticAnomalyScorer:
         -------
         float
             AUROC, in [0, 1].
+
+        Raises
+        ------
+        TypeError
+            The estimator is something else.
+        ValueError
+            `n_views` is below 1.
         """
         if isinstance(estimator, Pipeline):
             estimator, X = estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X
+        if not hasattr(estimator, "_tell_spoilt"):
+            raise TypeError(
+                f"{type(estimator).__name__} was given; SyntheticAnomalyScorer scores a DualDistillationDetector, or a "
+                "Pipeline that ends in one."
+            )
+        if self.n_views < 1:
+            raise ValueError(f"n_views={self.n_views!r} was given; accepted is an integer of at least 1.")
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         return float(estimator._tell_spoilt(X, y, self.n_views, np.random.default_rng(seed)))

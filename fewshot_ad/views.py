@@ -101,7 +101,7 @@ def _blob(size: int, rng: np.random.Generator) -> torch.Tensor:
     across = np.cos(angle) * (rows - y) - np.sin(angle) * (columns - x)
     stretch = np.exp(rng.uniform(0, 1))
     bump = -np.hypot(along / stretch, across * stretch) / reach
-    cells = max(2, round(4 * size / reach / 4))
+    cells = max(2, round(size / reach))
     noise = torch.from_numpy(rng.normal(0, 0.3, (1, 1, cells, cells)))
     field = bump + TF.resize(noise, [size, size], antialias=False)[0, 0].numpy()
     # The threshold that leaves the wanted share, and a border a few pixels wide.

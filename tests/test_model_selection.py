@@ -128,3 +128,10 @@ def test_the_scorer_looks_into_a_pipeline(patch, normal):
 
 def test_the_scorer_says_what_it_is():
     assert repr(SyntheticAnomalyScorer(2)) == "SyntheticAnomalyScorer(n_views=2, random_state=0)"
+
+
+def test_the_scorer_names_what_it_cannot_score(patch, normal):
+    with pytest.raises(TypeError, match=r"DummyClassifier was given.*DualDistillationDetector"):
+        SyntheticAnomalyScorer()(DummyClassifier(), normal)
+    with pytest.raises(ValueError, match="n_views=0"):
+        SyntheticAnomalyScorer(0)(patch.fit(normal[:4]), normal[4:])
