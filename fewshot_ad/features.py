@@ -49,7 +49,9 @@ class FeatureExtractor:
         self.runtime = runtime
         self.n_seen = 0
         self._kept: dict[str, list[torch.Tensor]] = {}
-        self.key = f"{fingerprint} {runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
+        # Some networks keep all weights, and so their fingerprint, whichever stages they return.
+        stages = ",".join(map(str, teacher.channels))
+        self.key = f"{fingerprint} {stages} {runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
         self._cached = None
         if memory is not None and getattr(memory, "location", None) is not None:
             self._cached = memory.cache(_one_image, ignore=["compute"])

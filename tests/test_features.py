@@ -4,7 +4,7 @@ import joblib
 import pytest
 import torch
 
-from fewshot_ad import features
+from fewshot_ad import DualDistillationDetector, features
 from fewshot_ad.exceptions import OutOfMemoryError
 from fewshot_ad.features import CHUNK, FeatureExtractor, in_chunks
 from fewshot_ad.networks.teacher import build_backbone
@@ -109,3 +109,13 @@ def test_other_errors_pass_through():
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
         features.in_chunks(broken, torch.zeros(2, 1))
+
+
+def test_memory_tells_apart_which_stages_are_returned(tmp_path):
+    # lcnet keeps the weights of stages that are not asked for, so that the fingerprint is the same.
+    memory = joblib.Memory(tmp_path, verbose=0)
+    image = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    patch = DualDistillationDetector(image_size=32, evidence="patch", memory=memory).fit(image)
+    both = DualDistillationDetector(image_size=32, memory=memory, random_state=0).fit(image)
+    assert len(both.experts_) == 1
+    assert torch.equal(both.patches_, patch.patches_)
