@@ -1,174 +1,348 @@
-"""Image and pixel AUROC of each kind of evidence on real images: Markdown on standard output.
+"""Accuracy on real images, of ours and of others': Markdown on standard output, and a folder of results.
 
-python benchmarks/quality.py DATA --settings default scratch patch --weights mobilenetv2_100.safetensors
+python benchmarks/quality.py DATA --out results
+python benchmarks/quality.py DATA --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
 
-DATA has one folder for each task, with good/, bad/ and perhaps masks/ (named as the images of bad/). For each of five
-seeds, K normal images drawn by that seed are the support, the next 150 and the first 100 anomalous ones the test.
-Nothing is chosen by looking at the test images.
+DATA has one folder for each task, with good/, bad/ and perhaps masks/ (named as the images of bad/). For each seed, K
+normal images drawn by it are the support, the next 150 and the first 100 anomalous ones the test. Image AUROC; pixel
+AUROC and AUPRO (false-positive rate up to 0.3) at 256 px over the normal images and those with a mask; means over
+seeds, then over tasks, with the standard error over seeds. Nothing is chosen by looking at test labels. Every result is
+kept in OUT: a run that was broken off goes on.
 
-Settings, of which "default" and "scratch" are also read kind by kind ("ssd", "tsd", "patch"):
+Methods, all with the network --backbone:
 
-default  the packaged teacher and student
-steps    the same student, trained on the support for another 50 steps
-scratch  the packaged teacher, an untrained student that is trained on the support
-patch    patches alone, of the network --backbone
-paper    the published setting with --backbone: a student trained by episodes on the other tasks (never one of the same
-         family, which is what stands before the first underscore), then only shown the support
+default         DualDistillationDetector(), and each of its kinds of evidence: "ssd", "tsd" and "patch"
+memory          evidence="patch", augment=False: teacher's patches of the support
+memory-rotated  evidence="patch": and of its turned and mirrored views
+paper           the paper's setting: a student pretrained by episodes on the other families' normal images (the family
+                is what stands before the first underscore), then only shown the support
+paper-tsd, paper-ssd, paper-ssd-tsd
+                the lines of its ablation: one loss alone, and both without learn-to-weight
+patchcore, patchcore-0.1, padim
+                anomalib's models, with a coreset of all patches and of a tenth; left out where it is not installed
+scratch         an untrained student, trained on the support: "ssd" and "tsd" together
+steps           the default, with another 50 training steps on the support (where there is a packaged student)
+
+The last two train at every fit, which takes longer than all the others together: name them in --methods to have them.
+The paper's students make 600 episodes of four shots, fixed beforehand, with decoders of (2, 2, 2) blocks (--blocks 3 4
+6 for the paper's, which take three times as long). benchmarks/paper.py is the paper's own experiment.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
-from collections.abc import Callable
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import peers
 import torch
-from PIL import Image
-from sklearn.metrics import roc_auc_score
-from torch.nn import functional as F
+from protocol import (
+    ABLATION,
+    INDUSTRIAL,
+    MAX_FPR,
+    MEDICAL,
+    Features,
+    Pictures,
+    Store,
+    ablation_detector,
+    draw,
+    evaluate,
+    find_tasks,
+    fingerprint,
+    mean_and_error,
+    pretrained_student,
+    shown,
+    table,
+    write,
+)
+from tqdm.auto import tqdm
 
-from fewshot_ad import DualDistillationDetector, images
-from fewshot_ad.features import CHUNK
+import fewshot_ad
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.exceptions import PretrainingStopped
+from fewshot_ad.packaged import PACKAGED
 
-MEDICAL = ("odir_", "busi", "skin_", "his_", "cxr_", "brain_")
-INDUSTRIAL = ("magnetic_", "loco_", "kolektor", "elpv_", "mvtec_")
-PIXELS = 256
-COLUMNS = {"pixel": ".3f", "alarms": ".2f", "recall": ".2f", "fit": ".0f"}
-
-
-def test_set(task: Path, n_shots: int, seed: int) -> tuple[list[Path], list[Path], list[Path]]:
-    good = sorted((task / "good").iterdir())
-    order = np.random.default_rng(seed).permutation(len(good))
-    bad = sorted((task / "bad").iterdir())[:100]
-    return [good[i] for i in order[:n_shots]], [good[i] for i in order[n_shots : n_shots + 150]], bad
-
-
-def pixel_auroc(maps: np.ndarray, queries: list[Path], n_normal: int, masks: Path) -> float:
-    """Over the normal images and the anomalous ones that have a mask, at 256 px."""
-    truth, shown = [], []
-    for i, (path, found) in enumerate(zip(queries, maps, strict=True)):
-        mask = masks / f"{path.stem}.png"
-        if i >= n_normal and not mask.exists():
-            continue
-        size = (PIXELS, PIXELS)
-        drawn = np.zeros(size) if i < n_normal else np.asarray(Image.open(mask).convert("L").resize(size, 0))
-        truth.append(drawn > 127)
-        shown.append(F.interpolate(torch.from_numpy(found)[None, None], size=size, mode="bilinear")[0, 0].numpy())
-    return roc_auc_score(np.ravel(truth), np.ravel(shown))
-
-
-def evaluate(det: DualDistillationDetector, task: Path, n_shots: int, seed: int) -> dict[str, dict[str, float]]:
-    """Fit once, and read each kind of evidence by itself as well as the fused map, all by the detector's own path."""
-    support, normal, bad = test_set(task, n_shots, seed)
-    start = time.perf_counter()
-    det.fit(support)
-    seconds = time.perf_counter() - start
-    queries = normal + bad
-    y = np.repeat([1, -1], [len(normal), len(bad)])
-    scorer = det._scorer(det._extractor())
-    maps: dict[str, list[np.ndarray]] = {}
-    scores: dict[str, list[np.ndarray]] = {}
-    for first in range(0, len(queries), CHUNK):
-        paths = queries[first : first + CHUNK]
-        batch = torch.stack([images.load(path, 0, det.image_size) for path in paths])
-        evidence, _ = scorer.evidence(batch, det._exclude(batch))
-        for name, found in [*zip(det.scales_, evidence.unbind(1), strict=True), ("fused", scorer.fuse(evidence))]:
-            maps.setdefault(name, []).append(found.numpy())
-            scores.setdefault(name, []).append(scorer.score(found).numpy())
-    results = {}
-    for name in maps:
-        score = np.concatenate(scores[name])
-        results[name] = {"image": roc_auc_score(y, -score)}
-        if (task / "masks").is_dir():
-            shown = np.concatenate(maps[name])
-            results[name]["pixel"] = pixel_auroc(shown, queries, len(normal), task / "masks")
-    decision = -np.concatenate(scores["fused"]).astype(float) - det.offset_
-    results["fused"] |= {
-        "alarms": float((decision[y == 1] < 0).mean()),
-        "recall": float((decision[y == -1] < 0).mean()),
-        "fit": seconds,
-    }
-    return results
+OWN: dict[str, dict[str, Any]] = {
+    "default": {},
+    "steps": {"n_steps": 50, "learning_rate": 1e-4},
+    "scratch": {"init": None, "evidence": ("ssd", "tsd")},
+    "memory": {"evidence": "patch", "augment": False},
+    "memory-rotated": {"evidence": "patch"},
+}
+SLOW = ("scratch", "steps")
+METHODS = (*OWN, *ABLATION, *peers.PEERS)
+SPOILT = {4: 1, 8: 2}
+SPOILT_METHODS = ("default", "memory-rotated", "patchcore")
+STEPS, SHOTS = 600, 4
+QUICK = {"images": 30, "auxiliary": 20, "steps": 40, "seeds": 2, "shots": [4]}
+Entry = dict[str, Any]
 
 
-def pretrain(task: Path, data: Path, common: dict, out: Path) -> Path:
-    """Train the paper's student on the other families' normal images, 100 of each task."""
-    family = task.name.split("_")[0]
-    others = [other for other in sorted(data.iterdir()) if (other / "good").is_dir()]
-    auxiliary = {
-        other.name: sorted((other / "good").iterdir())[:100] for other in others if other.name.split("_")[0] != family
-    }
-    det = DualDistillationDetector.paper(**common, n_steps=600)
-    # The support has no part in this training; any images will do.
-    det.fit(next(iter(auxiliary.values()))[:4], auxiliary=auxiliary).save_student(out)
-    return out
-
-
-def settings(
-    args: argparse.Namespace, task: Path, scratch: str
-) -> dict[str, Callable[[int], DualDistillationDetector]]:
-    """Make each setting's detector, by its name and a seed."""
-    other = {"backbone": args.backbone, "weights": args.weights}
-
-    def paper(seed: int) -> DualDistillationDetector:
-        init = Path(scratch, f"{task.name}.safetensors")
-        if not init.exists():
-            pretrain(task, args.data, {**other, "memory": f"{scratch}/features"}, init)
-        return DualDistillationDetector.paper(**other, init=init, n_steps=0)
-
-    return {
-        "default": lambda seed: DualDistillationDetector(random_state=seed),
-        "steps": lambda seed: DualDistillationDetector(n_steps=50, learning_rate=1e-4, random_state=seed),
-        "scratch": lambda seed: DualDistillationDetector(init=None, evidence=("ssd", "tsd"), random_state=seed),
-        "patch": lambda seed: DualDistillationDetector(**other, evidence="patch", random_state=seed),
-        "paper": paper,
-    }
-
-
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--settings", nargs="+", default=["default"], metavar="NAME")
-    parser.add_argument("--backbone", default="mobilenetv2_100", help="of the last two settings")
-    parser.add_argument("--weights", type=Path, help="safetensors file of it; default: the hub's")
-    parser.add_argument("--tasks", nargs="+", help="default: all")
-    parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add = parser.add_argument
+    add("data", type=Path, metavar="DATA")
+    add("--out", type=Path, required=True, metavar="DIR", help="quality.md, .json, .png, and what is kept between runs")
+    add("--shots", type=int, nargs="+", default=[2, 4, 8], metavar="K")
+    add("--seeds", type=int, default=5)
+    add("--image-size", type=int, default=128)
+    add("--backbone", default="compact")
+    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
+    add("--blocks", type=int, nargs=3, default=(2, 2, 2), help="of the decoders of the paper's lines")
+    add("--tasks", nargs="+", metavar="NAME", help="default: all")
+    add("--methods", nargs="+", metavar="NAME", choices=METHODS, default=[name for name in METHODS if name not in SLOW])
+    add("--threads", type=int, default=os.cpu_count())
+    add("--leaky", action="store_true", help="score the paper's lines the way of the published code, besides")
+    add("--spoilt", action="store_true", help="besides, with anomalous images in the support: 1 of 4 and 2 of 8")
+    add("--fresh", action="store_true", help="compute every result anew")
+    add(
+        "--quick",
+        action="store_true",
+        help="four tasks, few images: a few minutes, and figures that are not comparable",
+    )
     args = parser.parse_args()
+    if args.quick:
+        args.shots, args.seeds = QUICK["shots"], min(args.seeds, QUICK["seeds"])
+    return args
+
+
+def chosen_tasks(args: argparse.Namespace) -> list[Path]:
+    tasks = find_tasks(args.data, args.tasks)
+    if args.quick and args.tasks is None:
+        medical = [task for task in tasks if task.name.startswith(MEDICAL)][:2]
+        industrial = [task for task in tasks if task.name.startswith(INDUSTRIAL)][-2:]
+        tasks = medical + industrial or tasks[:4]
+    return tasks
+
+
+class Run:
+    """Every result that was asked for, computed or found."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.network = {"backbone": args.backbone, "weights": args.weights, "image_size": args.image_size}
+        self.tasks = chosen_tasks(args)
+        self.store = Store(args.out / "results", args.fresh)
+        self.notes: list[str] = []
+        self.methods = list(dict.fromkeys(args.methods))
+        self.packaged = PACKAGED.get(args.backbone) if args.weights is None else None
+        if self.packaged is None:
+            self._leave_out(["steps"], f"{args.backbone} has no packaged student; the default trains on the support.")
+        if peers.version() is None:
+            self._leave_out(list(peers.PEERS), "anomalib is not installed: pip install 'fewshot-ad[bench]'.")
+        self.teacher = fingerprint(args.backbone, args.image_size, args.weights)
+
+    def _leave_out(self, names: Sequence[str], why: str) -> None:
+        left = [name for name in self.methods if name in names]
+        if left:
+            self.methods = [name for name in self.methods if name not in left]
+            self.notes.append(f"Left out: {', '.join(left)}. {why}")
+            print(self.notes[-1], file=sys.stderr)
+
+    def entries(self) -> list[Entry]:
+        """Compute, or find, every result."""
+        plan = list(self._plan())
+        found = []
+        task, pictures, features = None, Pictures(self.args.image_size), Features()
+        with tqdm(plan, unit="result", file=sys.stderr) as bar:
+            for item in bar:
+                bar.set_postfix_str(" ".join(map(str, item.values())), refresh=False)
+                if item["task"] != task:  # what was read for one task is of no use for the next
+                    task, pictures, features = item["task"], Pictures(self.args.image_size), Features()
+                found.append({**item, "kinds": self._one(item, pictures, features)})
+        return found
+
+    def _plan(self) -> Iterator[Entry]:
+        for task in self.tasks:
+            for n_shots in self.args.shots:
+                for seed in range(self.args.seeds):
+                    for method in self.methods:
+                        item = {"task": task.name, "shots": n_shots, "seed": seed, "method": method, "n_spoilt": 0}
+                        yield item
+                        if self.args.spoilt and n_shots in SPOILT and method in SPOILT_METHODS:
+                            yield {**item, "n_spoilt": SPOILT[n_shots]}
+
+    def _one(self, item: Entry, pictures: Pictures, features: Features) -> dict[str, dict[str, float]]:
+        args, method, seed = self.args, item["method"], item["seed"]
+        task = args.data / item["task"]
+        limit = QUICK["images"] if args.quick else None
+        drawn = draw(task, item["shots"], seed, n_spoilt=item["n_spoilt"], limit=limit)
+        key = {
+            **item, "image_size": args.image_size, "backbone": args.backbone, "teacher": self.teacher,
+            "package": fewshot_ad.__version__, "files": drawn.stamp,
+        }  # fmt: skip
+        if method in peers.PEERS:
+            key |= {"parameters": peers.PEERS[method], "anomalib": peers.version()}
+            return self.store.get(key, lambda: peers.evaluate_peer(method, drawn, pictures, **self.network, seed=seed))
+        leaky = args.leaky and method in ABLATION
+        if method in ABLATION:
+            student, trained = self._student(method, task)
+            det = ablation_detector(method, student, **self.network)
+            key["pretraining"] = trained
+        else:
+            det = DualDistillationDetector(**self.network, **OWN[method], random_state=seed)
+            key["student"] = self.packaged.hashes if self.packaged else None
+        ignored = ("weights", "init", "device", "memory", "verbose")
+        key["parameters"] = {name: value for name, value in det.get_params().items() if name not in ignored}
+        key["parameters"]["trained"] = det.init is None
+        key["leaky"] = leaky
+        return self.store.get(
+            key, lambda: evaluate(det, drawn, pictures, features, kinds=method == "default", leaky=leaky)
+        )
+
+    def _student(self, line: str, task: Path) -> tuple[Path, dict[str, Any]]:
+        steps, limit = (QUICK["steps"], QUICK["auxiliary"]) if self.args.quick else (STEPS, 100)
+        return pretrained_student(
+            line, find_tasks(self.args.data), task, self.args.out / "students", n_steps=steps, n_shots=SHOTS,
+            limit=limit, decoder_blocks=tuple(self.args.blocks), **self.network,
+        )  # fmt: skip
+
+
+# ---- what was found
+
+
+class Results:
+    """Numbers by shots, label, task and seed."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.found: dict[tuple[int, str, str], list[dict[str, float]]] = {}
+        for entry in entries:
+            method = entry["method"] + (" (spoilt)" if entry["n_spoilt"] else "")
+            for kind, numbers in entry["kinds"].items():
+                label = method if kind == "fused" else f"{method}: {kind}"
+                self.found.setdefault((entry["shots"], label, entry["task"]), []).append(numbers)
+        self.shots = list(dict.fromkeys(shots for shots, _, _ in self.found))
+        self.labels = list(dict.fromkeys(label for _, label, _ in self.found))
+        self.tasks = list(dict.fromkeys(task for _, _, task in self.found))
+
+    def groups(self) -> dict[str, list[str]]:
+        """Return the tasks that are averaged together, by the name of the mean."""
+        groups = {
+            "medical": [task for task in self.tasks if task.startswith(MEDICAL)],
+            "industrial": [task for task in self.tasks if task.startswith(INDUSTRIAL)],
+            "all": self.tasks,
+        }
+        return {name: tasks for name, tasks in groups.items() if tasks}
+
+    def values(self, shots: int, label: str, tasks: Sequence[str], metric: str) -> np.ndarray | None:
+        """Return (tasks, seeds), of those tasks that have the metric; None where none has."""
+        rows = [[row.get(metric, np.nan) for row in self.found.get((shots, label, task), [])] for task in tasks]
+        rows = [row for row in rows if row and not np.isnan(row).any()]
+        return np.array(rows) if rows else None
+
+    def cell(
+        self, shots: int, label: str, tasks: Sequence[str], metric: str, digits: int = 3, error: bool = True
+    ) -> str:
+        """Write the mean over tasks and seeds."""
+        values = self.values(shots, label, tasks, metric)
+        return "–" if values is None else shown(values, digits, error)
+
+    def grid(self, shots: int, metrics: Sequence[str], digits: int = 3, needs: str | None = None) -> str:
+        """Make a table of labels (that have what it needs) by tasks and means; a cell holds one or several metrics."""
+        groups = self.groups()
+        tasks = [t for t in self.tasks if any(self.values(shots, n, [t], metrics[0]) is not None for n in self.labels)]
+        columns = [[task] for task in tasks] + list(groups.values())
+        alone = len(metrics) == 1
+        rows = []
+        for label in self.labels:
+            if needs is not None and self.values(shots, label, self.tasks, needs) is None:
+                continue
+            cells = [" / ".join(self.cell(shots, label, names, m, digits, alone) for m in metrics) for names in columns]
+            if any(set(cell) - set("– /") for cell in cells):
+                rows.append([label, *cells])
+        return table(["method", *tasks, *(f"**{name}**" for name in groups)], rows) if rows else ""
+
+    def summary(self) -> str:
+        """Make the table of mean image AUROC by group of tasks and shots."""
+        columns = [(name, shots) for name in self.groups() for shots in self.shots]
+        rows = []
+        for label in self.labels:
+            rows.append([label, *(self.cell(shots, label, self.groups()[name], "image") for name, shots in columns)])
+        return table(["method", *(f"{name}, K = {shots}" for name, shots in columns)], rows)
+
+
+def report(run: Run, results: Results) -> str:
+    args = run.args
+    parts = [f"Backbone {args.backbone}, {args.image_size} px, {args.seeds} seeds, {len(results.tasks)} tasks.\n"]
+    if args.quick:
+        parts.append(
+            "**A quick look: fewer images, seeds and training steps than the protocol asks for. Not to quote.**\n"
+        )
+    parts += [note + "\n" for note in run.notes]
+    parts += ["## Mean image AUROC ± standard error over seeds\n", results.summary()]
+    for shots in results.shots:
+        parts += [f"## {shots} normal images\n", "Image AUROC ± standard error over seeds:\n"]
+        parts.append(results.grid(shots, ["image"]))
+        if pixels := results.grid(shots, ["pixel", "aupro"]):
+            parts += [f"Pixel AUROC / AUPRO up to a false-positive rate of {MAX_FPR}:\n", pixels]
+        parts += ['False alarms among normal / recall among anomalous images, contamination="auto":\n']
+        parts += [results.grid(shots, ["alarms", "recall"], 2), "Seconds of fit, images already read:\n"]
+        parts.append(results.grid(shots, ["fit"], 2))
+        if leaky := results.grid(shots, ["leaky", "image"], needs="leaky"):
+            parts += [
+                "Image AUROC of the same maps as the published code scores them, blurred across images that are sorted "
+                "by class / scored each by itself. The first is not a measurement of anything:\n",
+                leaky,
+            ]
+    return "\n".join(parts)
+
+
+def plot(results: Results, file: Path) -> None:
+    """Draw mean image AUROC against shots, a line for each method."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"matplotlib is not installed: {file.name} was not drawn.", file=sys.stderr)
+        return
+    groups = {name: tasks for name, tasks in results.groups().items() if name != "all"} or results.groups()
+    labels = [label for label in results.labels if ":" not in label]
+    figure = Figure(figsize=(5.5 * len(groups) + 2, 5), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for panel, (name, tasks) in zip(panels, groups.items(), strict=True):
+        for i, label in enumerate(labels):
+            read = {shots: results.values(shots, label, tasks, "image") for shots in results.shots}
+            points = [(shots, *mean_and_error(v)) for shots, v in read.items() if v is not None]
+            if points:
+                x, y, error = np.array(points).T
+                style = ("-", "--", ":")[i // 10 % 3]
+                panel.errorbar(x, y, np.nan_to_num(error), fmt="o" + style, color=f"C{i % 10}", capsize=2, label=label)
+        panel.set(title=f"{name}, {len(tasks)} tasks", xlabel="normal images (K)", xscale="log", ylabel="image AUROC")
+        panel.set_xticks(results.shots, [str(shots) for shots in results.shots])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(file, dpi=110)
+
+
+def dump(file: Path, found: dict[str, Any]) -> None:
+    """Write JSON; a leaky figure that has no meaning is null."""
+    write(file, json.dumps(found, indent=1).replace("NaN", "null"))
+
+
+def main() -> int:
+    args = parse()
     torch.set_num_threads(args.threads)
-
-    tasks = args.tasks or [task.name for task in sorted(args.data.iterdir()) if (task / "good").is_dir()]
-    print("| task | setting | image AUROC | s.e. | pixel AUROC | false alarms | recall | fit, s |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    image: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for task in tasks:
-            for setting in args.settings:
-                make = settings(args, args.data / task, scratch)[setting]
-                rows = [evaluate(make(seed), args.data / task, args.shots, seed) for seed in range(args.seeds)]
-                for kind in rows[0]:
-                    if kind != "fused" and len(rows[0]) == 2:
-                        continue  # one kind of evidence: the same again
-                    label = setting if kind == "fused" else f"{setting}: {kind}"
-                    print(line(task, label, [row[kind] for row in rows]), flush=True)
-                    image.setdefault(label, {})[task] = float(np.mean([row[kind]["image"] for row in rows]))
-    for label, means in image.items():
-        for field, names in (("medical", MEDICAL), ("industrial", INDUSTRIAL)):
-            if found := [means[task] for task in means if task.startswith(names)]:
-                print(f"| mean of {len(found)} {field} | {label} | {np.mean(found):.3f} | | | | | |")
-
-
-def line(task: str, label: str, rows: list[dict[str, float]]) -> str:
-    mean = {key: np.mean([row[key] for row in rows]) for key in rows[0]}
-    error = np.std([row["image"] for row in rows], ddof=1) / len(rows) ** 0.5 if len(rows) > 1 else np.nan
-    cells = [f"{mean['image']:.3f}", f"{error:.3f}"]
-    cells += [f"{mean[key]:{form}}" if key in mean else "–" for key, form in COLUMNS.items()]
-    return f"| {task} | {label} | {' | '.join(cells)} |"
+    run = Run(args)
+    try:
+        entries = run.entries()
+    except (KeyboardInterrupt, PretrainingStopped):
+        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    results = Results(entries)
+    said = report(run, results)
+    print(said)
+    write(args.out / "quality.md", said)
+    about = {"backbone": args.backbone, "image_size": args.image_size, "quick": args.quick, "notes": run.notes}
+    dump(args.out / "quality.json", {**about, "results": entries})
+    plot(results, args.out / "quality.png")
+    run.store.report()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

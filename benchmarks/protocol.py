@@ -1,0 +1,432 @@
+"""What the benchmarks share: draws of the support, images read once, metrics, the store of results, tables.
+
+A task is a folder with good/, bad/ and perhaps masks/ (named as the images of bad/), or one that is split already, with
+train/good, test/good and test/bad. Nothing here looks at a test label except to compute a metric.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+import fewshot_ad
+from fewshot_ad import DualDistillationDetector, images, pretrain
+from fewshot_ad.features import CHUNK, image_hash, load_teacher
+from fewshot_ad.metrics import aupro
+from fewshot_ad.runtime import resolve_runtime
+from fewshot_ad.scoring import Scorer
+
+N_NORMAL, N_BAD = 150, 100
+PIXELS = 256
+MAX_FPR = 0.3
+# Of the published code's test loader.
+LEAKY_BATCH = 16
+MEDICAL = ("odir_", "busi", "skin_", "his_", "cxr_", "brain_")
+INDUSTRIAL = ("magnetic_", "loco_", "kolektor", "elpv_", "mvtec_")
+# The paper's ablation, as changes to `DualDistillationDetector.paper`.
+ABLATION: dict[str, dict[str, Any]] = {
+    "paper-tsd": {"lam": float("inf"), "evidence": "tsd"},
+    "paper-ssd": {"lam": 0.0, "weighting": "uniform", "evidence": "ssd"},
+    "paper-ssd-tsd": {"lam": 0.1, "weighting": "uniform", "evidence": "ssd"},
+    "paper": {"lam": 0.1, "weighting": "attention", "evidence": "ssd"},
+}
+
+
+def family(task: str) -> str:
+    """Name what must not be in the pretraining for a task: `odir_glaucoma` and `odir_amd` are one family."""
+    return task.split("_")[0]
+
+
+def find_tasks(data: Path, names: Sequence[str] | None = None) -> list[Path]:
+    """List the folders that are tasks; those named, where names are given."""
+    found = [p for p in sorted(data.iterdir()) if (p / "good").is_dir() or (p / "train" / "good").is_dir()]
+    if unknown := set(names or ()) - {p.name for p in found}:
+        raise SystemExit(
+            f"{data} has no task {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in found)}"
+        )
+    if not found:
+        raise SystemExit(f"{data} holds no task: a folder with good/ and bad/, or with train/good and test/.")
+    return [p for p in found if names is None or p.name in names]
+
+
+def normal_pool(task: Path) -> list[Path]:
+    """List the normal images that a support, or a pretraining for another task, may be drawn from."""
+    return _files(task / "good" if (task / "good").is_dir() else task / "train" / "good")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One support and its test set; `support` ends in anomalous images where it is spoilt."""
+
+    support: list[Path]
+    normal: list[Path]
+    bad: list[Path]
+    masks: Path
+
+    @property
+    def queries(self) -> list[Path]:
+        """The test set, normal images first."""
+        return self.normal + self.bad
+
+    @property
+    def y(self) -> np.ndarray:
+        """+1 normal, -1 anomalous."""
+        return np.repeat([1, -1], [len(self.normal), len(self.bad)])
+
+    @property
+    def stamp(self) -> str:
+        """Change with the files: results of other images are not these."""
+        said = [f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in (*self.support, *self.queries)]
+        if self.masks.is_dir():
+            said += [f"{p.name} {p.stat().st_size}" for p in _files(self.masks)]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
+
+
+def draw(task: Path, n_shots: int, seed: int, *, n_spoilt: int = 0, limit: int | None = None) -> Draw:
+    """Draw a support by its seed, and the test set that goes with it.
+
+    Parameters
+    ----------
+    task : Path
+    n_shots, seed : int
+    n_spoilt : int
+        So many of the support are replaced by anomalous images, drawn by the seed from those that are in no test set;
+        where there are too few of these, from all, and they leave the test set.
+    limit : int, optional
+        At most so many test images of each kind, for a quick look.
+    """
+    split = not (task / "good").is_dir()
+    pool, bad = normal_pool(task), _files(task / "test" / "bad" if split else task / "bad")
+    order = np.random.default_rng(seed).permutation(len(pool))
+    support = [pool[i] for i in order[:n_shots]]
+    normal = _files(task / "test" / "good") if split else [pool[i] for i in order[n_shots : n_shots + N_NORMAL]]
+    if not normal or not bad:
+        raise SystemExit(f"{task} has {len(pool)} normal and {len(bad)} anomalous images: none is left to test on.")
+    if n_spoilt:
+        spare = bad[N_BAD:] if len(bad) >= N_BAD + n_spoilt and not split else bad
+        chosen = np.random.default_rng((seed, 1)).permutation(len(spare))[:n_spoilt]
+        support = support[:-n_spoilt] + [spare[i] for i in chosen]
+        bad = [path for path in bad if path not in support]
+    bad = bad if split else bad[:N_BAD]
+    masks = (task / "test" if split else task) / "masks"
+    return Draw(support, normal[:limit], bad[:limit], masks)
+
+
+class Pictures:
+    """Images of one task, each read and resized once, and their masks."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._held: dict[Path, torch.Tensor] = {}
+        self._masks: dict[Path, np.ndarray | None] = {}
+
+    def __call__(self, paths: Iterable[Path]) -> torch.Tensor:
+        """Return (N, 3, S, S) in [0, 1]."""
+        return torch.stack([self._one(path) for path in paths])
+
+    def _one(self, path: Path) -> torch.Tensor:
+        if path not in self._held:
+            self._held[path] = images.load(path, 0, self.size)
+        return self._held[path]
+
+    def truth(self, drawn: Draw) -> tuple[list[int], np.ndarray]:
+        """Return which queries are normal or have a mask, and what is anomalous in them, (N, 256, 256)."""
+        which, truth = [], []
+        for i, path in enumerate(drawn.queries):
+            mask = np.zeros((PIXELS, PIXELS), bool) if i < len(drawn.normal) else self._mask(drawn.masks, path)
+            if mask is not None:
+                which.append(i)
+                truth.append(mask)
+        return which, np.stack(truth)
+
+    def _mask(self, folder: Path, path: Path) -> np.ndarray | None:
+        if path not in self._masks:
+            file = folder / f"{path.stem}.png"
+            shown = Image.open(file).convert("L").resize((PIXELS, PIXELS), 0) if file.exists() else None
+            self._masks[path] = None if shown is None else np.asarray(shown) > 127
+        return self._masks[path]
+
+
+class Features:
+    """Teacher's features in memory, in the place of a joblib.Memory: each image passes through the teacher once.
+
+    Attributes
+    ----------
+    patch : dict
+        The latest "patch" evidence, by patches of the support and queries: `default` and `memory-rotated` share it.
+    """
+
+    location = "memory"
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str], list[np.ndarray]] = {}
+        self.patch: dict[Any, torch.Tensor] = {}
+
+    def cache(self, _function: Any, ignore: Any = None) -> Features:
+        """Stand for joblib's function of this name."""
+        return self
+
+    def check_call_in_cache(self, image: np.ndarray, key: str, _compute: Any) -> bool:
+        """Tell whether an image's features are held."""
+        return (key, image_hash(torch.from_numpy(image))) in self._held
+
+    def __call__(self, image: np.ndarray, key: str, compute: Any) -> list[np.ndarray]:
+        """Return an image's features, computed only if they are new."""
+        entry = (key, image_hash(torch.from_numpy(image)))
+        if entry not in self._held:
+            self._held[entry] = compute()
+        return self._held[entry]
+
+
+def pixel_auroc(truth: np.ndarray, maps: np.ndarray) -> float:
+    """Compute `roc_auc_score` of pixels; sorting each kind by itself takes a tenth of its time."""
+    found, others = np.sort(maps[truth]), np.sort(maps[~truth])
+    below = np.searchsorted(others, found, "left").sum(dtype=float)
+    return (below + np.searchsorted(others, found, "right").sum(dtype=float)) / 2 / len(found) / len(others)
+
+
+def measure(
+    drawn: Draw, pictures: Pictures, scores: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Compute each kind's image AUROC and, where there are masks, its pixel AUROC and AUPRO.
+
+    Scores and maps are high for anomalous images.
+    """
+    found = {name: {"image": float(roc_auc_score(drawn.y, -score))} for name, score in scores.items()}
+    if not drawn.masks.is_dir():
+        return found
+    which, truth = pictures.truth(drawn)
+    if not truth.any():
+        return found
+    size = (PIXELS, PIXELS)
+
+    def pixels(task: tuple[str, str]) -> None:
+        name, metric = task
+        shown = F.interpolate(torch.from_numpy(maps[name][which])[:, None], size=size, mode="bilinear")[:, 0].numpy()
+        value = pixel_auroc(truth, shown) if metric == "pixel" else aupro(truth, shown, max_fpr=MAX_FPR)
+        found[name][metric] = float(value)
+
+    # Sorting lets go of the interpreter: two at a time, which is also what memory allows.
+    with ThreadPoolExecutor(min(2, torch.get_num_threads())) as pool:
+        list(pool.map(pixels, [(name, metric) for name in maps for metric in ("pixel", "aupro")]))
+    return found
+
+
+def leaky_scores(maps: np.ndarray, sigma: float = 4.0, batch: int = LEAKY_BATCH) -> np.ndarray:
+    """Score maps the way that the published code does, for comparison only: never use this to score anything.
+
+    One Gaussian with one sigma blurs the stack of a batch along all three axes, so that neighbouring images lend each
+    other their anomalies; the score is the maximum. The last incomplete batch is dropped.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (N, H, W)
+        Before any blur, in the loader's order: sorted by class.
+
+    Returns
+    -------
+    ndarray of shape (N // batch * batch,)
+    """
+    whole = [maps[i : i + batch] for i in range(0, len(maps) - batch + 1, batch)]
+    return np.concatenate([gaussian_filter(stack, sigma=sigma).max((1, 2)) for stack in whole])
+
+
+def leaky_auroc(maps: np.ndarray, y: np.ndarray) -> float:
+    """Image AUROC of maps that are not blurred yet, the published way; NaN where its batches leave one class only."""
+    order = np.argsort(y, kind="stable")  # anomalous first, as the folders' names sort
+    if len(y) < LEAKY_BATCH:
+        return float("nan")
+    scores = leaky_scores(maps[order])
+    kept = y[order][: len(scores)]
+    return float(roc_auc_score(kept, -scores)) if len(set(kept)) == 2 else float("nan")
+
+
+def evaluate(
+    det: DualDistillationDetector, drawn: Draw, pictures: Pictures, features: Features, *, kinds: bool, leaky: bool
+) -> dict[str, dict[str, float]]:
+    """Fit once, and read the fused map, and each kind of evidence by itself, from one pass of the detector's scorer."""
+    support, queries = pictures(drawn.support), pictures(drawn.queries)
+    start = time.perf_counter()
+    det.fit(support)  # without features computed before: the time that a user would wait
+    seconds = time.perf_counter() - start
+    det.set_params(memory=features)
+    scorer = det._scorer(det._extractor())
+    evidence = scored(det, scorer, drawn, queries, features)
+    maps = {"fused": scorer.fuse(evidence)}
+    if kinds and len(det.scales_) > 1:
+        maps |= dict(zip(det.scales_, evidence.unbind(1), strict=True))
+    scores = {name: scorer.score(found).numpy() for name, found in maps.items()}
+    found = measure(drawn, pictures, scores, {name: shown.numpy() for name, shown in maps.items()})
+    decision = -scores["fused"].astype(float) - det.offset_
+    called = decision < 0
+    found["fused"] |= {
+        "alarms": float(called[drawn.y == 1].mean()), "recall": float(called[drawn.y == -1].mean()), "fit": seconds,
+    }  # fmt: skip
+    if leaky:
+        scorer.sigma = 0.0
+        raw = scorer.fuse(scored(det, scorer, drawn, queries, features))
+        found["fused"]["leaky"] = leaky_auroc(raw.numpy(), drawn.y)
+    return found
+
+
+def scored(
+    det: DualDistillationDetector, scorer: Scorer, drawn: Draw, queries: torch.Tensor, features: Features
+) -> torch.Tensor:
+    """Read the evidence (N, E, S, S) of the queries by the detector's own scorer."""
+    kinds = list(det.scales_)
+    key = None
+    if det.patches_ is not None:
+        bank = hashlib.blake2b(det.patches_.numpy().tobytes()).hexdigest()
+        key = (bank, tuple(drawn.queries), scorer.sigma, det.teacher_fingerprint_)
+        if kinds == ["patch"] and key in features.patch:
+            return features.patch[key][:, None]
+    evidence = torch.cat([scorer.evidence(batch, det._exclude(batch))[0] for batch in queries.split(CHUNK)])
+    if key is not None:
+        features.patch[key] = evidence[:, kinds.index("patch")].clone()
+        for old in list(features.patch)[:-4]:
+            del features.patch[old]
+    return evidence
+
+
+class Store:
+    """Results on disk, one file for each, named by all that it depends on: a run that was broken off goes on."""
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        self.folder = folder
+        self.fresh = fresh
+        self.n_found = self.n_computed = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: Mapping[str, Any], compute: Any) -> dict[str, Any]:
+        """Return what is stored under a key; else compute and store it."""
+        said = json.dumps(key, sort_keys=True, default=str)
+        file = self.folder / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
+        if file.exists() and not self.fresh:
+            self.n_found += 1
+            return json.loads(file.read_text())["found"]
+        found = compute()
+        write(file, json.dumps({"key": json.loads(said), "found": found}))
+        self.n_computed += 1
+        return found
+
+    def report(self) -> None:
+        """Say on standard error how much was computed."""
+        if self.n_computed == 0:
+            print(f"All {self.n_found} results came from {self.folder}; nothing was computed.", file=sys.stderr)
+        else:
+            print(f"{self.n_computed} results computed, {self.n_found} from {self.folder}.", file=sys.stderr)
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
+    beginning = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    beginning.write_text(text)
+    os.replace(beginning, file)
+
+
+def fingerprint(backbone: str, image_size: int, weights: Path | None) -> str:
+    return load_teacher(backbone, image_size, weights, True, resolve_runtime("auto", "auto"))[1]
+
+
+def pretrained_student(
+    line: str,
+    tasks: Sequence[Path],
+    held_out: Path,
+    folder: Path,
+    *,
+    n_steps: int,
+    n_shots: int,
+    limit: int | None = None,
+    **network: Any,
+) -> tuple[Path, dict[str, Any]]:
+    """Train a line of the ablation on the normal images of every other family, or find the student that was.
+
+    Parameters
+    ----------
+    line : str
+        One of `ABLATION`.
+    tasks : sequence of Path
+        All tasks; those of `held_out`'s family are left out.
+    held_out, folder : Path
+        Students, and the teacher's features, which all lines share, are kept in the folder.
+    n_steps, n_shots : int
+        Fixed beforehand; the last student is kept.
+    limit : int, optional
+        At most so many images of each task.
+    **network
+        backbone, weights, image_size and decoder_blocks.
+
+    Returns
+    -------
+    student : Path
+    parameters : dict
+        What it was trained with, for the key of results.
+    """
+    others = {task.name: normal_pool(task)[:limit] for task in tasks if family(task.name) != family(held_out.name)}
+    if not others:
+        raise SystemExit(f"There is no task of another family than {held_out.name}: nothing to pretrain on.")
+    paper = DualDistillationDetector.paper(**ABLATION[line]).get_params()
+    names = ("student", "lam", "weighting", "sharpness", "loss", "batch_size", "learning_rate")
+    parameters = {name: paper[name] for name in names} | {"n_steps": n_steps, "n_shots": n_shots}
+    stamps = [f"{p.parent.parent.name}/{p.name} {p.stat().st_size}" for paths in others.values() for p in paths]
+    trained = {**parameters, **network, "images": hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]}
+    trained["teacher"] = fingerprint(network["backbone"], network["image_size"], network["weights"])
+    trained["package"] = fewshot_ad.__version__
+    trained.pop("weights")
+    name = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:16]
+    out = folder / f"{line}-without-{family(held_out.name)}-{name}.safetensors"
+    if not out.exists():
+        pretrain(
+            others, out, **parameters, **network, held_out=0.0, cache=folder / "features", resume=True, random_state=0,
+            checkpoint_minutes=1.0, verbose=0,
+        )  # fmt: skip
+    return out, trained
+
+
+def ablation_detector(line: str, student: Path, **network: Any) -> DualDistillationDetector:
+    return DualDistillationDetector.paper(**ABLATION[line], **network, init=student, n_steps=0)
+
+
+# ---- tables
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Return the mean over tasks and seeds, and the standard error over seeds of the mean over tasks.
+
+    Parameters
+    ----------
+    values : ndarray of shape (tasks, seeds)
+    """
+    by_seed = np.asarray(values, float).mean(0)
+    error = by_seed.std(ddof=1) / len(by_seed) ** 0.5 if len(by_seed) > 1 else float("nan")
+    return float(by_seed.mean()), float(error)
+
+
+def shown(values: np.ndarray, digits: int = 3, error: bool = True) -> str:
+    mean, spread = mean_and_error(values)
+    text = f"{mean:.{digits}f}".removeprefix("0") if mean < 1 else f"{mean:.{digits}f}"
+    return text + (f" ± {spread:.{digits}f}".replace("± 0.", "± .") if error and np.isfinite(spread) else "")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n"
