@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from protocol import Draw, Pictures, measure
+from protocol import Draw, Features, Pictures, measure
 
-from fewshot_ad.features import CHUNK, load_teacher
+from fewshot_ad.features import CHUNK, image_hash, in_chunks, load_teacher
 from fewshot_ad.networks.teacher import Backbone
 from fewshot_ad.packaged import timm_name
 from fewshot_ad.runtime import resolve_runtime
@@ -76,8 +76,36 @@ def build(peer: str, teacher: Backbone, backbone: str, image_size: int, seed: in
     return model
 
 
+class Held(torch.nn.Module):
+    """A peer's own extractor of features, run once for each image and not once for each draw of the support."""
+
+    def __init__(self, extractor: torch.nn.Module, held: dict[Any, list[torch.Tensor]]) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.held = held
+
+    def forward(self, inputs: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return (N, C_l, H_l, W_l) by layer."""
+        layers = self.extractor.layers
+        keys = [(*layers, image_hash(image)) for image in inputs]
+        new = [i for i, key in enumerate(keys) if key not in self.held]
+        if new:
+            maps = in_chunks(lambda batch: list(self.extractor(batch).values()), inputs[new])
+            self.held.update({keys[i]: [m[j] for m in maps] for j, i in enumerate(new)})
+        levels = zip(*(self.held[key] for key in keys), strict=True)
+        return dict(zip(layers, map(torch.stack, levels), strict=True))
+
+
 def evaluate_peer(
-    peer: str, drawn: Draw, pictures: Pictures, *, backbone: str, weights: Path | None, image_size: int, seed: int
+    peer: str,
+    drawn: Draw,
+    pictures: Pictures,
+    features: Features,
+    *,
+    backbone: str,
+    weights: Path | None,
+    image_size: int,
+    seed: int,
 ) -> dict[str, dict[str, float]]:
     """Fit a peer on the support and measure its own scores and maps."""
     teacher, _ = load_teacher(backbone, image_size, weights, True, resolve_runtime("cpu", "float32"))
@@ -98,6 +126,7 @@ def evaluate_peer(
         model.fit()
     seconds = time.perf_counter() - start
     model.eval()
+    model.feature_extractor = Held(model.feature_extractor, features.peers)
     with torch.inference_mode():
         said = [model(batch) for batch in queries.split(CHUNK)]
     scores = torch.cat([batch.pred_score.reshape(-1) for batch in said]).numpy()

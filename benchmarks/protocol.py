@@ -173,6 +173,8 @@ class Features:
     ----------
     patch : dict
         The latest "patch" evidence, by patches of the support and queries: `default` and `memory-rotated` share it.
+    peers : dict
+        Of other packages' networks, see `peers.Held`.
     """
 
     location = "memory"
@@ -180,6 +182,7 @@ class Features:
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], list[np.ndarray]] = {}
         self.patch: dict[Any, torch.Tensor] = {}
+        self.peers: dict[Any, list[torch.Tensor]] = {}
 
     def cache(self, _function: Any, ignore: Any = None) -> Features:
         """Stand for joblib's function of this name."""

@@ -178,7 +178,9 @@ class Run:
         }  # fmt: skip
         if method in peers.PEERS:
             key |= {"parameters": peers.PEERS[method], "anomalib": peers.version()}
-            return self.store.get(key, lambda: peers.evaluate_peer(method, drawn, pictures, **self.network, seed=seed))
+            return self.store.get(
+                key, lambda: peers.evaluate_peer(method, drawn, pictures, features, **self.network, seed=seed)
+            )
         leaky = args.leaky and method in ABLATION
         if method in ABLATION:
             student, trained = self._student(method, task)

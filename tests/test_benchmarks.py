@@ -144,7 +144,8 @@ def test_a_peer_scores_the_same_twice(peer, data, network):
     pytest.importorskip("anomalib")
     drawn = protocol.draw(data / "busi", 4, 0)
     parameters = {"backbone": network[1], "weights": network[3], "image_size": 32, "seed": 0}
-    one, two = (peers.evaluate_peer(peer, drawn, protocol.Pictures(32), **parameters)["fused"] for _ in range(2))
+    read = protocol.Pictures(32), protocol.Features()
+    one, two = (peers.evaluate_peer(peer, drawn, *read, **parameters)["fused"] for _ in range(2))
     assert {**one, "fit": 0} == {**two, "fit": 0}
     assert 0 <= one["image"] <= 1
 
