@@ -20,7 +20,7 @@ paper-tsd, paper-ssd, paper-ssd-tsd
                 the lines of its ablation: one loss alone, and both without learn-to-weight
 patchcore, patchcore-0.1, padim
                 anomalib's models, with a coreset of all patches and of a tenth; left out where it is not installed
-scratch         an untrained student, trained on the support: "ssd" and "tsd" together
+scratch         an untrained student, trained on the support: "ssd" and "tsd" together, and each
 steps           the default, with another 50 training steps on the support (where there is a packaged student)
 
 The last two train at every fit, which takes longer than all the others together: name them in --methods to have them.
@@ -75,6 +75,7 @@ OWN: dict[str, dict[str, Any]] = {
     "memory-rotated": {"evidence": "patch"},
 }
 SLOW = ("scratch", "steps")
+BY_KIND = ("default", "scratch")
 METHODS = (*OWN, *ABLATION, *peers.PEERS)
 SPOILT = {4: 1, 8: 2}
 SPOILT_METHODS = ("default", "memory-rotated", "patchcore")
@@ -194,7 +195,7 @@ class Run:
         key["parameters"]["trained"] = det.init is None
         key["leaky"] = leaky
         return self.store.get(
-            key, lambda: evaluate(det, drawn, pictures, features, kinds=method == "default", leaky=leaky)
+            key, lambda: evaluate(det, drawn, pictures, features, kinds=method in BY_KIND, leaky=leaky)
         )
 
     def _student(self, line: str, task: Path) -> tuple[Path, dict[str, Any]]:

@@ -84,6 +84,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
     blur_sigma : float, default=4.0
         Gaussian blur of the map, within each image, pixels. 0 is none.
+    border_weight : float in [0, 1], default=0.5
+        What the outermost sixteenth of each side of the map is multiplied by, before the blur: features there are
+        partly of the padding, and read as more anomalous than they are. 1 changes nothing, 0 ignores the border.
     n_steps : "auto" or int, default="auto"
         Most training steps of a student. 0 makes none: the published way, where fitting only stores the support under a
         pretrained student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is
@@ -188,6 +191,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         evidence: str | Sequence[str] | Mapping[str, float] = ("ssd", "tsd", "patch"),
         aggregation: str | float = 0.01,
         blur_sigma: float = 4.0,
+        border_weight: float = 0.5,
         n_steps: str | int = "auto",
         batch_size: int = 16,
         learning_rate: float = 1e-3,
@@ -217,6 +221,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.evidence = evidence
         self.aggregation = aggregation
         self.blur_sigma = blur_sigma
+        self.border_weight = border_weight
         self.n_steps = n_steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -256,8 +261,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         setting: dict[str, Any] = {
             "image_size": 128, "student": "decoder", "decoder_blocks": PAPER_BLOCKS,
             "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
-            "loss": "flattened", "evidence": "ssd", "aggregation": "max", "blur_sigma": 4.0, "batch_size": 16,
-            "learning_rate": 1e-4, "tol": 0.0,
+            "loss": "flattened", "evidence": "ssd", "aggregation": "max", "blur_sigma": 4.0,
+            "border_weight": 1.0, "batch_size": 16, "learning_rate": 1e-4, "tol": 0.0,
         }  # fmt: skip
         return cls(backbone, **{**setting, **parameters})
 
@@ -531,6 +536,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         number("lam", _REAL, 0)
         number("sharpness", _REAL, 0)
         number("blur_sigma", _REAL, 0)
+        number("border_weight", _REAL, 0, 1)
         if self.n_steps != "auto":
             number("n_steps", _INTEGER, 0)
         number("batch_size", _INTEGER, 1)
@@ -760,7 +766,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def _scorer(self, extract: FeatureExtractor) -> scoring.Scorer:
         weights = scoring.parse_evidence(self.evidence, float(self.lam))[0]
         weights = {name: weights[name] / scale for name, scale in self.scales_.items()}
-        return scoring.Scorer(extract, self.experts_, self.patches_, weights, self.aggregation, float(self.blur_sigma))
+        final = (self.aggregation, float(self.blur_sigma), float(self.border_weight))
+        return scoring.Scorer(extract, self.experts_, self.patches_, weights, *final)
 
     def _exclude(self, batch: torch.Tensor) -> torch.Tensor:
         """Mark the support images that each of N images is a copy of, (N, K)."""

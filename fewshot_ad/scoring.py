@@ -179,6 +179,23 @@ def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     return F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).view(maps.shape)
 
 
+def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
+    """Multiply the border of (..., H, W), a sixteenth of each side wide, by a weight.
+
+    Features near the border are partly of the padding, and have fewer like them: they read as more anomalous than they
+    are.
+    """
+    if weight == 1:
+        return maps
+    height, width = maps.shape[-2:]
+    rows, columns = max(1, round(height / 16)), max(1, round(width / 16))
+    faded = maps * weight
+    faded[..., rows : height - rows, columns : width - columns] = maps[
+        ..., rows : height - rows, columns : width - columns
+    ]
+    return faded
+
+
 class Scorer:
     """The one way from images to evidence, fused map and score.
 
@@ -196,6 +213,8 @@ class Scorer:
         See `aggregate`.
     sigma : float
         Of the blur, pixels.
+    border_weight : float
+        See `fade_border`.
     """
 
     def __init__(
@@ -206,6 +225,7 @@ class Scorer:
         weights: dict[str, float],
         aggregation: str | float,
         sigma: float,
+        border_weight: float,
     ) -> None:
         device = extract.runtime.device
         self.extract = extract
@@ -214,6 +234,7 @@ class Scorer:
         self.weights = weights
         self.aggregation = aggregation
         self.sigma = sigma
+        self.border_weight = border_weight
 
     @torch.inference_mode()
     def evidence(self, images: torch.Tensor, exclude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,7 +250,7 @@ class Scorer:
         Returns
         -------
         evidence : torch.Tensor
-            (N, E, S, S) in the order of `weights`, blurred, high = anomalous.
+            (N, E, S, S) in the order of `weights`, border faded, blurred, high = anomalous.
         weights : torch.Tensor
             (N, K), rows summing to 1: how much each support image counted. The attention's where there is a student,
             else the share of matched patches.
@@ -247,7 +268,8 @@ class Scorer:
             found["ssd"] = torch.einsum("fn,fnhw->nhw", share, ssd)
             found["tsd"] = torch.einsum("fn,fnhw->nhw", share, tsd)
             weights = torch.einsum("fn,fnk->nk", share, by_expert)
-        return blur(torch.stack([found[name] for name in self.weights], 1), self.sigma).cpu(), weights.cpu()
+        stacked = fade_border(torch.stack([found[name] for name in self.weights], 1), self.border_weight)
+        return blur(stacked, self.sigma).cpu(), weights.cpu()
 
     def _share(self, exclude: torch.Tensor) -> torch.Tensor:
         """Weigh the experts for each query, (F, N): those that never saw what is left out, if there are such."""

@@ -178,6 +178,7 @@ def test_paper_setting():
     det = DualDistillationDetector.paper()
     assert det.backbone == "wide_resnet50_2.tv_in1k"
     assert (det.evidence, det.aggregation, det.blur_sigma, det.loss, det.lam) == ("ssd", "max", 4.0, "flattened", 0.1)
+    assert det.border_weight == 1
     assert DualDistillationDetector.paper("resnet18", lam=1.0).lam == 1.0
 
 
@@ -413,6 +414,7 @@ def test_not_fitted(make, normal):
         {"student": "both"}, {"decoder_blocks": (1, 2)}, {"decoder_blocks": (1, 0, 1)},
         {"weighting": "none"}, {"loss": "l2"}, {"on_error": "ignore"}, {"image_size": 4},
         {"image_size": 32.0}, {"lam": -1}, {"lam": "0.1"}, {"lam": np.nan}, {"sharpness": -1}, {"blur_sigma": -1},
+        {"border_weight": 1.1},
         {"n_steps": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"tol": -1}, {"aggregation": 0}, {"aggregation": 1.5},
         {"aggregation": "median"}, {"contamination": 0.6}, {"contamination": 0}, {"value_range": (1, 0)},
         {"image_shape": (4,)}, {"image_shape": (4, 4, 2)}, {"value_range": (-np.inf, 0)}, {"max_pixels": 0},

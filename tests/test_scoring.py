@@ -28,6 +28,16 @@ def test_no_blur():
     assert scoring.blur(maps, 0.0) is maps
 
 
+def test_border_is_faded():
+    maps = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    faded = scoring.fade_border(maps, 0.25)
+    inside = (..., slice(2, 30), slice(3, 45))
+    expected = maps / 4
+    expected[inside] = maps[inside]
+    assert torch.equal(faded, expected)
+    assert scoring.fade_border(maps, 1.0) is maps
+
+
 @pytest.mark.parametrize(("how", "expected"), [("max", 15.0), ("mean", 7.5), (0.25, 13.5), (0.001, 15.0), (1.0, 7.5)])
 def test_aggregate(how, expected):
     assert scoring.aggregate(torch.arange(16.0).view(1, 4, 4), how).item() == expected
