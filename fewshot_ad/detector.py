@@ -85,8 +85,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     blur_sigma : float, default=4.0
         Gaussian blur of the map, within each image, pixels. 0 is none.
     border_weight : float in [0, 1], default=0.5
-        What the outermost sixteenth of each side of the map is multiplied by, before the blur: features there are
-        partly of the padding, and read as more anomalous than they are. 1 changes nothing, 0 ignores the border.
+        Weight of the map's edge in the image score, from where it rises to 1 within an eighth of each side: features
+        there are partly of the padding, and read as more anomalous than they are. 1 makes no difference between edge
+        and middle. The map itself stays as it is.
     n_steps : "auto" or int, default="auto"
         Most training steps of a student. 0 makes none: the published way, where fitting only stores the support under a
         pretrained student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is
@@ -475,7 +476,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def anomaly_map(self, X: Any) -> np.ndarray:
         """Map where images are anomalous; high = anomalous.
 
-        The image score is this map's `aggregation`.
+        The image score is the `aggregation` of this map, its border faded by `border_weight`.
 
         Parameters
         ----------

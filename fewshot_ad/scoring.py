@@ -180,20 +180,17 @@ def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
-    """Multiply the border of (..., H, W), a sixteenth of each side wide, by a weight.
+    """Multiply (..., H, W) by a weight at the edge that rises to 1 within an eighth of each side.
 
     Features near the border are partly of the padding, and have fewer like them: they read as more anomalous than they
     are.
     """
     if weight == 1:
         return maps
-    height, width = maps.shape[-2:]
-    rows, columns = max(1, round(height / 16)), max(1, round(width / 16))
-    faded = maps * weight
-    faded[..., rows : height - rows, columns : width - columns] = maps[
-        ..., rows : height - rows, columns : width - columns
-    ]
-    return faded
+    rows, columns = (torch.arange(n, dtype=maps.dtype, device=maps.device) + 0.5 for n in maps.shape[-2:])
+    down, across = (torch.minimum(at, len(at) - at) / (len(at) / 8) for at in (rows, columns))
+    nearest = torch.minimum(down[:, None], across)
+    return maps * (weight + (1 - weight) * nearest).clamp(max=1)
 
 
 class Scorer:
@@ -250,7 +247,7 @@ class Scorer:
         Returns
         -------
         evidence : torch.Tensor
-            (N, E, S, S) in the order of `weights`, border faded, blurred, high = anomalous.
+            (N, E, S, S) in the order of `weights`, blurred, high = anomalous.
         weights : torch.Tensor
             (N, K), rows summing to 1: how much each support image counted. The attention's where there is a student,
             else the share of matched patches.
@@ -268,8 +265,7 @@ class Scorer:
             found["ssd"] = torch.einsum("fn,fnhw->nhw", share, ssd)
             found["tsd"] = torch.einsum("fn,fnhw->nhw", share, tsd)
             weights = torch.einsum("fn,fnk->nk", share, by_expert)
-        stacked = fade_border(torch.stack([found[name] for name in self.weights], 1), self.border_weight)
-        return blur(stacked, self.sigma).cpu(), weights.cpu()
+        return blur(torch.stack([found[name] for name in self.weights], 1), self.sigma).cpu(), weights.cpu()
 
     def _share(self, exclude: torch.Tensor) -> torch.Tensor:
         """Weigh the experts for each query, (F, N): those that never saw what is left out, if there are such."""
@@ -285,7 +281,7 @@ class Scorer:
 
     def score(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., S, S) to anomaly scores (...)."""
-        return aggregate(maps, self.aggregation)
+        return aggregate(fade_border(maps, self.border_weight), self.aggregation)
 
 
 def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:

@@ -59,10 +59,17 @@ def test_shapes_types_and_signs(fitted, normal, anomalous):
 @pytest.mark.parametrize("evidence", EVIDENCE, ids=str)
 @pytest.mark.parametrize("aggregation", ["max", "mean", 0.05])
 def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, aggregation):
-    det = make(evidence=evidence, aggregation=aggregation).fit(normal[:3])
-    pixels = np.sort(det.anomaly_map(anomalous[:3]).reshape(3, -1).astype(float), axis=1)
+    det = make(evidence=evidence, aggregation=aggregation, border_weight=0.25).fit(normal[:3])
+    maps = det.anomaly_map(anomalous[:3])
     count = {"max": 1, "mean": 1024}.get(aggregation, 51)
-    np.testing.assert_allclose(det.anomaly_score(anomalous[:3]), pixels[:, -count:].mean(1), rtol=1e-5)
+    # 0.25 at the edge, 1 from an eighth, four pixels, on.
+    middle = np.minimum(np.arange(32) + 0.5, 31.5 - np.arange(32))
+    weight = 0.25 + 0.75 * np.minimum(np.minimum.outer(middle, middle) / 4, 1)
+    for border_weight, shown in ((0.25, maps * weight), (1.0, maps)):
+        det.set_params(border_weight=border_weight)
+        pixels = np.sort(shown.reshape(3, -1).astype(float), axis=1)
+        np.testing.assert_allclose(det.anomaly_score(anomalous[:3]), pixels[:, -count:].mean(1), rtol=1e-5)
+        np.testing.assert_array_equal(det.anomaly_map(anomalous[:3]), maps)
 
 
 @pytest.mark.parametrize("evidence", ["patch", ("ssd", "tsd", "patch")], ids=str)

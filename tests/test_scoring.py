@@ -29,12 +29,15 @@ def test_no_blur():
 
 
 def test_border_is_faded():
-    maps = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    faded = scoring.fade_border(maps, 0.25)
-    inside = (..., slice(2, 30), slice(3, 45))
-    expected = maps / 4
-    expected[inside] = maps[inside]
-    assert torch.equal(faded, expected)
+    faded = scoring.fade_border(torch.ones(2, 16, 32), 0.5)
+    # An eighth is 2 rows and 4 columns: half a pixel into it, a quarter or an eighth of the way from 0.5 to 1.
+    row = torch.tensor([0.5625, 0.6875, 0.8125, 0.9375])
+    torch.testing.assert_close(faded[:, 8, :4], row.expand(2, -1))
+    torch.testing.assert_close(faded[:, 8, -4:], row.flip(0).expand(2, -1))
+    torch.testing.assert_close(faded[:, :2, 16], torch.tensor([0.625, 0.875]).expand(2, -1))
+    torch.testing.assert_close(faded[0, 0, :3], torch.tensor([0.5625, 0.625, 0.625]))  # whichever edge is nearer
+    assert (faded[:, 2:14, 4:28] == 1).all()
+    maps = torch.rand(2, 3, 32, 48)
     assert scoring.fade_border(maps, 1.0) is maps
 
 
