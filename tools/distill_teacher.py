@@ -7,9 +7,6 @@ teacher's: position-wise cosine plus normalised squared error. A third term asks
 without a head, be as similar to each other as the first teacher's are, because that is how they are used: as patches
 that are compared by their cosine.
 
-With --start, a network that was made so is taught further, all of it or (--frozen) without its first layers, which cost
-most and are learnt first.
-
 A state is kept beside --out, and the same command goes on from it. Needs timm 1.0.27 or newer, for Muon.
 """
 
@@ -36,8 +33,6 @@ from torch.nn import functional as F
 STRIDES = (4, 8, 16, 32)
 # Of the stages in the first two terms: stride 16 is the hardest to copy, and the one that matters most.
 SHARES = (0.15, 0.15, 0.6, 0.1)
-# Arguments that the file tells of.
-LEARNING = ("batch", "size", "rate", "relation", "relative", "copying", "closest", "frozen", "seed")
 SAMPLE = 128  # positions whose similarities are compared, in each picture and stage
 
 
@@ -65,27 +60,10 @@ def stage_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return cosine + (found - wanted).pow(2).mean() / variance
 
 
-def relation_loss(found: torch.Tensor, wanted: torch.Tensor, picks: torch.Tensor, relative: bool) -> torch.Tensor:
-    """Squared difference of the cosines between the same positions (of both crops of a picture) in two networks.
-
-    If relative, it is in units of the variance of the wanted ones within each picture: things of one kind look alike,
-    and small differences count among them.
-    """
+def relation_loss(found: torch.Tensor, wanted: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+    """Squared difference of the cosines between the same positions (of both crops of a picture) in two networks."""
     a, b = (pooled(m).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)[:, :, picks] for m in (found, wanted))
-    cosines = b.mT @ b
-    error = (a.mT @ a - cosines).pow(2).mean((1, 2))
-    return (error / (cosines.var((1, 2)) + 1e-3)).mean() if relative else error.mean()
-
-
-def in_float32(conv: nn.Conv2d) -> None:
-    """Keep a convolution out of autocast."""
-    forward = conv.forward
-
-    def unchanged(x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float())
-
-    conv.forward = unchanged
+    return (a.mT @ a - b.mT @ b).pow(2).mean()
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
@@ -114,11 +92,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.04)
     parser.add_argument("--relation", type=float, default=10.0, help="weight of the third term")
-    parser.add_argument("--relative", action="store_true", help="third term in units of its variance")
-    parser.add_argument("--copying", type=float, default=1.0, help="weight of the first two terms")
-    parser.add_argument("--closest", type=float, default=0.06, help="smallest share of a picture that a view shows")
-    parser.add_argument("--start", help="safetensors file of the small network to go on from")
-    parser.add_argument("--frozen", nargs="+", default=[], metavar="MODULE", help="parts that stay as in --start")
     parser.add_argument("--rendered", type=int, default=400, help="pictures rendered here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -133,13 +106,7 @@ def main() -> None:
     teachers = [tuple(part.to(device) for part in network(*teacher)) for teacher in args.teacher]
     for model, _, _ in teachers:
         model.eval().requires_grad_(False)
-    small, mean, std = (part.to(device) for part in network(args.network, args.start))
-    still = [small.get_submodule(name) for name in args.frozen]
-    for part in still:
-        part.requires_grad_(False)
-    for part in small.modules():
-        if isinstance(part, nn.Conv2d) and part.groups > 1 and device.type == "cpu":
-            in_float32(part)  # gradients of depthwise convolutions are slower in bfloat16
+    small, mean, std = (part.to(device) for part in network(args.network))
     wide = [model.feature_info.channels() for model, _, _ in teachers]
     heads = nn.ModuleList(
         nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(small.feature_info.channels(), each, strict=True))
@@ -149,7 +116,7 @@ def main() -> None:
     trained = nn.ModuleList([small, heads])
     # Muon for what mixes channels; the depthwise kernels, the first one and the vectors are left to its AdamW.
     mixing, others = [], []
-    for p in filter(lambda p: p.requires_grad, trained.parameters()):
+    for p in trained.parameters():
         (mixing if p.ndim == 4 and p.shape[1] > 3 else others).append(p)
     optimizer = Muon(
         [{"params": mixing}, {"params": others, "use_fallback": True}],
@@ -161,7 +128,6 @@ def main() -> None:
 
     pictures = load_photographs(args.photographs) + render(args.rendered, args.seed)
     print(f"{len(pictures)} pictures, {sum(p.numel() for p in small.parameters()) / 1e6:.2f} M parameters", flush=True)
-    begun_from = f"sha256 {hashlib.sha256(Path(args.start).read_bytes()).hexdigest()}" if args.start else "noise"
     state_file = args.out.with_suffix(".state")
     settings = {
         key: str(value) for key, value in vars(args).items() if key not in {"out", "threads", "minutes", "stop"}
@@ -189,8 +155,7 @@ def main() -> None:
             "taught_by": ", ".join(name for name, _ in args.teacher),
             "pictures": f"{len(pictures) - args.rendered} photographs, {args.rendered} rendered",
             "steps": f"{step} of {args.steps}",
-            "settings": json.dumps({key: settings[key] for key in LEARNING}),
-            "started_from": begun_from,
+            "settings": json.dumps({key: settings[key] for key in ("batch", "size", "rate", "relation", "seed")}),
         }
         data = save({key: value.cpu().contiguous() for key, value in weights.items()}, header)
         write(args.out, data)
@@ -202,35 +167,29 @@ def main() -> None:
     last_kept = last_told = time.monotonic()
     first = step
     small.train()
-    for part in still:
-        part.eval()
     while step < args.steps and step - first < (args.stop or args.steps):
         # Of the step alone: a run that was broken off goes on with the same pictures.
         rng = np.random.default_rng((args.seed, step))
         images = (
-            strong_views(pictures, args.batch, args.size, rng, args.closest)
-            .to(device)
-            .contiguous(memory_format=torch.channels_last)
+            strong_views(pictures, args.batch, args.size, rng).to(device).contiguous(memory_format=torch.channels_last)
         )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
         with torch.autocast(device.type, torch.bfloat16), torch.inference_mode():
             wanted = [model((images - m) / s) for model, m, s in teachers]
-        with torch.autocast(device.type, torch.bfloat16):
+        # On the CPU, gradients of depthwise convolutions are slower in bfloat16.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             found = small((images - mean) / std)
-            learning = [i for i, f in enumerate(found) if f.requires_grad]
-            projected = [{i: each[i](found[i]) for i in learning} for each in heads]
+            projected = [[head(f) for head, f in zip(each, found, strict=True)] for each in heads]
         wanted = [[w.float().clone() for w in each] for each in wanted]
-        pairs = [(t, i) for t, i in taught if i in learning]
-        copied = sum(SHARES[i] * stage_loss(projected[t][i].float(), wanted[t][i]) for t, i in pairs) / sum(
-            SHARES[i] for _, i in pairs
+        copied = sum(SHARES[i] * stage_loss(projected[t][i].float(), wanted[t][i]) for t, i in taught) / sum(
+            SHARES[i] for _, i in taught
         )
         related = torch.zeros((), device=device)
-        for i, (f, w) in enumerate(zip(found[:3], wanted[0][:3], strict=True)):
+        for f, w in zip(found[:3], wanted[0][:3], strict=True):
             picks = torch.from_numpy(rng.integers(0, 2 * f.shape[2] * f.shape[3], SAMPLE)).to(device)
-            if i in learning:
-                related = related + relation_loss(f.float(), w, picks, args.relative)
-        loss = args.copying * copied + args.relation * related
+            related = related + relation_loss(f.float(), w, picks)
+        loss = copied + args.relation * related
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

@@ -137,9 +137,7 @@ def random_crop(picture: torch.Tensor, size: int, area: tuple[float, float], rng
     return TF.resized_crop(picture, top, left, h, w, [size, size], antialias=True)
 
 
-def strong_views(
-    pictures: list[torch.Tensor], n: int, size: int, rng: np.random.Generator, closest: float = 0.06
-) -> torch.Tensor:
+def strong_views(pictures: list[torch.Tensor], n: int, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Draw pictures, two crops of each, and change them strongly: turns, colour, grey, blur and noise.
 
     The two crops of a picture are next to each other and share their colours.
@@ -153,8 +151,6 @@ def strong_views(
     size : int
         Side of a view, px.
     rng : numpy.random.Generator
-    closest : float, optional
-        Smallest share of a picture's area that a view shows.
 
     Returns
     -------
@@ -165,7 +161,7 @@ def strong_views(
     for row in range(n):
         if row % 2 == 0:
             picture = pictures[int(rng.integers(len(pictures)))]
-        view = random_crop(picture, size, (closest, 1.0), rng)
+        view = random_crop(picture, size, (0.06, 1.0), rng)
         view = torch.rot90(view, int(rng.integers(4)), (1, 2))
         batch[row] = view.flip(2) if rng.random() < 0.5 else view
         if rng.random() < 0.2:
