@@ -32,6 +32,10 @@ _STEPS = 100
 # Views that the student learns from: as many as make about this many images in all, at most 16 of each.
 _TRAINING_VIEWS = 64
 _HELD_OUT_VIEWS = 2
+# What lam="auto" chooses from, by so many views of each support image; and what it trains with.
+_LAMS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_SPOILT_VIEWS = 4
+_USUAL_LAM = 0.1
 # What a row's value may exceed the range seen at fit by, in units of that range.
 _ROW_MARGIN = 1.0
 
@@ -66,9 +70,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Pretrained student to start from: a file that `pretrain` or `save_student` wrote, for this very teacher,
         `student` and `weighting`. "auto" is the packaged student where the teacher is the packaged one, else None, an
         untrained student.
-    lam : float, default=0.1
+    lam : float or "auto", default=0.1
         Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score. 0 is SSD alone, inf is TSD
-        alone.
+        alone. "auto" trains with 0.1, and chooses the score's by how well it tells views of the support, each held
+        against the other images, from the same views spoilt (as `SyntheticAnomalyScorer` does): no label is needed.
     weighting : {"attention", "uniform"}, default="attention"
         Learn-to-weight, or the plain mean of the support.
     sharpness : float, default=1.0
@@ -77,9 +82,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Cosine over channels at each position, or of whole feature maps (as the published code trains).
     evidence : str, sequence of str, or dict, default=("ssd", "tsd", "patch")
         What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
-        patches against the most similar one of the support. Of several names, "ssd" and "tsd" make one map, SSD + lam *
-        TSD, and "patch" another; each is divided by what it reads on the support's held-out views, and they are
-        averaged. A dict gives the weights of a sum of unscaled maps.
+        patches against the most similar one of the support; "embedding": the teacher's deepest stage, pooled, against
+        the most similar view of the support, the same at every pixel. Of several names, "ssd" and "tsd" make one part,
+        SSD + lam * TSD, and each other one a part; each part is divided by what it reads on the support's held-out
+        views, and they are added by `scoring.SHARES`: 0.1 for the student, 1 for "patch", 0.2 for "embedding". A dict
+        gives the weights of a sum of unscaled maps.
     aggregation : {"max", "mean"} or float, default=0.01
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
     blur_sigma : float, default=4.0
@@ -100,8 +107,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before; 0
         never does.
     augment : bool, default=True
-        Whether "patch" also sees the support turned by 90, 180 and 270 degrees and mirrored, and whether a student
-        that is trained on the support sees slightly changed views of it.
+        Whether "patch" and "embedding" also see the support turned by 90, 180 and 270 degrees and mirrored, and whether
+        a student that is trained on the support sees slightly changed views of it.
     contamination : "auto" or float in (0, 0.5], default="auto"
         "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each
         image held
@@ -136,6 +143,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         `score_samples` of each support image held against the others.
     support_ : ndarray of shape (K, 3, image_size, image_size)
         The support images, float32 in [0, 1].
+    lam_ : float
+        Weight of TSD in the score.
     scales_ : dict
         What each kind of evidence is divided by.
     loss_curve_ : list of float
@@ -143,8 +152,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     experts_ : list of scoring.Expert
         The trained students, each with its maps of the support: one that was trained elsewhere (`auxiliary`, `init`),
         two that were each trained on half of the support, or none where the evidence needs none.
-    patches_ : Tensor of shape (K, patches, channels) or None
-        The teacher's patches of the support and of its views.
+    patches_, embeddings_ : Tensor of shape (K, patches or views, channels), or None
+        The teacher's patches, and pooled embeddings, of the support and of its views.
     teacher_fingerprint_ : str
         sha256 of the teacher's weights.
     row_range_ : tuple of float or None
@@ -185,7 +194,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         student: str = "decoder",
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
         init: str | os.PathLike | None = "auto",
-        lam: float = 0.1,
+        lam: float | str = 0.1,
         weighting: str = "attention",
         sharpness: float = 1.0,
         loss: str = "position",
@@ -324,8 +333,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             if tasks:
                 curve += train(
                     student, tasks, n_steps=self._steps(auxiliary), n_shots=min(len(support), 8),
-                    batch_size=self.batch_size, learning_rate=self.learning_rate, lam=float(self.lam), loss=self.loss,
-                    tol=self.tol, seed=seeds[2], runtime=runtime, verbose=self.verbose,
+                    batch_size=self.batch_size, learning_rate=self.learning_rate, lam=self._training_lam(),
+                    loss=self.loss, tol=self.tol, seed=seeds[2], runtime=runtime, verbose=self.verbose,
                 )  # fmt: skip
             experts.append(scoring.Expert(student.cpu(), seen))
         self.experts_ = experts
@@ -534,7 +543,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         one_of("loss", "position", "flattened")
         one_of("on_error", "raise", "skip")
         number("image_size", _INTEGER, 8)
-        number("lam", _REAL, 0)
+        if not isinstance(self.lam, str):
+            number("lam", _REAL, 0)
+        else:
+            one_of("lam", "auto")
         number("sharpness", _REAL, 0)
         number("blur_sigma", _REAL, 0)
         number("border_weight", _REAL, 0, 1)
@@ -556,10 +568,16 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         shape = self.image_shape
         if shape is not None and not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
             raise ValueError(f"image_shape={shape!r} was given; accepted are (H, W), (H, W, 1) and (H, W, 3).")
-        scoring.parse_evidence(self.evidence, float(self.lam))
+        self._kinds()
+
+    def _kinds(self) -> set[str]:
+        return set(scoring.parse_evidence(self.evidence, _USUAL_LAM)[0])
 
     def _needs_student(self) -> bool:
-        return bool({"ssd", "tsd"} & set(scoring.parse_evidence(self.evidence, float(self.lam))[0]))
+        return bool({"ssd", "tsd"} & self._kinds())
+
+    def _training_lam(self) -> float:
+        return _USUAL_LAM if self.lam == "auto" else float(self.lam)
 
     def _memory(self) -> Any:
         if self.memory is None or hasattr(self.memory, "cache"):
@@ -567,7 +585,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         return check_memory(os.fspath(self.memory))
 
     def _load_teacher(self, runtime: Runtime) -> tuple[Backbone, str]:
-        embedding = self._needs_student() and self.student == "decoder"
+        embedding = "embedding" in self._kinds() or (self._needs_student() and self.student == "decoder")
         return load_teacher(self.backbone, self.image_size, self.weights, embedding, runtime)
 
     def _extractor(self) -> FeatureExtractor:
@@ -711,25 +729,46 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             self._warn("The support is a single image")
         elif (support == support[:1]).all():
             self._warn(f"All {len(support)} support images are the same")
-        weights, parts = scoring.parse_evidence(self.evidence, float(self.lam))
         self.support_ = support.numpy()
         self._support_hashes = np.array([image_hash(image) for image in support])
-        self.patches_ = self._patch_bank(support, extract)
+        self._store_banks(support, extract)
         self.experts_ = [self._show_support(expert, support, extract) for expert in self.experts_]
-        self.scales_ = dict.fromkeys(weights, 1.0)
+        self.lam_, self.scales_ = self._training_lam(), {}
         own = self._exclude(support)
         held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
         of_views = self._read(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
-        scorer = self._scorer(extract)
-        for part in parts:
-            fused = torch.stack([of_views[:, i] * weights[name] for i, name in enumerate(weights) if name in part])
-            read = scorer.score(fused.sum(0)).double().mean().item() * len(parts)
-            self.scales_ |= dict.fromkeys(part, max(read, 1e-12))
+        if self.lam == "auto":
+            self.lam_ = self._choose_lam(support, own, extract)
+        self.scales_ = self._scales(of_views, self.lam_, extract)
         scorer = self._scorer(extract)
         self.support_scores_ = -scorer.score(scorer.fuse(self._read(support, own, extract))).double().numpy()
         # Where no support image has another to be held against, its changed views must do.
         known = self.support_scores_ if own.any() else -scorer.score(scorer.fuse(of_views)).double().numpy()
         self.offset_ = calibration.offset(known, self.contamination)
+
+    def _scales(self, of_views: torch.Tensor, lam: float, extract: FeatureExtractor) -> dict[str, float]:
+        """Compute what each kind of evidence is divided by, from that (N, E, S, S) of normal images."""
+        weights, parts = scoring.parse_evidence(self.evidence, lam)
+        scales = dict.fromkeys(weights, 1.0)
+        scorer = self._scorer(extract)
+        for part, share in parts.items():
+            fused = torch.stack([of_views[:, i] * weights[name] for i, name in enumerate(weights) if name in part])
+            read = scorer.score(fused.sum(0)).double().mean().item()
+            scales |= dict.fromkeys(part, max(read, 1e-12) / share)
+        return scales
+
+    def _choose_lam(self, support: torch.Tensor, own: torch.Tensor, extract: FeatureExtractor) -> float:
+        """Find the lam that tells views of the support best from the same views, spoilt; of equals the most usual."""
+        rng = np.random.default_rng([self._held_out_seed, 1])
+        normal = views.random_views(support, _SPOILT_VIEWS, rng).flatten(0, 1)
+        others = own.repeat_interleave(_SPOILT_VIEWS, 0)
+        read = [self._read(batch, others, extract) for batch in (normal, views.synthetic_anomalies(normal, rng)[0])]
+        labels = np.repeat([0, 1], len(normal))
+        found = {}
+        for lam in sorted(_LAMS, key=lambda lam: abs(np.log(lam / _USUAL_LAM))):
+            scorer = self._scorer(extract, lam, self._scales(read[0], lam, extract))
+            found[lam] = roc_auc_score(labels, torch.cat([scorer.score(scorer.fuse(e)) for e in read]).numpy())
+        return max(found, key=lambda lam: found[lam])
 
     def _tell_spoilt(self, X: Any, y: Any, n_views: int, rng: np.random.Generator) -> float:
         """Compute the AUROC between views of normal images and the same views, spoilt (`SyntheticAnomalyScorer`)."""
@@ -748,12 +787,18 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         chunks = zip(batch.split(CHUNK), exclude.split(CHUNK), strict=True)
         return torch.cat([scorer.evidence(images_, left_out)[0] for images_, left_out in chunks])
 
-    def _patch_bank(self, support: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor | None:
-        if "patch" not in scoring.parse_evidence(self.evidence, float(self.lam))[0]:
-            return None
+    def _store_banks(self, support: torch.Tensor, extract: FeatureExtractor) -> None:
+        kinds = self._kinds()
+        self.patches_ = self.embeddings_ = None
+        if not {"patch", "embedding"} & kinds:
+            return
         bank = views.turned_and_mirrored(support) if self.augment else support[:, None]
-        patches = scoring.patch_features(extract(bank.flatten(0, 1))[:3])
-        return patches.view(len(support), -1, patches.shape[-1]).cpu()
+        maps = extract(bank.flatten(0, 1))
+        if "patch" in kinds:
+            patches = scoring.patch_features(maps[:3])
+            self.patches_ = patches.view(len(support), -1, patches.shape[-1]).cpu()
+        if "embedding" in kinds:
+            self.embeddings_ = scoring.pooled_embedding(maps).view(*bank.shape[:2], -1).cpu()
 
     @torch.inference_mode()
     def _show_support(self, expert: scoring.Expert, support: torch.Tensor, extract: FeatureExtractor) -> scoring.Expert:
@@ -764,11 +809,14 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         maps = scoring.run_student(student, support, extract(support), extract.runtime)
         return scoring.Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu")
 
-    def _scorer(self, extract: FeatureExtractor) -> scoring.Scorer:
-        weights = scoring.parse_evidence(self.evidence, float(self.lam))[0]
-        weights = {name: weights[name] / scale for name, scale in self.scales_.items()}
+    def _scorer(
+        self, extract: FeatureExtractor, lam: float | None = None, scales: Mapping[str, float] | None = None
+    ) -> scoring.Scorer:
+        weights = scoring.parse_evidence(self.evidence, self.lam_ if lam is None else lam)[0]
+        scales = self.scales_ if scales is None else scales
+        weights = {name: weight / scales.get(name, 1.0) for name, weight in weights.items()}
         final = (self.aggregation, float(self.blur_sigma), float(self.border_weight))
-        return scoring.Scorer(extract, self.experts_, self.patches_, weights, *final)
+        return scoring.Scorer(extract, self.experts_, self.patches_, self.embeddings_, weights, *final)
 
     def _exclude(self, batch: torch.Tensor) -> torch.Tensor:
         """Mark the support images that each of N images is a copy of, (N, K)."""

@@ -16,7 +16,9 @@ from .networks.losses import cosine_distance
 from .networks.student import Student
 from .runtime import Runtime
 
-EVIDENCE = ("ssd", "tsd", "patch")
+# Share in a score of several kinds of evidence, each divided by what it reads on the support (docs/experiments.md).
+SHARES = {("ssd", "tsd"): 0.1, ("patch",): 1.0, ("embedding",): 0.2}
+EVIDENCE = tuple(name for part in SHARES for name in part)
 
 
 @dataclass
@@ -102,6 +104,49 @@ def patch_evidence(
         weights.append(torch.bincount(match, minlength=n_support).to(query.dtype) / len(query))
     height, width = maps[1].shape[2:]
     return torch.stack(distances).view(-1, height, width), torch.stack(weights)
+
+
+def pooled_embedding(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Average the teacher's deepest stage over positions.
+
+    Parameters
+    ----------
+    maps : list of torch.Tensor
+        Deepest last, (N, C_l, H_l, W_l).
+
+    Returns
+    -------
+    torch.Tensor
+        (N, C), rows of norm 1.
+    """
+    return F.normalize(maps[-1].mean((2, 3)), dim=1)
+
+
+def embedding_evidence(
+    maps: Sequence[torch.Tensor], bank: torch.Tensor, exclude: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compare a query as a whole with the most similar view of the support.
+
+    Parameters
+    ----------
+    maps : list of torch.Tensor
+        Teacher's maps of the queries, deepest last, (N, C_l, H_l, W_l).
+    bank : torch.Tensor
+        (K, V, C), `pooled_embedding` of every support image in its V views.
+    exclude : torch.Tensor of bool
+        (N, K), support images that must not count for a query.
+
+    Returns
+    -------
+    distance : torch.Tensor
+        (N,): 1 - largest cosine.
+    weights : torch.Tensor
+        (N, K): 1 for the support image that was most similar.
+    """
+    # A sum, not a matrix product: it rounds alike for any number of queries.
+    similarity = (pooled_embedding(maps)[:, None, None] * bank).sum(-1).amax(2)
+    best, match = similarity.masked_fill(exclude, -torch.inf).max(1)
+    return 1 - best, F.one_hot(match, bank.shape[0]).to(best.dtype)
 
 
 def student_evidence(
@@ -202,8 +247,8 @@ class Scorer:
         Of the teacher.
     experts : sequence of Expert
         Their evidence is averaged; none where only "patch" is asked for.
-    bank : torch.Tensor or None
-        See `patch_evidence`.
+    patches, embeddings : torch.Tensor or None
+        The banks of `patch_evidence` and `embedding_evidence`.
     weights : dict of str to float
         Of each kind of evidence in the fused map, scale included.
     aggregation : {"max", "mean"} or float
@@ -218,7 +263,8 @@ class Scorer:
         self,
         extract: FeatureExtractor,
         experts: Sequence[Expert],
-        bank: torch.Tensor | None,
+        patches: torch.Tensor | None,
+        embeddings: torch.Tensor | None,
         weights: dict[str, float],
         aggregation: str | float,
         sigma: float,
@@ -227,7 +273,8 @@ class Scorer:
         device = extract.runtime.device
         self.extract = extract
         self.experts = [expert.to(device) for expert in experts]
-        self.bank = None if bank is None else bank.to(device)
+        self.patches = None if patches is None else patches.to(device)
+        self.embeddings = None if embeddings is None else embeddings.to(device)
         self.weights = weights
         self.aggregation = aggregation
         self.sigma = sigma
@@ -250,14 +297,18 @@ class Scorer:
             (N, E, S, S) in the order of `weights`, blurred, high = anomalous.
         weights : torch.Tensor
             (N, K), rows summing to 1: how much each support image counted. The attention's where there is a student,
-            else the share of matched patches.
+            else the share of matched patches; 1 for the most similar image where there is only "embedding".
         """
         maps = self.extract(images)
         exclude = exclude.to(maps[0].device)
         found: dict[str, torch.Tensor] = {}
-        if self.bank is not None:
-            distance, weights = patch_evidence(maps[:3], self.bank, exclude)
-            found["patch"] = upsampled_sum([distance], images.shape[-1])
+        size = images.shape[-1]
+        if self.embeddings is not None:
+            distance, weights = embedding_evidence(maps, self.embeddings, exclude)
+            found["embedding"] = distance[:, None, None].expand(-1, size, size)
+        if self.patches is not None:
+            distance, weights = patch_evidence(maps[:3], self.patches, exclude)
+            found["patch"] = upsampled_sum([distance], size)
         if self.experts:
             says = [student_evidence(expert, images, maps, exclude, self.extract.runtime) for expert in self.experts]
             ssd, tsd, by_expert = (torch.stack(part) for part in zip(*says, strict=True))
@@ -308,23 +359,24 @@ def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:
 
 def parse_evidence(
     evidence: str | Sequence[str] | Mapping[str, float], lam: float
-) -> tuple[dict[str, float], list[tuple[str, ...]]]:
+) -> tuple[dict[str, float], dict[tuple[str, ...], float]]:
     """Read the parameter `evidence`.
 
     Parameters
     ----------
     evidence : str, sequence of str, or mapping of str to float
         One kind; several kinds, of which "ssd" and "tsd" make one part, SSD + lam * TSD (the loss, at each position),
-        and "patch" another; or the weights of a sum of unscaled kinds.
+        and each other one a part by itself; or the weights of a sum of unscaled kinds.
     lam : float
         inf is TSD alone.
 
     Returns
     -------
     weights : dict
-        Weight of each kind.
-    parts : list of tuple of str
-        Kinds whose weighted sum is to be divided by what it reads on the support; empty for one kind or a mapping.
+        Weight of each kind within its part.
+    parts : dict of tuple of str to float
+        Kinds whose weighted sum is to be divided by what it reads on the support, and the share that this then has in
+        the score; shares add to 1. Empty for one kind or a mapping.
 
     Raises
     ------
@@ -342,12 +394,12 @@ def parse_evidence(
             raise ValueError(
                 f"evidence={evidence!r}: every weight must be a finite number above 0; leave out what has none."
             )
-        return {name: float(w) for name, w in evidence.items()}, []
+        return {name: float(w) for name, w in evidence.items()}, {}
     weights = dict.fromkeys(given, 1.0)
     if len(weights) == 1:
-        return weights, []
+        return weights, {}
     if {"ssd", "tsd"} <= set(weights):
         weights |= {"ssd": 0.0, "tsd": 1.0} if lam == float("inf") else {"ssd": 1.0, "tsd": float(lam)}
-    parts = [tuple(name for name in weights if name != "patch"), tuple(name for name in weights if name == "patch")]
-    parts = [part for part in parts if part]
-    return {name: weight / len(parts) for name, weight in weights.items()}, parts
+    parts = {tuple(name for name in part if name in weights): share for part, share in SHARES.items()}
+    parts.pop((), None)
+    return weights, {part: share / sum(parts.values()) for part, share in parts.items()}

@@ -11,7 +11,7 @@ from helpers import spoilt, stripes, write_random_weights
 from fewshot_ad import DualDistillationDetector
 
 GOLDEN = Path(__file__).with_name("golden.json")
-EVIDENCE = ("ssd", "tsd", "patch", "all")
+EVIDENCE = ("ssd", "tsd", "patch", "embedding", "all")
 
 
 def compute() -> dict[str, dict[str, list[float]]]:

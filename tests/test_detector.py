@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from fewshot_ad import DualDistillationDetector, detector
+from fewshot_ad import DualDistillationDetector, detector, views
 from fewshot_ad.exceptions import (
     CheckpointError,
     ImageError,
@@ -24,7 +24,7 @@ from fewshot_ad.exceptions import (
     WeightsNotFoundError,
 )
 
-EVIDENCE = ["ssd", "tsd", "patch", ("ssd", "tsd", "patch"), {"ssd": 1.0, "tsd": 0.1}]
+EVIDENCE = ["ssd", "tsd", "patch", "embedding", ("ssd", "tsd", "patch", "embedding"), {"ssd": 1.0, "tsd": 0.1}]
 
 
 @pytest.fixture
@@ -175,9 +175,16 @@ def test_value_range_is_a_window(make):
 
 
 def test_scales_are_what_the_evidence_reads(make, normal):
-    det = make().fit(normal[:4])
-    assert set(det.scales_) == {"ssd", "tsd", "patch"}
-    assert np.mean(-det.support_scores_) == pytest.approx(1, abs=0.5)
+    det = make(evidence=("patch", "ssd", "tsd", "embedding")).fit(normal[:4])
+    assert list(det.scales_) == ["patch", "ssd", "tsd", "embedding"]
+    extract = det._extractor()
+    support = torch.from_numpy(det.support_)
+    held_out = views.random_views(support, 2, np.random.default_rng(det._held_out_seed)).flatten(0, 1)
+    read = det._read(held_out, torch.eye(4, dtype=torch.bool).repeat_interleave(2, 0), extract)
+    scorer = det._scorer(extract)
+    weighted = read * torch.tensor(list(scorer.weights.values()))[:, None, None]
+    found = [scorer.score(weighted[:, kinds].sum(1)).mean().item() for kinds in ([0], [1, 2], [3])]
+    assert found == pytest.approx([1 / 1.3, 0.1 / 1.3, 0.2 / 1.3], rel=1e-4)  # the shares of patch, student, embedding
     assert make(evidence="ssd").fit(normal[:4]).scales_ == {"ssd": 1.0}
 
 
@@ -207,6 +214,29 @@ def test_lam_changes_the_student_and_inf_is_tsd_alone(make, normal, anomalous):
     ]
     for a, b in itertools.pairwise(scores):
         assert not np.array_equal(a, b)
+
+
+def test_lam_is_chosen_without_labels(make, normal, anomalous, monkeypatch):
+    det = make(lam="auto", evidence=("ssd", "tsd")).fit(normal[:4])
+    assert det.lam_ in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    again = make(lam="auto", evidence=("ssd", "tsd")).fit(normal[:4])
+    assert again.lam_ == det.lam_
+    np.testing.assert_array_equal(again.score_samples(anomalous), det.score_samples(anomalous))
+
+    # One kind reads 1 on a spoilt image and 0 on others, the other 0 on a spoilt one and up to 1 on others.
+    def evidence_with(order: list[int]):
+        def evidence(scorer, images, exclude):
+            white = (images == 1).all(3).all(2).all(1).float()
+            noise = [np.random.default_rng(int(image.double().sum() * 1e6)).uniform(0, 1) for image in images]
+            values = torch.stack([torch.tensor(noise).float() * (1 - white), white], 1)
+            return values[:, order, None, None].expand(-1, -1, 32, 32), exclude.float()
+
+        return evidence
+
+    monkeypatch.setattr(views, "synthetic_anomalies", lambda x, rng: (torch.ones_like(x), None))
+    for order, expected in (([0, 1], 1.0), ([1, 0], 0.1)):
+        monkeypatch.setattr("fewshot_ad.scoring.Scorer.evidence", evidence_with(order))
+        assert make(lam="auto", evidence=("ssd", "tsd"), aggregation="max").fit(normal[:4]).lam_ == expected
 
 
 def test_encoder_student(make, normal, anomalous):

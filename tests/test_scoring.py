@@ -99,6 +99,20 @@ def test_a_support_image_finds_itself_unless_it_is_left_out(maps):
     assert scoring.patch_evidence(maps, bank, torch.eye(3, dtype=torch.bool))[0].min() > 1e-3
 
 
+def test_embedding_evidence_is_the_distance_to_the_nearest_view(maps):
+    pooled = scoring.pooled_embedding(maps)
+    expected = maps[2][0].mean((1, 2))
+    torch.testing.assert_close(pooled[0], expected / expected.norm())
+    bank = torch.stack([pooled[[1, 0]], pooled[[2, 2]]])  # two images in two views, one like the first query
+    exclude = torch.tensor([[False, False], [False, True], [True, False]])
+    distance, weights = scoring.embedding_evidence(maps, bank, exclude)
+    torch.testing.assert_close(distance, torch.zeros(3, dtype=torch.float64))
+    assert weights.tolist() == [[1, 0], [1, 0], [0, 1]]
+    left = scoring.embedding_evidence(maps, bank, exclude.roll(1, 0))[0]
+    nearest = [pooled[0] @ pooled[2], max(pooled[1] @ pooled[0], pooled[1] @ pooled[1]), pooled[2] @ bank[0].T]
+    torch.testing.assert_close(1 - left, torch.stack([torch.as_tensor(n).max() for n in nearest]))
+
+
 def test_upsampled_sum():
     small, large = torch.ones(2, 2, 2), 2 * torch.ones(2, 4, 4)
     torch.testing.assert_close(scoring.upsampled_sum([small, large], 8), 3 * torch.ones(2, 8, 8))
@@ -107,17 +121,19 @@ def test_upsampled_sum():
 @pytest.mark.parametrize(
     ("evidence", "lam", "weights", "parts"),
     [
-        ("patch", 0.1, {"patch": 1.0}, []),
-        (["ssd"], 0.1, {"ssd": 1.0}, []),
-        (("ssd", "tsd"), 0.1, {"ssd": 1.0, "tsd": 0.1}, [("ssd", "tsd")]),
-        (("ssd", "tsd"), np.inf, {"ssd": 0.0, "tsd": 1.0}, [("ssd", "tsd")]),
-        (("patch", "tsd"), 0.1, {"patch": 0.5, "tsd": 0.5}, [("tsd",), ("patch",)]),
-        (("ssd", "tsd", "patch"), 2.0, {"ssd": 0.5, "tsd": 1.0, "patch": 0.5}, [("ssd", "tsd"), ("patch",)]),
-        ({"ssd": 1, "tsd": 0.1}, 5.0, {"ssd": 1.0, "tsd": 0.1}, []),
+        ("patch", 0.1, {"patch": 1.0}, {}),
+        (["ssd"], 0.1, {"ssd": 1.0}, {}),
+        (("ssd", "tsd"), 0.1, {"ssd": 1.0, "tsd": 0.1}, {("ssd", "tsd"): 1.0}),
+        (("ssd", "tsd"), np.inf, {"ssd": 0.0, "tsd": 1.0}, {("ssd", "tsd"): 1.0}),
+        (("patch", "tsd"), 0.1, {"patch": 1.0, "tsd": 1.0}, {("tsd",): 0.2, ("patch",): 0.8}),
+        (("ssd", "tsd", "patch"), 2.0, {"ssd": 1.0, "tsd": 2.0, "patch": 1.0}, {("ssd", "tsd"): 0.2, ("patch",): 0.8}),
+        (["embedding", "patch"], 0.1, {"embedding": 1.0, "patch": 1.0}, {("patch",): 2 / 3, ("embedding",): 1 / 3}),
+        ({"ssd": 1, "tsd": 0.1}, 5.0, {"ssd": 1.0, "tsd": 0.1}, {}),
     ],
 )
-def test_parse_evidence(evidence, lam, weights, parts):
-    assert scoring.parse_evidence(evidence, lam) == (weights, parts)
+def test_parse_evidence(evidence, lam, weights, parts, monkeypatch):
+    monkeypatch.setattr(scoring, "SHARES", {("ssd", "tsd"): 0.5, ("patch",): 2.0, ("embedding",): 1.0})
+    assert scoring.parse_evidence(evidence, lam) == (weights, pytest.approx(parts))
 
 
 @pytest.mark.parametrize("evidence", ["sdd", (), {}, {"ssd": 0}, {"ssd": -1.0}, {"ssd": np.nan}, ("patch", "x")])
