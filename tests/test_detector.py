@@ -390,6 +390,22 @@ def test_one_support_image_works_with_a_warning(make, normal, anomalous, evidenc
     assert np.isfinite(det.decision_function(anomalous)).all()
 
 
+def test_an_image_of_another_kind_in_the_support_is_named(make, normal, tmp_path):
+    paths = [tmp_path / f"{name}.png" for name in ("one", "two", "alien", "four")]
+    for path, image in zip(paths, [*normal[:2], spoilt(normal[2:3])[0] ^ 255, normal[3]], strict=True):
+        Image.fromarray(image).save(path)
+    with pytest.warns(SupportWarning, match=r"alien\.png looks unlike the rest.*times as anomalous") as caught:
+        det = make(evidence="patch").fit(paths)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert det.support_scores_.argmin() == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clean = make(evidence="patch").fit(normal[:4])
+    with pytest.warns(SupportWarning, match="image 0 looks"):
+        clean.partial_fit([normal[4] ^ 255])
+
+
 def test_equal_support_images_work_with_a_warning(make, normal, anomalous):
     with pytest.warns(SupportWarning, match="All 3 support images are the same"):
         det = make().fit(np.stack([normal[0]] * 3))
