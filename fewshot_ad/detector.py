@@ -147,7 +147,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     support_ : ndarray of shape (K, 3, image_size, image_size)
         The support images, float32 in [0, 1].
     lam_ : float
-        Weight of TSD in the score.
+        Weight of TSD beside SSD in the score.
     scales_ : dict
         What each kind of evidence is divided by.
     loss_curve_ : list of float
@@ -514,7 +514,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples, K), float64
             Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of the query's
-            patches that found their match in each support image.
+            patches that found their match in each support image; of "embedding" alone, 1 for the most similar one.
         """
         check_is_fitted(self)
         return self._collect(X, lambda _scorer, _evidence, weights: weights, (len(self.support_),), np.float64)
@@ -742,7 +742,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         own = self._exclude(support)
         held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
         of_views = self._read(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
-        if self.lam == "auto":
+        if self.lam == "auto" and {"ssd", "tsd"} <= self._kinds() and not isinstance(self.evidence, Mapping):
             self.lam_ = self._choose_lam(support, own, extract)
         self.scales_ = self._scales(of_views, self.lam_, extract)
         scorer = self._scorer(extract)

@@ -223,6 +223,8 @@ def test_lam_is_chosen_without_labels(make, normal, anomalous, monkeypatch):
     assert again.lam_ == det.lam_
     np.testing.assert_array_equal(again.score_samples(anomalous), det.score_samples(anomalous))
 
+    assert make(lam="auto", evidence="patch").fit(normal[:4]).lam_ == 0.1  # nothing to choose
+
     # One kind reads 1 on a spoilt image and 0 on others, the other 0 on a spoilt one and up to 1 on others.
     def evidence_with(order: list[int]):
         def evidence(scorer, images, exclude):
