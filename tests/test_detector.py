@@ -239,6 +239,10 @@ def test_lam_is_chosen_without_labels(make, normal, anomalous, monkeypatch):
     for order, expected in (([0, 1], 1.0), ([1, 0], 0.1)):
         monkeypatch.setattr("fewshot_ad.scoring.Scorer.evidence", evidence_with(order))
         assert make(lam="auto", evidence=("ssd", "tsd"), aggregation="max").fit(normal[:4]).lam_ == expected
+    # No AUROC is larger by so much: the usual one stays.
+    monkeypatch.setattr("fewshot_ad.scoring.Scorer.evidence", evidence_with([0, 1]))
+    monkeypatch.setattr(detector, "_LAM_MARGIN", 1.0)
+    assert make(lam="auto", evidence=("ssd", "tsd"), aggregation="max").fit(normal[:4]).lam_ == 0.1
 
 
 def test_encoder_student(make, normal, anomalous):
