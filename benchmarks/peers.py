@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from protocol import Draw, Features, Pictures, measure
 
-from fewshot_ad.features import CHUNK, image_hash, in_chunks, load_teacher
-from fewshot_ad.networks.teacher import Backbone
-from fewshot_ad.packaged import timm_name
-from fewshot_ad.runtime import resolve_runtime
+from fewshot_ad.features import CHUNK, image_hash, in_chunks
+from fewshot_ad.networks.teacher import Backbone, build_backbone
+from fewshot_ad.packaged import teacher_file, timm_name
 
 # Each with the strides of its stages; PatchCore's default ratio of the coreset is 0.1.
 PEERS: dict[str, dict[str, Any]] = {
@@ -108,7 +107,7 @@ def evaluate_peer(
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """Fit a peer on the support and measure its own scores and maps."""
-    teacher, _ = load_teacher(backbone, image_size, weights, True, resolve_runtime("cpu", "float32"))
+    teacher = build_backbone(timm_name(backbone), image_size, weights=teacher_file(backbone, weights))
     model = build(peer, teacher, backbone, image_size, seed)
 
     def normalised(paths: list[Path]) -> torch.Tensor:
@@ -131,6 +130,6 @@ def evaluate_peer(
         said = [model(batch) for batch in queries.split(CHUNK)]
     scores = torch.cat([batch.pred_score.reshape(-1) for batch in said]).numpy()
     maps = torch.cat([batch.anomaly_map.reshape(-1, *queries.shape[2:]) for batch in said]).numpy()
-    found = measure(drawn, pictures, {"fused": scores}, {"fused": np.ascontiguousarray(maps)})
+    found = measure(drawn, pictures, features, {"fused": scores}, {"fused": np.ascontiguousarray(maps)})
     found["fused"]["fit"] = seconds
     return found

@@ -11,9 +11,10 @@ kept in OUT: a run that was broken off goes on.
 
 Methods, all with the network --backbone:
 
-default         DualDistillationDetector(), and each of its kinds of evidence: "ssd", "tsd" and "patch"
-memory          evidence="patch", augment=False: teacher's patches of the support
-memory-rotated  evidence="patch": and of its turned and mirrored views
+default         DualDistillationDetector(), and each of its kinds of evidence: "ssd", "tsd", "patch" and "embedding"
+no-student      the same without "ssd" and "tsd"
+memory          evidence="patch", border_weight=1, contrast=0, augment=False: teacher's patches of the support, plainly
+memory-rotated  the same with augment=True: and of its turned and mirrored views
 paper           the paper's setting: a student pretrained by episodes on the other families' normal images (the family
                 is what stands before the first underscore), then only shown the support
 paper-tsd, paper-ssd, paper-ssd-tsd
@@ -24,7 +25,7 @@ scratch         an untrained student, trained on the support: "ssd" and "tsd" to
 steps           the default, with another 50 training steps on the support (where there is a packaged student)
 
 The last two train at every fit, which takes longer than all the others together: name them in --methods to have them.
-The paper's students make 600 episodes of four shots, fixed beforehand, with decoders of (2, 2, 2) blocks (--blocks 3 4
+The paper's students make 300 episodes of four shots, fixed beforehand, with decoders of (2, 2, 2) blocks (--blocks 3 4
 6 for the paper's, which take three times as long). benchmarks/paper.py is the paper's own experiment.
 """
 
@@ -41,6 +42,7 @@ from typing import Any
 import numpy as np
 import peers
 import torch
+from joblib import Parallel, delayed
 from protocol import (
     ABLATION,
     INDUSTRIAL,
@@ -52,6 +54,7 @@ from protocol import (
     ablation_detector,
     draw,
     evaluate,
+    family,
     find_tasks,
     fingerprint,
     mean_and_error,
@@ -71,15 +74,16 @@ OWN: dict[str, dict[str, Any]] = {
     "default": {},
     "steps": {"n_steps": 50, "learning_rate": 1e-4},
     "scratch": {"init": None, "evidence": ("ssd", "tsd")},
-    "memory": {"evidence": "patch", "augment": False},
-    "memory-rotated": {"evidence": "patch"},
+    "no-student": {"evidence": ("patch", "embedding")},
+    "memory": {"evidence": "patch", "augment": False, "border_weight": 1.0, "contrast": 0.0},
+    "memory-rotated": {"evidence": "patch", "border_weight": 1.0, "contrast": 0.0},
 }
 SLOW = ("scratch", "steps")
 BY_KIND = ("default", "scratch")
 METHODS = (*OWN, *ABLATION, *peers.PEERS)
 SPOILT = {4: 1, 8: 2}
-SPOILT_METHODS = ("default", "memory-rotated", "patchcore")
-STEPS, SHOTS = 600, 4
+SPOILT_METHODS = ("default", "patchcore")
+STEPS, SHOTS = 300, 4
 QUICK = {"images": 30, "auxiliary": 20, "steps": 40, "seeds": 2, "shots": [4]}
 Entry = dict[str, Any]
 
@@ -97,7 +101,8 @@ def parse() -> argparse.Namespace:
     add("--blocks", type=int, nargs=3, default=(2, 2, 2), help="of the decoders of the paper's lines")
     add("--tasks", nargs="+", metavar="NAME", help="default: all")
     add("--methods", nargs="+", metavar="NAME", choices=METHODS, default=[name for name in METHODS if name not in SLOW])
-    add("--threads", type=int, default=os.cpu_count())
+    add("--jobs", type=int, help="processes, each for one family of tasks at a time; default: two, on a GPU one")
+    add("--threads", type=int, help="of each process; default: the cores, shared out")
     add("--leaky", action="store_true", help="score the paper's lines the way of the published code, besides")
     add("--spoilt", action="store_true", help="besides, with anomalous images in the support: 1 of 4 and 2 of 8")
     add("--fresh", action="store_true", help="compute every result anew")
@@ -107,6 +112,9 @@ def parse() -> argparse.Namespace:
         help="four tasks, few images: a few minutes, and figures that are not comparable",
     )
     args = parser.parse_args()
+    cores = os.cpu_count() or 1
+    args.jobs = args.jobs or (1 if torch.cuda.is_available() else min(2, cores))
+    args.threads = args.threads or max(1, cores // args.jobs)
     if args.quick:
         args.shots, args.seeds = QUICK["shots"], min(args.seeds, QUICK["seeds"])
     return args
@@ -143,20 +151,34 @@ class Run:
         if left:
             self.methods = [name for name in self.methods if name not in left]
             self.notes.append(f"Left out: {', '.join(left)}. {why}")
-            print(self.notes[-1], file=sys.stderr)
 
     def entries(self) -> list[Entry]:
         """Compute, or find, every result."""
         plan = list(self._plan())
-        found = []
-        task, pictures, features = None, Pictures(self.args.image_size), Features()
-        with tqdm(plan, unit="result", file=sys.stderr) as bar:
-            for item in bar:
-                bar.set_postfix_str(" ".join(map(str, item.values())), refresh=False)
-                if item["task"] != task:  # what was read for one task is of no use for the next
-                    task, pictures, features = item["task"], Pictures(self.args.image_size), Features()
-                found.append({**item, "kinds": self._one(item, pictures, features)})
-        return found
+        families: dict[str, list[Entry]] = {}  # whose students are the same, and must not be trained twice at a time
+        for item in sorted(plan, key=lambda item: not (self.args.data / item["task"] / "masks").is_dir()):
+            families.setdefault(family(item["task"]), []).append(item)
+        kinds = {}
+        with tqdm(total=len(plan), unit="result", file=sys.stderr) as bar:
+            if self.args.jobs == 1:
+                done = (([found], (0, 0)) for items in families.values() for found in self.results(items))
+            else:  # long ones, those with masks, come first
+                work = (delayed(_elsewhere)(self.args, items) for items in families.values())
+                done = Parallel(n_jobs=self.args.jobs, return_as="generator_unordered")(work)
+            for entries, (n_found, n_computed) in done:
+                kinds |= {tuple(item.values()): found for item, found in entries}
+                self.store.n_found += n_found
+                self.store.n_computed += n_computed
+                bar.update(len(entries))
+        return [{**item, "kinds": kinds[tuple(item.values())]} for item in plan]
+
+    def results(self, items: Sequence[Entry]) -> Iterator[tuple[Entry, dict[str, dict[str, float]]]]:
+        """Compute, or find, the results of a part of the plan, in its order."""
+        task = None
+        for item in items:
+            if item["task"] != task:  # what was read for one task is of no use for the next
+                task, pictures, features = item["task"], Pictures(self.args.image_size), Features()
+            yield item, self._one(item, pictures, features)
 
     def _plan(self) -> Iterator[Entry]:
         for task in self.tasks:
@@ -204,6 +226,13 @@ class Run:
             line, find_tasks(self.args.data), task, self.args.out / "students", n_steps=steps, n_shots=SHOTS,
             limit=limit, decoder_blocks=tuple(self.args.blocks), **self.network,
         )  # fmt: skip
+
+
+def _elsewhere(args: argparse.Namespace, items: Sequence[Entry]) -> tuple[list[tuple[Entry, Any]], tuple[int, int]]:
+    """Do a part of the plan in another process: results, and how many were found and computed."""
+    torch.set_num_threads(args.threads)
+    run = Run(args)
+    return list(run.results(items)), (run.store.n_found, run.store.n_computed)
 
 
 # ---- what was found
@@ -331,6 +360,8 @@ def main() -> int:
     args = parse()
     torch.set_num_threads(args.threads)
     run = Run(args)
+    for note in run.notes:
+        print(note, file=sys.stderr)
     try:
         entries = run.entries()
     except (KeyboardInterrupt, PretrainingStopped):

@@ -75,7 +75,7 @@ def main() -> None:
         "--weights", type=Path, help="safetensors file in timm's naming; default: packaged or the hub's"
     )
     parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--evidence", nargs="+", default=["ssd", "tsd", "patch"])
+    parser.add_argument("--evidence", nargs="+", default=["ssd", "tsd", "patch", "embedding"])
     parser.add_argument("--out", type=Path, default=Path("maps.png"))
     args = parser.parse_args()
 

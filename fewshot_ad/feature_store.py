@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +21,9 @@ from . import checkpoints, images
 from .episodes import Task
 from .exceptions import TaskSkippedWarning
 from .features import CHUNK, FeatureExtractor
+
+# Seconds after which what a killed process left behind is removed.
+_ABANDONED = 86400.0
 
 
 class _Stored:
@@ -69,8 +74,11 @@ def store_features(
     key = f"{extract.key} {image_size} {form} {stamp}"
     place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not place.is_dir():
-        beginning = place.with_name(f"{place.name}.tmp")
-        shutil.rmtree(beginning, ignore_errors=True)
+        for leftover in folder.glob(f"{place.name}.*.tmp"):
+            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(leftover, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        beginning = Path(tempfile.mkdtemp(".tmp", f"{place.name}.", folder))
         n_usable = _write_features(items, beginning, extract, image_size, form, tick)
         if n_usable < 2:
             shutil.rmtree(beginning, ignore_errors=True)
@@ -81,7 +89,12 @@ def store_features(
                 stacklevel=3,
             )
             return None
-        os.replace(beginning, place)
+        try:
+            os.replace(beginning, place)
+        except OSError:  # another process was faster
+            if not place.is_dir():
+                raise
+            shutil.rmtree(beginning, ignore_errors=True)
     else:
         tick(len(items))
     shapes = json.loads((place / "shapes.json").read_text())
@@ -98,7 +111,6 @@ def _write_features(
     tick: Callable[[int], None],
 ) -> int:
     """Write four arrays of float16, a batch at a time; return the number of usable images."""
-    place.mkdir(parents=True)
     n, shapes = 0, []
     readable = (image for _, image in images.load_each(items, "skip", size=image_size) if image is not None)
     while batch := list(itertools.islice(readable, CHUNK)):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .exceptions import OutOfMemoryError
-from .networks.teacher import Backbone, build_backbone
+from .networks.teacher import Backbone, build_backbone, fold_batch_norms
 from .packaged import teacher_file, timm_name
 from .runtime import Runtime, is_out_of_memory
 
@@ -131,8 +131,9 @@ def load_teacher(
     Returns
     -------
     teacher : Backbone
-        On the runtime's device.
+        On the runtime's device, its batch norms folded into the convolutions.
     fingerprint : str
+        Of the weights as they are on file.
     """
     file = teacher_file(backbone, weights)
     # A file that changes is another teacher.
@@ -153,7 +154,10 @@ def _cached_teacher(
     """Build each teacher once: a grid search fits the same one many times."""
     teacher = build_backbone(name, image_size, weights=file, embedding=embedding)
     fingerprint = teacher.fingerprint()
-    return teacher.to(device, dtype).to(memory_format=torch.channels_last), fingerprint
+    teacher = teacher.to(device, dtype)
+    noise = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    fold_batch_norms(teacher.model, noise.to(device, dtype))
+    return teacher.to(memory_format=torch.channels_last), fingerprint
 
 
 def image_hash(image: torch.Tensor) -> str:

@@ -65,9 +65,11 @@ def aupro(masks: Any, maps: Any, *, max_fpr: float = 0.3) -> float:
     # The curve rises at anomalous pixels alone: each by its share, where that many normal pixels score higher.
     found, share = scores[truth], share[regions[truth] - 1]
     order = np.argsort(found)
-    found, share, others = found[order], share[order], np.sort(scores[~truth])
-    low = (normal - np.searchsorted(others, found, "right")) / normal
-    high = (normal - np.searchsorted(others, found, "left")) / normal
+    found, share, others = found[order], share[order], scores[~truth]
+    # Only the highest normal pixels, up to max_fpr of them and what ties with these, bound that part of the curve.
+    others = np.sort(others[others >= np.partition(others, cut := min(int((1 - max_fpr) * normal), normal - 1))[cut]])
+    low = (len(others) - np.searchsorted(others, found, "right")) / normal
+    high = (len(others) - np.searchsorted(others, found, "left")) / normal
     # Among ties with normal pixels it rises in a straight line, from `low` to `high`.
     end = np.clip(max_fpr, low, high)
     ramp = (end - low) ** 2 / np.where(high > low, 2 * (high - low), 1)

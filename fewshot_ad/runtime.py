@@ -21,12 +21,15 @@ class Runtime:
         Of weights, features and evidence: float32 or float64.
     scoring_dtype, training_dtype : torch.dtype or None
         What autocast lowers the networks to; None leaves them in `dtype`.
+    matching_dtype : torch.dtype or None
+        What the support's patches are searched in, quickly; None compares them all, in `dtype`.
     """
 
     device: torch.device
     dtype: torch.dtype
     scoring_dtype: torch.dtype | None
     training_dtype: torch.dtype | None
+    matching_dtype: torch.dtype | None
 
     def autocast(self, *, training: bool = False) -> AbstractContextManager:
         """Return the context that the networks (and nothing else) run in."""
@@ -46,7 +49,8 @@ def resolve_runtime(device: str | torch.device, precision: str) -> Runtime:
     device : str or torch.device
         "auto" is CUDA where there is one, else the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
-        "auto" scores in float32, and trains in bfloat16 on hardware that multiplies it natively, else in float32.
+        "auto" runs the networks in float32 to score; on hardware that multiplies bfloat16 natively it trains, and
+        searches the support's patches, in bfloat16, elsewhere in float32.
 
     Returns
     -------
@@ -67,11 +71,12 @@ def resolve_runtime(device: str | torch.device, precision: str) -> Runtime:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device!r} cannot be used here ({error}). Pass 'auto', 'cpu' or 'cuda'.") from error
     if precision == "auto":
-        return Runtime(resolved, torch.float32, None, torch.bfloat16 if _native_bfloat16(resolved) else None)
+        native = torch.bfloat16 if _native_bfloat16(resolved) else None
+        return Runtime(resolved, torch.float32, None, native, native or torch.float32)
     if precision in ("float64", "float32"):
-        return Runtime(resolved, getattr(torch, precision), None, None)
+        return Runtime(resolved, getattr(torch, precision), None, None, None)
     lowered = getattr(torch, precision)
-    return Runtime(resolved, torch.float32, lowered, lowered)
+    return Runtime(resolved, torch.float32, lowered, lowered, lowered)
 
 
 def _native_bfloat16(device: torch.device) -> bool:

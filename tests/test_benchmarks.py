@@ -98,7 +98,7 @@ def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_quality_of_one_shot_and_own_patches(data, tmp_path, monkeypatch, capsys):
-    size = ("--image-size", 64, "--threads", 1, "--seeds", 1, "--shots", 1, 3, "--tasks", "busi")
+    size = ("--image-size", 64, "--jobs", 1, "--seeds", 1, "--shots", 1, 3, "--tasks", "busi")
     here("quality", monkeypatch, capsys, data, "--out", tmp_path / "one", *size, "--methods", "memory-rotated")
     alone = json.loads((tmp_path / "one" / "quality.json").read_text())["results"]
     both = ("--methods", "default", "memory-rotated")

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from fewshot_ad import DualDistillationDetector, detector, views
+from fewshot_ad import DualDistillationDetector, detector, images, views
 from fewshot_ad.exceptions import (
     CheckpointError,
     ImageError,
@@ -59,16 +59,25 @@ def test_shapes_types_and_signs(fitted, normal, anomalous):
 @pytest.mark.parametrize("evidence", EVIDENCE, ids=str)
 @pytest.mark.parametrize("aggregation", ["max", "mean", 0.05])
 def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, aggregation):
-    det = make(evidence=evidence, aggregation=aggregation, border_weight=0.25).fit(normal[:3])
+    det = make(evidence=evidence, aggregation=aggregation, border_weight=0.25, contrast=0.0).fit(normal[:3])
     maps = det.anomaly_map(anomalous[:3])
+    whole = np.zeros(3)  # of the embedding, which only scores, unless it is alone
+    if "embedding" in evidence and evidence != "embedding":
+        queries = torch.stack([images.load(image, 0, 32) for image in anomalous[:3]])
+        read = det._read(queries, torch.zeros(3, 3, dtype=torch.bool), det._extractor())[:, evidence.index("embedding")]
+        assert (read == read[:, :1, :1]).all()
+        whole = (read[:, 0, 0] / det.scales_["embedding"]).numpy()
     count = {"max": 1, "mean": 1024}.get(aggregation, 51)
     # 0.25 at the edge, 1 from an eighth, four pixels, on.
     middle = np.minimum(np.arange(32) + 0.5, 31.5 - np.arange(32))
     weight = 0.25 + 0.75 * np.minimum(np.minimum.outer(middle, middle) / 4, 1)
-    for border_weight, shown in ((0.25, maps * weight), (1.0, maps)):
-        det.set_params(border_weight=border_weight)
-        pixels = np.sort(shown.reshape(3, -1).astype(float), axis=1)
-        np.testing.assert_allclose(det.anomaly_score(anomalous[:3]), pixels[:, -count:].mean(1), rtol=1e-5)
+    for border_weight, faded, contrast in ((0.25, weight, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 0.4)):
+        det.set_params(border_weight=border_weight, contrast=contrast)
+        expected = np.zeros(3)
+        for part in (maps, np.broadcast_to(whole[:, None, None], maps.shape)):
+            pixels = np.sort((part * faded).reshape(3, -1).astype(float), axis=1)
+            expected += pixels[:, -count:].mean(1) - contrast * part.mean((1, 2))
+        np.testing.assert_allclose(det.anomaly_score(anomalous[:3]), expected, rtol=1e-5)
         np.testing.assert_array_equal(det.anomaly_map(anomalous[:3]), maps)
 
 
@@ -183,7 +192,7 @@ def test_scales_are_what_the_evidence_reads(make, normal):
     read = det._read(held_out, torch.eye(4, dtype=torch.bool).repeat_interleave(2, 0), extract)
     scorer = det._scorer(extract)
     weighted = read * torch.tensor(list(scorer.weights.values()))[:, None, None]
-    found = [scorer.score(weighted[:, kinds].sum(1)).mean().item() for kinds in ([0], [1, 2], [3])]
+    found = [scorer.reduce(weighted[:, kinds].sum(1)).mean().item() for kinds in ([0], [1, 2], [3])]
     assert found == pytest.approx([1 / 1.3, 0.1 / 1.3, 0.2 / 1.3], rel=1e-4)  # the shares of patch, student, embedding
     assert make(evidence="ssd").fit(normal[:4]).scales_ == {"ssd": 1.0}
 
@@ -192,7 +201,7 @@ def test_paper_setting():
     det = DualDistillationDetector.paper()
     assert det.backbone == "wide_resnet50_2.tv_in1k"
     assert (det.evidence, det.aggregation, det.blur_sigma, det.loss, det.lam) == ("ssd", "max", 4.0, "flattened", 0.1)
-    assert det.border_weight == 1
+    assert (det.border_weight, det.contrast) == (1, 0)
     assert DualDistillationDetector.paper("resnet18", lam=1.0).lam == 1.0
 
 
@@ -474,6 +483,7 @@ def test_not_fitted(make, normal):
         {"weighting": "none"}, {"loss": "l2"}, {"on_error": "ignore"}, {"image_size": 4},
         {"image_size": 32.0}, {"lam": -1}, {"lam": "0.1"}, {"lam": np.nan}, {"sharpness": -1}, {"blur_sigma": -1},
         {"border_weight": 1.1},
+        {"contrast": -0.1},
         {"n_steps": -1}, {"batch_size": 0}, {"learning_rate": 0}, {"tol": -1}, {"aggregation": 0}, {"aggregation": 1.5},
         {"aggregation": "median"}, {"contamination": 0.6}, {"contamination": 0}, {"value_range": (1, 0)},
         {"image_shape": (4,)}, {"image_shape": (4, 4, 2)}, {"value_range": (-np.inf, 0)}, {"max_pixels": 0},

@@ -1,5 +1,8 @@
 """A task's features on disk: what the teacher said, read row by row, computed once."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +65,29 @@ def test_a_task_needs_two_usable_images(store, normal, tmp_path):
     assert list((tmp_path / "features").iterdir()) == []
     with pytest.warns(ImageSkippedWarning):
         assert store([normal[0], broken, normal[1]]).sources.tolist() == [0, 1]
+
+
+def test_two_processes_may_store_the_same_task(store, extract, normal):
+    others = []
+
+    def meanwhile(_):
+        if not others:
+            others.append(None)
+            others[0] = store(list(normal))
+
+    first = store(list(normal), tick=meanwhile)
+    assert extract.n_seen == 24
+    assert torch.equal(first.targets[0][np.arange(12)], others[0].targets[0][np.arange(12)])
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(store, normal, tmp_path):
+    store(list(normal))
+    folder = tmp_path / "features"
+    (place,) = folder.iterdir()
+    shutil.rmtree(place)
+    old, recent = folder / f"{place.name}.a.tmp", folder / f"{place.name}.b.tmp"
+    old.mkdir(parents=True)
+    recent.mkdir()
+    os.utime(old, (0, 0))
+    store(list(normal))
+    assert set(folder.iterdir()) == {place, recent}

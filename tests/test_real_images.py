@@ -39,7 +39,7 @@ def test_patch_evidence_finds_anomalies(real_data, real_weights, task, at_least)
 @pytest.mark.parametrize(
     ("precision", "n", "evidence"),
     # Where bfloat16 is emulated it is very slow: few images, and no student.
-    [("float32", 11, ("ssd", "tsd", "patch")), ("bfloat16", 3, "patch")],
+    [("float32", 11, ("ssd", "tsd", "patch", "embedding")), ("bfloat16", 3, "patch")],
 )
 def test_scores_do_not_depend_on_company(real_data, real_weights, two_threads, precision, n, evidence):
     good = sorted((real_data / "busi" / "good").iterdir())

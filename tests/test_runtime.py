@@ -19,14 +19,16 @@ from fewshot_ad.runtime import is_out_of_memory, resolve_runtime
 def test_precisions(precision, dtype, lowered):
     found = resolve_runtime("cpu", precision)
     assert (found.dtype, found.scoring_dtype, found.training_dtype) == (dtype, lowered, lowered)
+    assert found.matching_dtype is lowered
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_auto_trains_in_bfloat16_only_where_it_is_native_and_scores_in_float32(monkeypatch, native):
+def test_auto_uses_bfloat16_only_where_it_is_native_and_runs_the_networks_in_float32_to_score(monkeypatch, native):
     monkeypatch.setattr(runtime, "_native_bfloat16", lambda device: native)
     found = resolve_runtime("cpu", "auto")
     assert found.scoring_dtype is None
     assert found.training_dtype == (torch.bfloat16 if native else None)
+    assert found.matching_dtype == (torch.bfloat16 if native else torch.float32)
 
 
 def test_auto_device(monkeypatch):

@@ -79,8 +79,9 @@ def test_patch_features_against_a_loop(maps):
 def test_patch_evidence_against_a_loop(maps):
     patches = scoring.patch_features(maps)
     bank = patches[1:].view(2, 16, -1)
+    searched = scoring.PatchBank(bank)
     exclude = torch.tensor([[False, False], [True, False], [False, True]])
-    distance, weights = scoring.patch_evidence(maps, bank, exclude)
+    distance, weights = scoring.patch_evidence(maps, searched, exclude)
     for n in range(3):
         for p in range(16):
             similarity = [
@@ -93,10 +94,31 @@ def test_patch_evidence_against_a_loop(maps):
 
 
 def test_a_support_image_finds_itself_unless_it_is_left_out(maps):
-    bank = scoring.patch_features(maps)
+    bank = scoring.PatchBank(scoring.patch_features(maps))
     nothing = torch.zeros(3, 3, dtype=torch.bool)
     assert scoring.patch_evidence(maps, bank, nothing)[0].abs().max() < 1e-12
     assert scoring.patch_evidence(maps, bank, torch.eye(3, dtype=torch.bool))[0].min() > 1e-3
+
+
+def test_searching_in_bfloat16_finds_what_is_as_near():
+    generator = torch.Generator().manual_seed(0)
+    # As those of a network: alike, around a common mean.
+    patches = F.normalize(1 + 0.3 * torch.randn(5, 200, 48, generator=generator), dim=-1)
+    bank, query = patches[:4], patches[4]
+    plain, lowered = scoring.PatchBank(bank), scoring.PatchBank(bank, torch.bfloat16)
+    for left_out in ([0, 0, 0, 0], [1, 0, 1, 1]):
+        best, _ = plain.nearest(query, torch.tensor(left_out, dtype=torch.bool))
+        found, match = lowered.nearest(query, torch.tensor(left_out, dtype=torch.bool))
+        # The cosine of a patch that is there, and the largest up to the rounding of the search.
+        assert not torch.tensor(left_out, dtype=torch.bool)[match].any()
+        there = (query @ bank.flatten(0, 1).T).view(200, 4, 200)[torch.arange(200), match]
+        assert (there - found[:, None]).abs().amin(1).max() < 1e-6
+        assert (found <= best + 1e-6).all()
+        assert ((1 - found) / (1 - best)).max() < 1.01
+        assert (found > best - 1e-6).float().mean() > 0.9
+    itself, match = lowered.nearest(bank[2], torch.zeros(4, dtype=torch.bool))
+    assert (match == 2).all()
+    assert (itself - 1).abs().max() < 1e-6
 
 
 def test_embedding_evidence_is_the_distance_to_the_nearest_view(maps):

@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 
 from fewshot_ad.exceptions import WeightsNotFoundError
 from fewshot_ad.networks import teacher as module
-from fewshot_ad.networks.teacher import build_backbone
+from fewshot_ad.networks.teacher import build_backbone, fold_batch_norms
 
 # name, image size, channels, sides and strides of the maps, timm's numbers of the stages
 NETWORKS = [
@@ -236,3 +236,47 @@ def test_image_size_that_the_backbone_does_not_take(name, size):
     with pytest.raises(ValueError, match=f"{name}.*image_size={size}") as caught:
         build_backbone(name, size)
     assert not isinstance(caught.value, WeightsNotFoundError)
+
+
+# ---- folding
+
+
+@pytest.mark.parametrize(
+    ("name", "n_folded"), [("resnet18", 20), ("mobilenetv2_100", 51), ("lcnet_100", 27), ("convnext_atto", 0)]
+)
+def test_folded_batch_norms_change_nothing(random_weights, name, n_folded):
+    model = build_backbone(name, 64, weights=random_weights(name)).model
+    generator = torch.Generator().manual_seed(0)
+    for module_ in model.modules():
+        if isinstance(module_, torch.nn.BatchNorm2d):
+            for tensor in (module_.running_mean, module_.bias):
+                tensor.data = torch.randn(tensor.shape, generator=generator)
+            for tensor in (module_.running_var, module_.weight):
+                tensor.data = torch.rand(tensor.shape, generator=generator) + 0.5
+    model = model.double()
+    images = torch.rand(3, 3, 64, 64, dtype=torch.float64, generator=generator)
+    before = model(images)
+    n_norms = sum(isinstance(module_, torch.nn.BatchNorm2d) for module_ in model.modules())
+    assert fold_batch_norms(model, images[:1]) == n_norms == n_folded
+    assert not any(isinstance(module_, torch.nn.BatchNorm2d) for module_ in model.modules())
+    for folded, plain in zip(model(images), before, strict=True):
+        torch.testing.assert_close(folded, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_a_convolution_whose_output_goes_elsewhere_too_is_left_alone():
+    class Branching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            self.norm.running_mean += 1
+
+        def forward(self, images):
+            found = self.conv(images)
+            return [found, self.norm(found)]
+
+    model = Branching().eval()
+    images = torch.rand(1, 3, 8, 8)
+    before = model(images)
+    assert fold_batch_norms(model, images) == 0
+    assert isinstance(model.norm, torch.nn.BatchNorm2d)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)
