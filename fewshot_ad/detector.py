@@ -815,7 +815,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     def _store_banks(self, support: torch.Tensor, extract: FeatureExtractor) -> None:
         kinds = self._kinds()
-        self.patches_ = self.embeddings_ = self._bank = None
+        self.patches_ = self.embeddings_ = None
+        self._bank: tuple[Runtime, scoring.PatchBank] | None = None
         if not {"patch", "embedding"} & kinds:
             return
         bank = views.turned_and_mirrored(support) if self.augment else support[:, None]

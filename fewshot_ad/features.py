@@ -110,7 +110,7 @@ class FeatureExtractor:
         images = self.runtime.to_device(images).contiguous(memory_format=torch.channels_last)
         with self.runtime.autocast():
             maps = self.teacher(images)
-        return [m.to(self.runtime.dtype).contiguous() for m in maps]
+        return [plain(m, self.runtime.dtype) for m in maps]
 
 
 def load_teacher(
@@ -193,7 +193,10 @@ def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: to
     parts = []
     for chunk in inputs.split(CHUNK):
         n = len(chunk)
-        padded = torch.cat([chunk, chunk[-1:].expand(CHUNK - n, *chunk.shape[1:])]) if n < CHUNK else chunk
+        padded = chunk
+        if n < CHUNK:
+            padded = chunk.new_empty(CHUNK, *chunk.shape[1:])
+            padded[:n], padded[n:] = chunk, chunk[-1:]
         try:
             maps = function(padded)
         except (RuntimeError, MemoryError) as error:
@@ -202,6 +205,14 @@ def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: to
             maps = _in_halves(function, padded)
         parts.append([m[:n] for m in maps])
     return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Copy into the strides that its shape implies.
+
+    Where a side is 1, several strides pass for contiguous, and kernels that choose by them round differently.
+    """
+    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
 
 
 def _in_halves(function: Callable[[torch.Tensor], list[torch.Tensor]], chunk: torch.Tensor) -> list[torch.Tensor]:

@@ -67,7 +67,8 @@ def aupro(masks: Any, maps: Any, *, max_fpr: float = 0.3) -> float:
     order = np.argsort(found)
     found, share, others = found[order], share[order], scores[~truth]
     # Only the highest normal pixels, up to max_fpr of them and what ties with these, bound that part of the curve.
-    others = np.sort(others[others >= np.partition(others, cut := min(int((1 - max_fpr) * normal), normal - 1))[cut]])
+    cut = min(int((1 - max_fpr) * normal), int(normal) - 1)
+    others = np.sort(others[others >= np.partition(others, cut)[cut]])
     low = (len(others) - np.searchsorted(others, found, "right")) / normal
     high = (len(others) - np.searchsorted(others, found, "left")) / normal
     # Among ties with normal pixels it rises in a straight line, from `low` to `high`.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .features import FeatureExtractor, in_chunks
+from .features import FeatureExtractor, in_chunks, plain
 from .networks.losses import cosine_distance
 from .networks.student import Student
 from .runtime import Runtime
@@ -278,7 +278,7 @@ def run_student(
     def forward(inputs: torch.Tensor) -> list[torch.Tensor]:
         with runtime.autocast():
             found = student(runtime.to_device(inputs).contiguous(memory_format=torch.channels_last))
-        return [m.to(runtime.dtype).contiguous() for m in found]
+        return [plain(m, runtime.dtype) for m in found]
 
     return in_chunks(forward, student.inputs(images, maps))
 
@@ -298,9 +298,13 @@ def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, 0)
-    # Along one axis, then the other: torchvision's blur is one two-dimensional convolution, many times slower.
-    flat = F.pad(maps.flatten(0, 1)[:, None], [radius] * 4, mode="reflect")
-    return F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).view(maps.shape)
+    # Along one axis, then the other: torchvision's blur is one two-dimensional convolution, many times slower. One image
+    # at a time: several threads share out, and round, several images in another way than one.
+    blurred = []
+    for image in maps:
+        padded = F.pad(image[:, None], [radius] * 4, mode="reflect")
+        blurred.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0])
+    return torch.stack(blurred)
 
 
 def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
@@ -427,7 +431,11 @@ class Scorer:
 
     def reduce(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., S, S) to one number each (...)."""
-        return aggregate(fade_border(maps, self.border_weight), self.aggregation) - self.contrast * maps.mean((-2, -1))
+        found = [  # one map at a time, as in `blur`
+            aggregate(fade_border(one, self.border_weight), self.aggregation) - self.contrast * one.mean()
+            for one in maps.reshape(-1, *maps.shape[-2:])
+        ]
+        return torch.stack(found).view(maps.shape[:-2])
 
 
 def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:
