@@ -531,6 +531,23 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return self._collect(X, lambda _scorer, _evidence, weights: weights, (len(self.support_),), np.float64)
 
+    def _score_files(self, paths: Sequence[str], maps: bool = False) -> dict[str, np.ndarray]:
+        """Score files into columns, a row for each: path, score, label, error, which is None or why, and map."""
+        check_is_fitted(self)
+        errors: dict[int, str] = {}
+        items, options = self._items(list(paths), reset=False)
+        columns: dict[str, np.ndarray] = {"path": np.array(paths, object), "score": np.full(len(paths), np.nan)}
+        if maps:
+            columns["map"] = np.full((len(paths), self.image_size, self.image_size), np.nan, np.float32)
+        for rows, scorer, evidence, _ in self._evidence(items, lambda i, e: errors.update({i: str(e)}), options):
+            fused = scorer.fuse(evidence)
+            columns["score"][rows] = -scorer.score(fused).numpy()
+            if maps:
+                columns["map"][rows] = fused.numpy()
+        columns["label"] = np.where(columns["score"] - self.offset_ >= 0, 1, -1)
+        columns["error"] = np.array([errors.get(i) for i in range(len(paths))], object)
+        return columns
+
     # ---- parts
 
     def _check_parameters(self) -> None:
@@ -870,20 +887,23 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """Run the scoring path over any number of images; what an unreadable one would have given is NaN."""
         check_is_fitted(self)
         items, options = self._items(X, reset=False)
-        scorer = self._scorer(self._extractor())
         results: np.ndarray = np.full((len(items), *shape), np.nan, dtype)
+        for rows, scorer, evidence, weights in self._evidence(items, self.on_error, options):
+            results[rows] = reduce(scorer, evidence, weights).numpy()
+        return results
+
+    def _evidence(
+        self, items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], options: dict[str, Any]
+    ) -> Iterator[tuple[list[int], scoring.Scorer, torch.Tensor, torch.Tensor]]:
+        """Read images a few at a time, and compute the evidence (n, E, S, S) and the support's weights (n, K)."""
+        scorer = self._scorer(self._extractor())
         read = tqdm(
-            images.load_each(items, self.on_error, **options),
-            total=len(items),
-            desc="scoring",
-            disable=not self.verbose,
+            images.load_each(items, on_error, **options), total=len(items), desc="scoring", disable=not self.verbose
         )
         readable = ((index, image) for index, image in read if image is not None)
         while pairs := list(itertools.islice(readable, CHUNK)):
             batch = torch.stack([image for _, image in pairs])
-            evidence, weights = scorer.evidence(batch, self._exclude(batch))
-            results[[index for index, _ in pairs]] = reduce(scorer, evidence, weights).numpy()
-        return results
+            yield [index for index, _ in pairs], scorer, *scorer.evidence(batch, self._exclude(batch))
 
     def _warn(self, what: str) -> None:
         message = f"{what}: how much normal images differ cannot be seen, and thresholds are guesses."

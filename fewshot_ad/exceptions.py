@@ -6,6 +6,7 @@ __all__ = [
     "FewShotADError",
     "ImageError",
     "ImageSkippedWarning",
+    "MissingExtraError",
     "OutOfMemoryError",
     "PretrainingStopped",
     "SupportWarning",
@@ -33,6 +34,10 @@ class CheckpointError(FewShotADError, ValueError):
 
 class DiskFullError(FewShotADError, OSError):
     """A checkpoint or features do not fit on the disk."""
+
+
+class MissingExtraError(FewShotADError, ImportError):
+    """An optional package is needed that is not installed."""
 
 
 class TrainingError(FewShotADError, RuntimeError):

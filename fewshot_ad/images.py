@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .exceptions import ImageError, ImageSkippedWarning
 MAX_PIXELS = 50_000_000
 # Named one by one: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_SUFFIXES = {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _ACCEPTED = (
     "a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a torch tensor (C, H, W); "
     "dtype bool, uint8, uint16, or float in [0, 1] (anything else with value_range=(low, high))"
@@ -133,6 +134,12 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
     )
 
 
+def files(folder: Path, pattern: str = "*") -> list[Path]:
+    """List a folder's image files, sorted, by the endings of their names; "**/*" looks into sub-folders too."""
+    found = (f for f in folder.glob(pattern) if f.suffix.lower() in _SUFFIXES)
+    return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+
+
 def label(item: Any, index: int) -> str:
     """Name an image in a message: its path, or its place in the input."""
     return str(item) if isinstance(item, (str, os.PathLike)) else f"image {index}"
@@ -189,15 +196,17 @@ def load(
     return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1)
 
 
-def load_each(items: Sequence[Any], on_error: str, **options: Any) -> Iterator[tuple[int, torch.Tensor | None]]:
+def load_each(
+    items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], **options: Any
+) -> Iterator[tuple[int, torch.Tensor | None]]:
     """Read images one after the other.
 
     Parameters
     ----------
     items : sequence
         From `as_items`.
-    on_error : {"raise", "skip"}
-        With "skip" an unreadable image is named in an `ImageSkippedWarning`.
+    on_error : {"raise", "skip"} or callable
+        With "skip" an unreadable image is named in an `ImageSkippedWarning`; a callable is told its place and error.
     **options
         Passed on to `load`.
 
@@ -221,7 +230,10 @@ def load_each(items: Sequence[Any], on_error: str, **options: Any) -> Iterator[t
                 raise ImageError(
                     f"{index + 1} of {len(items)} images: {error} Remove it or pass on_error='skip'."
                 ) from error
-            warnings.warn(f"Skipped: {error}", ImageSkippedWarning, stacklevel=2)
+            if callable(on_error):
+                on_error(index, error)
+            else:
+                warnings.warn(f"Skipped: {error}", ImageSkippedWarning, stacklevel=2)
             yield index, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from . import __version__, checkpoints, images
 from .detector import DualDistillationDetector
+from .distributed import run_on_ray
 from .episodes import Episode, Task, draw_episode
 from .exceptions import CheckpointError, ImageError, PretrainingStopped
 from .feature_store import store_features
@@ -29,9 +31,8 @@ from .networks.losses import distillation_loss
 from .networks.student import Student, build_student
 from .packaged import timm_name
 from .runtime import Runtime, resolve_runtime
-from .training import Training
+from .training import Training, Workers
 
-_SUFFIXES = {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _PARTIAL_FORMAT = "fewshot_ad pretraining 1"
 # Held-out tasks that are looked at, and how often; each costs one student pass of K + B images.
 _VALIDATION_EPISODES = 24
@@ -62,6 +63,8 @@ def pretrain(
     device: str | torch.device = "auto",
     precision: str = "auto",
     random_state: int = 0,
+    engine: str | Workers | None = "local",
+    num_workers: int = 2,
     verbose: int = 1,
 ) -> Path:
     """Train a student on tasks of normal images, for `DualDistillationDetector(init=out)`.
@@ -102,6 +105,12 @@ def pretrain(
         As for `DualDistillationDetector`.
     random_state : int
         Of the student's weights, the held-out tasks and the episodes.
+    engine : {"local", "ray"}, default="local"
+        "ray" shares each episode's queries among the workers of a Ray cluster (extra `ray`), for `student="decoder"`:
+        losses and student are those of one process but for rounding. A run that lost a worker goes on from its last
+        checkpoint. `tasks`, `out` and `cache` must be on storage that all workers reach.
+    num_workers : int
+        Of engine="ray": each takes one GPU where the cluster has as many, else one CPU.
     verbose : int
         1 shows progress bars.
 
@@ -122,7 +131,10 @@ def pretrain(
         The checkpoint or the features do not fit; an earlier checkpoint stays valid.
     WeightsNotFoundError, TrainingError, OutOfMemoryError
         As for `DualDistillationDetector.fit`.
+    MissingExtraError
+        Ray is not installed.
     """
+    arguments = dict(locals())
     out = Path(out)
     partial = out.with_name(f"{out.name}.partial")
     if out.suffix != ".safetensors":
@@ -136,6 +148,20 @@ def pretrain(
         backbone, image_size=image_size, student=student, decoder_blocks=decoder_blocks, weighting=weighting,
         sharpness=sharpness, lam=lam, loss=loss, batch_size=batch_size, learning_rate=learning_rate,
     )._check_parameters()  # fmt: skip
+    if engine == "ray":
+        if student == "encoder":
+            raise ValueError(
+                "student='encoder' was given with engine='ray', but its batch norm must see all queries of an episode. "
+                "Pass student='decoder', or engine='local'."
+            )
+        _find_existing(out, partial, resume)
+        run_on_ray(pretrain, arguments, num_workers)
+        return out
+    if engine not in (None, "local") and not isinstance(engine, Workers):
+        raise ValueError(f"engine={engine!r} was given; accepted are 'local' and 'ray'.")
+    # Each of engine="ray"'s workers comes here by itself; the first one writes.
+    workers = engine if isinstance(engine, Workers) else Workers()
+    first = workers.rank == 0
     runtime = resolve_runtime(device, precision)
     folder = Path(cache) if cache is not None else out.with_name(f"{out.name}.features")
     collected = _collect(tasks, image_size, folder)
@@ -158,7 +184,6 @@ def pretrain(
 
     with _Stopping() as stopping:
         extract = FeatureExtractor(teacher, fingerprint, runtime)
-        stored = []
         n_images = sum(len(items) for items, _ in collected.values())
         with tqdm(total=n_images, desc="features", disable=not verbose) as bar:
 
@@ -166,10 +191,15 @@ def pretrain(
                 bar.update(n)
                 stopping.check(lambda: "while features were computed")
 
-            for name, (items, stamp) in collected.items():
-                task = store_features(name, items, stamp, folder, extract, image_size, student, tick)
-                if task is not None:
-                    stored.append(task)
+            def store(names: Sequence[str]) -> list[Task]:
+                tasks = [store_features(n, *collected[n], folder, extract, image_size, student, tick) for n in names]
+                return [task for task in tasks if task is not None]
+
+            if workers.count > 1:
+                store(list(collected)[workers.rank :: workers.count])
+                workers.wait()
+                bar.reset()
+            stored = store(list(collected))
         if not stored:
             raise ImageError(f"None of the {len(collected)} tasks has two usable images: there is nothing to train on.")
         network = build_student(
@@ -182,8 +212,11 @@ def pretrain(
         training = Training(
             network, [stored[i] for i in order[n_held_out:]], n_steps=n_steps, n_shots=n_shots, batch_size=batch_size,
             learning_rate=learning_rate, lam=lam, loss=loss, seed=random_state, runtime=runtime, decay=True,
+            workers=workers,
         )  # fmt: skip
-        looks = _held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
+        looks = []
+        if first:
+            looks = _held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
         best = _Best()
         if state is not None:
             tensors, header = state
@@ -196,8 +229,10 @@ def pretrain(
             checkpoints.save(partial, {**tensors, **best.tensors}, _PARTIAL_FORMAT, header)
             return f"after step {len(training.curve)} of {n_steps}, kept in {partial}"
 
-        _run(training, looks, best, keep, stopping, checkpoint_minutes * 60, verbose)
+        _run(training, looks, best, keep, stopping, checkpoint_minutes * 60 if first else math.inf, verbose)
 
+    if not first:
+        return out
     if best.tensors:
         network.load_state_dict({key.removeprefix("best."): value for key, value in best.tensors.items()})
     found = {"package": __version__, "loss_curve": _thinned(training.curve), "held_out": best.entries}
@@ -222,10 +257,7 @@ def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Seq
         # Not our own features, where `out` lies among the tasks.
         ours = features.absolute()
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
-        named = {
-            p.name: sorted(f for f in p.iterdir() if f.suffix.lower() in _SUFFIXES and not f.name.startswith("."))
-            for p in folders
-        }
+        named = {p.name: images.files(p) for p in folders}
     if not named:
         raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
     return {name: (items, _stamp(items, image_size)) for name, items in named.items()}
@@ -357,17 +389,23 @@ class _Stopping:
             raise PretrainingStopped(f"Stopped by {name} {where}. Go on with the same arguments and resume.")
 
 
+def _find_existing(out: Path, partial: Path, resume: bool) -> Path | None:
+    """Find what an earlier run wrote; it must be gone on with."""
+    existing = next((path for path in (out, partial) if path.exists()), None)
+    if existing is not None and not resume:
+        raise CheckpointError(
+            f"{existing} exists already. Pass resume=True (--resume) to go on from there, or remove it to start anew."
+        )
+    return existing
+
+
 def _open_partial(
     out: Path, partial: Path, settings: dict[str, Any], resume: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Load what there is to go on from, if it was written with the same arguments."""
-    existing = next((path for path in (out, partial) if path.exists()), None)
+    existing = _find_existing(out, partial, resume)
     if existing is None:
         return None
-    if not resume:
-        raise CheckpointError(
-            f"{existing} exists already. Pass resume=True (--resume) to go on from there, or remove it to start anew."
-        )
     if existing == out:
         tensors, header = checkpoints.load_student(out)
         earlier = header.get("settings")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,42 @@ def episode_loss(student: Student, episode: Episode, lam: float, form: str, runt
     return dual_loss(ssd, tsd, lam)
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Processes that make each step together, each with its share of the queries. By default this one alone.
+
+    Attributes
+    ----------
+    rank, count : int
+        Which one this is, of how many; of more than one, torch's default process group must have been set up.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, episode: Episode) -> Episode:
+        """Return this worker's part of the queries, with the whole support."""
+        mine = slice(self.rank, None, self.count)
+        return Episode(episode.query_inputs[mine], [t[mine] for t in episode.query_targets], episode.support_inputs)
+
+    def wait(self) -> None:
+        """Wait until all workers are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def add_up(self, loss: torch.Tensor, student: Student) -> torch.Tensor:
+        """Sum the workers' gradients, in place, and return the sum of their losses."""
+        if self.count == 1:
+            return loss
+        weights = list(student.parameters())
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        together = torch.cat([loss.view(1), *(g.flatten() for g in gradients)])
+        torch.distributed.all_reduce(together)
+        for w, total in zip(weights, together[1:].split([w.numel() for w in weights]), strict=True):
+            w.grad = total.view_as(w)
+        return together[0]
+
+
 def make_optimizer(student: Student, learning_rate: float) -> torch.optim.Optimizer:
     """Make the paper's Adam; one kernel for all weights."""
     return torch.optim.Adam(student.parameters(), lr=learning_rate, betas=_BETAS, fused=True)
@@ -81,6 +118,8 @@ class Training:
     runtime : Runtime
     decay : bool, optional
         Whether the learning rate falls to zero along half a cosine; by default it stays.
+    workers : Workers, optional
+        Who makes each step together. All get the same arguments, and the same student comes out.
 
     Attributes
     ----------
@@ -102,11 +141,12 @@ class Training:
         seed: int,
         runtime: Runtime,
         decay: bool = False,
+        workers: Workers = Workers(),
     ) -> None:
         self.student, self.tasks, self.runtime = student, tasks, runtime
         self.n_steps, self.n_shots, self.batch_size = n_steps, n_shots, batch_size
         self.learning_rate, self.decay = learning_rate, decay
-        self.lam, self.loss, self.seed = lam, loss, seed
+        self.lam, self.loss, self.seed, self.workers = lam, loss, seed, workers
         self.curve: list[float] = []
         self._full_batch = batch_size
         self._optimizer = make_optimizer(student, learning_rate)
@@ -134,7 +174,8 @@ class Training:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.batch_size < self._full_batch or self.batch_size == 1:
+                # Of several workers none can change its batch by itself.
+                if self.batch_size < self._full_batch or self.batch_size == 1 or self.workers.count > 1:
                     raise OutOfMemoryError(
                         f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or "
                         "image_size."
@@ -161,11 +202,19 @@ class Training:
     def _backward(self, number: int) -> float:
         rng = np.random.default_rng((self.seed, number))
         torch.default_generator.manual_seed(int(rng.integers(2**62)))
-        episode = _to_device(draw_episode(self.tasks, self.n_shots, self.batch_size, rng), self.runtime)
+        whole = draw_episode(self.tasks, self.n_shots, self.batch_size, rng)
+        episode = _to_device(self.workers.share(whole), self.runtime)
         self._optimizer.zero_grad(set_to_none=True)
-        value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
-        self._scaler.scale(value).backward()
-        return value.item()
+        value = torch.zeros((), device=self.runtime.device, dtype=self.runtime.dtype)
+        n_queries = len(episode.query_inputs)
+        if n_queries:  # a small task may have fewer queries than there are workers
+            value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
+            # The loss is a mean over queries, so that shares weigh by their number.
+            value = value * (n_queries / len(whole.query_inputs))
+        scaled = self._scaler.scale(value)
+        if n_queries:
+            scaled.backward()
+        return self.workers.add_up(value.detach(), self.student).item()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return what `restore` needs: tensors by name, and JSON."""

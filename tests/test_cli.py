@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import sys
 import time
 
 import pytest
-from helpers import write_random_weights
+from helpers import spoilt, stripes, write_random_weights
+from PIL import Image
 from test_pretraining import write_tasks
 
 from fewshot_ad import DualDistillationDetector, __version__, cli
@@ -26,7 +28,7 @@ def command(tmp_path):
     return ["pretrain", str(tasks), "--out", str(out), "--weights", str(weights), *options.split()]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["score", "--help"], ["--version"]])
 def test_help_brings_nothing_heavy(arguments):
     code = (
         "import sys, fewshot_ad.cli\n"
@@ -78,6 +80,66 @@ def test_errors_are_one_line(command, capsys, tmp_path):
     assert said.startswith("fewshot-ad: error: ")
     assert "holds no tasks" in said
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Folders of four normal images and of three to score, one of them spoilt."""
+    for name, arrays in {"support": stripes(4), "new": [*stripes(2, seed=1), spoilt(stripes(1, seed=2))[0]]}.items():
+        (tmp_path / name / "below").mkdir(parents=True)
+        for i, image in enumerate(arrays):
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def test_score_writes_a_table(pictures, capsys):
+    command = ["score", str(pictures / "new"), "--support", str(pictures / "support"), "--quiet"]
+    out = pictures / "tables" / "scores.csv"
+    assert cli.main([*command, "-o", str(out)]) == 0
+    assert "scored 3 of 3 images: " in capsys.readouterr().err
+    rows = list(csv.DictReader(out.open()))
+    assert [row["path"] for row in rows] == [str(pictures / "new" / f"{i}.png") for i in range(3)]
+    det = DualDistillationDetector(random_state=0).fit(sorted((pictures / "support").glob("*.png")))
+    paths = [row["path"] for row in rows]
+    assert [float(row["score"]) for row in rows] == det.score_samples(paths).tolist()
+    assert [int(row["label"]) for row in rows] == det.predict(paths).tolist()
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == out.read_text()
+
+
+def test_score_counts_what_it_could_not_read(pictures, capsys):
+    broken = pictures / "new" / "below" / "broken.png"
+    broken.write_bytes(b"no image")
+    support = [str(path) for path in (pictures / "support").glob("*.png")]
+    out = pictures / "scores.csv"
+    assert cli.main(["score", str(pictures / "new"), "--support", *support, "-o", str(out), "--quiet"]) == 1
+    assert "scored 3 of 4 images: " in (said := capsys.readouterr().err)
+    assert "1 failed, see the column error" in said
+    failed = [row for row in csv.DictReader(out.open()) if row["error"]]
+    assert [(row["path"], row["score"], row["label"]) for row in failed] == [(str(broken), "nan", "-1")]
+
+
+def test_score_writes_parquet(pictures):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = pictures / "scores.parquet"
+    command = ["score", str(pictures / "new"), "--support", str(pictures / "support"), "--quiet"]
+    assert cli.main([*command, "-o", str(out)]) == 0
+    table = parquet.read_table(out)
+    assert table.column_names == ["path", "score", "label", "error"]
+    assert table["error"].null_count == len(table) == 3
+
+
+def test_score_says_what_is_wrong(pictures, capsys, monkeypatch):
+    command = ["score", str(pictures / "new"), "--support", str(pictures / "support")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "-o", "scores.txt"])
+    assert stop.value.code == 2
+    assert "neither in .csv nor in .parquet" in capsys.readouterr().err
+    assert cli.main(["score", str(pictures / "nowhere"), "--support", "x"]) == 1
+    assert "nowhere is not a folder" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert cli.main([*command, "-o", "scores.parquet"]) == 1
+    assert 'pip install "fewshot-ad[ray]"' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -142,3 +142,28 @@ def test_other_runtime_errors_pass_through():
 def test_progress_bar(capsys):
     training.train(make_student(), [make_task()], **settings(n_steps=2, verbose=1))
     assert "training: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["position", "flattened"])
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_workers_add_up_to_one_process(form, batch_size, monkeypatch):
+    options = settings(runtime=resolve_runtime("cpu", "float64"), loss=form, batch_size=batch_size)
+    del options["tol"]
+    together = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", together.append)
+    for rank in range(3):  # with two queries, the third has none
+        student = make_student(dtype=torch.float64)
+        workers = training.Workers(rank, 3)
+        training.Training(student, [make_task(dtype=torch.float64)], workers=workers, **options)._backward(0)
+    student = make_student(dtype=torch.float64)
+    loss = training.Training(student, [make_task(dtype=torch.float64)], **options)._backward(0)
+    expected = torch.cat([torch.tensor([loss], dtype=torch.float64), *(w.grad.flatten() for w in student.parameters())])
+    torch.testing.assert_close(sum(together), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+def test_of_several_workers_none_halves_its_batch(monkeypatch):
+    options = settings(workers=training.Workers(0, 2))
+    del options["tol"]
+    monkeypatch.setattr(training, "episode_loss", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(OutOfMemoryError, match="with 4 queries a step"):
+        training.Training(make_student(), [make_task()], **options).step()

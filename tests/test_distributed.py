@@ -1,0 +1,244 @@
+"""On Ray: the same numbers, every file once, and nothing lost with a process that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import stripes, write_random_weights
+from joblib import parallel_config
+from PIL import Image
+from sklearn.model_selection import GridSearchCV
+from test_pretraining import write_tasks
+
+from fewshot_ad import DualDistillationDetector, KShotSplit, cli, distributed, pretrain, training
+from fewshot_ad.checkpoints import load_student
+from fewshot_ad.exceptions import CheckpointError, ImageError, MissingExtraError
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """Weights of a network that other processes know as well."""
+    return write_random_weights("test_resnet", tmp_path_factory.mktemp("weights") / "weights.safetensors")
+
+
+@pytest.fixture(scope="session")
+def options(weights) -> dict:
+    return {"backbone": "test_resnet", "weights": weights, "image_size": 32, "n_steps": 2, "random_state": 0}
+
+
+@pytest.fixture(scope="session")
+def fitted(options) -> DualDistillationDetector:
+    return DualDistillationDetector(**options).fit(stripes(4))
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """A cluster of two processors."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Classes and functions of this file go to the workers as they are.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray
+    ray.shutdown()
+
+
+def write_images(folder: Path, n: int) -> list[str]:
+    folder.mkdir()
+    for i, image in enumerate(stripes(n, seed=1)):
+        Image.fromarray(image).save(folder / f"{i:04}.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+def die_once(marker: Path) -> None:
+    """End this process, unless it has happened before."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Mortal(DualDistillationDetector):
+    """Dies in the middle of a batch."""
+
+    def _score_files(self, paths, maps=False):
+        if any("0150" in path for path in paths):
+            super()._score_files(paths[:3], maps)
+            die_once(self.marker)
+        return super()._score_files(paths, maps)
+
+
+@pytest.mark.slow
+def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
+    paths = write_images(tmp_path / "images", 300)
+    broken = tmp_path / "images" / "0007.png"
+    broken.write_bytes(b"no image")
+    mortal = Mortal(**fitted.get_params())
+    mortal.__dict__.update(vars(fitted), marker=tmp_path / "died")
+    rows = distributed.score(mortal, paths[::-1], num_actors=2, batch_size=20).take_all()
+    assert mortal.marker.exists()
+    assert [row["path"] for row in rows] == paths
+    readable = [row for row in rows if row["path"] != str(broken)]
+    expected = fitted.score_samples([row["path"] for row in readable])
+    np.testing.assert_array_equal([row["score"] for row in readable], expected)
+    np.testing.assert_array_equal([row["label"] for row in readable], np.where(expected < fitted.offset_, -1, 1))
+    assert all(row["error"] is None for row in readable)
+    failed = rows[7]
+    assert np.isnan(failed["score"])
+    assert failed["label"] == -1
+    assert failed["error"].startswith(f"{broken} could not be read")
+
+
+@pytest.mark.slow
+def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
+    paths = write_images(tmp_path / "images", 10)
+    source = ray.data.from_items([{"path": path, "other": 1} for path in paths[::-1]])
+    out = tmp_path / "scores"
+    found = distributed.score(fitted, source, num_actors=2, batch_size=4, maps=True, out=out).take_all()
+    assert [row["path"] for row in found] == paths
+    np.testing.assert_array_equal([row["score"] for row in found], fitted.score_samples(paths))
+    maps = np.stack([row["map"] for row in found])
+    assert maps.dtype == np.float32
+    np.testing.assert_array_equal(maps, fitted.anomaly_map(paths))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "scores"]
+    with pytest.raises(ValueError, match=r"scores' exists already"):
+        distributed.score(fitted, source, out=out)
+    with pytest.raises(ImageError, match="paths are expected in 'path'"):
+        distributed.score(fitted, source.drop_columns(["path"]))
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_same_table_on_ray(ray, tmp_path, capsys):
+    paths = write_images(tmp_path / "images", 6)
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    common = ["score", str(tmp_path / "images"), "--support", *paths[:3], "--quiet"]
+    assert cli.main([*common, "-o", str(tmp_path / "local.csv")]) == 1
+    assert cli.main([*common, "-o", str(tmp_path / "ray.csv"), "--engine", "ray", "--num-actors", "1"]) == 1
+    assert (tmp_path / "ray.csv").read_text() == (tmp_path / "local.csv").read_text()
+    assert capsys.readouterr().err.count("scored 6 of 7 images") == 2
+
+
+@pytest.mark.slow
+def test_a_grid_search_on_ray_finds_the_same(ray, options, tmp_path):
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    normal = stripes(10)
+    X, y = np.concatenate([normal, 255 - normal[:4]]), np.repeat([1, -1], [10, 4])
+    detector = DualDistillationDetector(**options, memory=tmp_path / "features")
+    search = GridSearchCV(detector, {"lam": [0.01, 1.0]}, cv=KShotSplit(4, 2, random_state=0), scoring="roc_auc")
+    search.fit(X, y)
+    serial = search.cv_results_["split0_test_score"], search.cv_results_["split1_test_score"]
+    n_entries = len(list((tmp_path / "features").rglob("output.pkl")))
+    search.set_params(n_jobs=2)
+    with parallel_config("ray"):
+        search.fit(X, y)
+    np.testing.assert_array_equal(
+        (search.cv_results_["split0_test_score"], search.cv_results_["split1_test_score"]), serial
+    )
+    # The workers found all features there.
+    assert len(list((tmp_path / "features").rglob("output.pkl"))) == n_entries
+
+
+@pytest.fixture
+def course(options, tmp_path) -> dict:
+    """Arguments of a short pretraining whose queries do not divide by two; Adam makes much of float32's rounding."""
+    return {
+        "tasks": write_tasks(tmp_path / "tasks", n_tasks=4), "backbone": "test_resnet", "weights": options["weights"],
+        "image_size": 32, "n_shots": 1, "n_steps": 12, "batch_size": 5, "precision": "float64", "verbose": 0,
+    }  # fmt: skip
+
+
+def assert_alike(one: Path, two: Path) -> None:
+    """Compare two students and their loss curves."""
+    (a, of_a), (b, of_b) = load_student(one), load_student(two)
+    np.testing.assert_allclose(of_a["loss_curve"], of_b["loss_curve"], rtol=1e-8)
+    assert len(of_a["loss_curve"]) == 12
+    assert [entry["step"] for entry in of_a["held_out"]] == [entry["step"] for entry in of_b["held_out"]]
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-8)
+
+
+def mortal_pretrain(marker: Path, **arguments) -> None:
+    """Note the step that each start begins with; the second worker dies before its eighth."""
+    step = training.Training.step
+    begun = False
+
+    def mortal_step(self):
+        nonlocal begun
+        if not begun:
+            with marker.with_name("starts").open("a") as file:
+                file.write(f"{len(self.curve)}\n")
+            begun = True
+        if self.workers.rank == 1 and len(self.curve) == 7:
+            die_once(marker)
+        return step(self)
+
+    training.Training.step = mortal_step
+    pretrain(**arguments)
+
+
+@pytest.mark.slow
+def test_pretraining_on_two_workers_is_that_of_one_process(ray, course, tmp_path):
+    local = pretrain(out=tmp_path / "local.safetensors", **course)
+    assert pretrain(out=tmp_path / "ray.safetensors", engine="ray", **course) == tmp_path / "ray.safetensors"
+    assert_alike(local, tmp_path / "ray.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["local.safetensors", "ray.safetensors", "tasks"]
+    with pytest.raises(CheckpointError, match=r"ray\.safetensors exists already"):
+        pretrain(out=tmp_path / "ray.safetensors", engine="ray", **course)
+
+
+@pytest.mark.slow
+def test_pretraining_goes_on_after_a_worker_was_killed(ray, course, tmp_path):
+    local = pretrain(out=tmp_path / "local.safetensors", **course)
+    arguments = {
+        **course, "out": tmp_path / "ray.safetensors", "marker": tmp_path / "died", "device": "auto",
+        "checkpoint_minutes": 0,
+    }  # fmt: skip
+    distributed.run_on_ray(mortal_pretrain, arguments, 2)
+    assert_alike(local, tmp_path / "ray.safetensors")
+    starts = [int(line) for line in (tmp_path / "starts").read_text().split()]
+    assert sorted(starts) == [0, 0, 7, 7]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_workers_is_raised_here(ray, course, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_MAX_FAILURES", 0)
+    course["tasks"] = tmp_path / "nowhere"
+    with pytest.raises(ImageError, match="nowhere is not a folder"):
+        pretrain(out=tmp_path / "ray.safetensors", engine="ray", num_workers=1, **course)
+
+
+def test_without_ray_the_extra_is_named(fitted, course, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "fewshot-ad\[ray\]"'):
+        distributed.score(fitted, ["a.png"])
+    with pytest.raises(ImportError, match=r'pip install "fewshot-ad\[ray\]"'):
+        pretrain(out=tmp_path / "student.safetensors", engine="ray", **course)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"engine": "other"}, "engine"), ({"student": "encoder"}, "batch norm"), ({"num_workers": 0}, "0")],
+)
+def test_wrong_arguments_of_pretrain(course, tmp_path, wrong, named):
+    with pytest.raises(ValueError, match=named):
+        pretrain(out=tmp_path / "student.safetensors", **{"engine": "ray", **course, **wrong})
+
+
+def test_files_of_a_folder(tmp_path):
+    paths = write_images(tmp_path / "b", 2)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "0.png").touch()
+    (tmp_path / "a.JPG").touch()
+    (tmp_path / "notes.txt").touch()
+    assert distributed.list_files(tmp_path) == [str(tmp_path / "a.JPG"), *paths]
+    assert distributed.list_files([Path("b"), "a"]) == ["a", "b"]
+    with pytest.raises(ImageError, match="nowhere is not a folder"):
+        distributed.list_files(tmp_path / "nowhere")
+    with pytest.raises(ImageError, match="no image files in"):
+        distributed.list_files([])
