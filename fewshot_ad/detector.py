@@ -540,10 +540,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if maps:
             columns["map"] = np.full((len(paths), self.image_size, self.image_size), np.nan, np.float32)
         for rows, scorer, evidence, _ in self._evidence(items, lambda i, e: errors.update({i: str(e)}), options):
-            fused = scorer.fuse(evidence)
-            columns["score"][rows] = -scorer.score(fused).numpy()
+            columns["score"][rows] = -scorer.score(evidence).numpy()
             if maps:
-                columns["map"][rows] = fused.numpy()
+                columns["map"][rows] = scorer.fuse(evidence).numpy()
         columns["label"] = np.where(columns["score"] - self.offset_ >= 0, 1, -1)
         columns["error"] = np.array([errors.get(i) for i in range(len(paths))], object)
         return columns
