@@ -298,13 +298,13 @@ def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
     offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, 0)
-    # Along one axis, then the other: torchvision's blur is one two-dimensional convolution, many times slower. One
-    # image at a time: several threads share out, and round, several images in another way than one.
+    # Along one axis, then the other: torchvision's blur is one two-dimensional convolution, many times slower. One map
+    # at a time: several threads share out, and round, several maps in another way than one.
     blurred = []
-    for image in maps:
-        padded = F.pad(image[:, None], [radius] * 4, mode="reflect")
-        blurred.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0])
-    return torch.stack(blurred)
+    for one in maps.flatten(0, 1):
+        padded = F.pad(one[None, None], [radius] * 4, mode="reflect")
+        blurred.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)))
+    return torch.cat(blurred).view(maps.shape)
 
 
 def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
