@@ -8,7 +8,7 @@ networks    floor: bare forward passes of teacher and student on ready tensors
 published   every batch sees the support anew, one copy for each query (the published code), always in float32
 ssd         our paper's setting: the same student, the support stored
 teacher     floor: the bare teacher
-patch       evidence="patch"
+patch       evidence="patch", augment=False: as many patches as PatchCore has
 default     all kinds of evidence
 patchcore   anomalib's PatchcoreModel, coreset of all patches, always in float32; left out where it is not installed
 
@@ -82,7 +82,7 @@ class Case:
         name = timm_name(backbone)
         self.ssd = DualDistillationDetector.paper(name, **network, **trained).fit(self.support, auxiliary=auxiliary)
         self.default = DualDistillationDetector(name, **network, **trained).fit(self.support, auxiliary=auxiliary)
-        self.patch = DualDistillationDetector(name, **network, evidence="patch").fit(self.support)
+        self.patch = DualDistillationDetector(name, **network, evidence="patch", augment=False).fit(self.support)
         self.patchcore = None
         self.extract = self.ssd._extractor()
         self.student = self.ssd.experts_[0].student

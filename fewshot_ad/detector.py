@@ -134,8 +134,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
         Of the networks. "auto" runs them in float32 to score, and trains in bfloat16 where the hardware multiplies it
         natively. With "float64" and "float32" the most similar patch of the support is found by comparing all of them;
-        the others search quickly, in bfloat16 where that is native, which now and then finds one that is a little less
-        similar.
+        the others search quickly ("auto" in bfloat16 where that is native, else in float32), which now and then finds
+        one that is a little less similar.
     memory : joblib.Memory or path, optional
         Cache of the teacher's features, one entry for each distinct image, shared by all fits. joblib keeps pickles
         there: use a folder that only you can write to.

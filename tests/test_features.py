@@ -119,3 +119,14 @@ def test_memory_tells_apart_which_stages_are_returned(tmp_path):
     both = DualDistillationDetector(image_size=32, memory=memory, random_state=0).fit(image)
     assert len(both.experts_) == 1
     assert torch.equal(both.patches_, patch.patches_)
+
+
+def test_a_loaded_teacher_is_folded_and_keeps_its_fingerprint(teacher, toy, images):
+    loaded, fingerprint = features.load_teacher(
+        toy["backbone"], 32, toy["weights"], True, resolve_runtime("cpu", "float32")
+    )
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in loaded.modules())
+    assert fingerprint == teacher.fingerprint()
+    for folded, plain in zip(loaded(images), teacher(images), strict=True):
+        torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)

@@ -121,6 +121,16 @@ def test_searching_in_bfloat16_finds_what_is_as_near():
     assert (itself - 1).abs().max() < 1e-6
 
 
+def test_leading_directions_hold_what_differs():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5000, 5, generator=generator) @ torch.randn(5, 96, generator=generator)
+    basis = scoring.leading_directions(rows + 0.01 * torch.randn(5000, 96, generator=generator), 8)
+    assert basis.shape == (96, 8)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(8), atol=1e-5, rtol=0)
+    assert (rows - rows @ basis @ basis.T).norm() < 0.01 * rows.norm()
+    assert scoring.leading_directions(rows[:, :6], 8).shape == (6, 6)
+
+
 def test_embedding_evidence_is_the_distance_to_the_nearest_view(maps):
     pooled = scoring.pooled_embedding(maps)
     expected = maps[2][0].mean((1, 2))
