@@ -776,9 +776,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.scales_ = self._scales(of_views, self.lam_, extract)
         scorer = self._scorer(extract)
         self.support_scores_ = -scorer.score(self._read(support, own, extract)).double().numpy()
-        # Where no support image has another to be held against, its changed views must do.
-        known = self.support_scores_ if own.any() else -scorer.score(of_views).double().numpy()
-        self.offset_ = calibration.offset(known, self.contamination)
+        if own.any():
+            self.offset_ = calibration.offset(self.support_scores_, self.contamination)
+        else:  # no support image has another to be held against: its changed views must do
+            known = -scorer.score(of_views).double().numpy()
+            self.offset_ = calibration.offset(known, self.contamination, of_views=True)
         middle = np.median(self.support_scores_)
         for i in np.flatnonzero(self.support_scores_ < _ODD * middle) if len(support) > 2 and middle < 0 else ():
             warnings.warn(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .features import FeatureExtractor, in_chunks, plain
+from .features import FeatureExtractor, run_network
 from .networks.losses import cosine_distance
 from .networks.student import Student
 from .runtime import Runtime
@@ -273,14 +273,7 @@ def run_student(
     student: Student, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime
 ) -> list[torch.Tensor]:
     """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, S, S), given the teacher's."""
-
-    @torch.inference_mode()
-    def forward(inputs: torch.Tensor) -> list[torch.Tensor]:
-        with runtime.autocast():
-            found = student(runtime.to_device(inputs).contiguous(memory_format=torch.channels_last))
-        return [plain(m, runtime.dtype) for m in found]
-
-    return in_chunks(forward, student.inputs(images, maps))
+    return run_network(student, student.inputs(images, maps), runtime)
 
 
 def upsampled_sum(distances: Iterable[torch.Tensor], size: int) -> torch.Tensor:
