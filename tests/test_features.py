@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
+
 import joblib
 import pytest
 import torch
+from joblib import numpy_pickle
 
 from fewshot_ad import DualDistillationDetector, features
 from fewshot_ad.exceptions import OutOfMemoryError
@@ -84,6 +87,18 @@ def test_chunks_are_padded_to_one_size():
     (result,) = in_chunks(double, torch.arange(float(CHUNK + 1)).view(-1, 1))
     assert sizes == [CHUNK, CHUNK]
     assert result.flatten().tolist() == [2.0 * i for i in range(CHUNK + 1)]
+
+
+def test_a_full_disk_leaves_out_the_cache_and_says_so(teacher, images, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = extractor(teacher)(images)
+    monkeypatch.setattr(numpy_pickle, "dump", full)
+    extract = extractor(teacher, joblib.Memory(tmp_path, verbose=0))
+    with pytest.warns(Warning, match="Unable to cache.*No space left"):
+        found = extract(images)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 class RoundsAlone(torch.nn.Module):
