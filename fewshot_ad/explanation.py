@@ -1,0 +1,117 @@
+"""Why an image has its score: where, and compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .scoring import Match, Scorer
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What the score of one image comes from.
+
+    Attributes
+    ----------
+    score : float
+        As `score_samples` gives it; high = normal.
+    decision : float
+        As `decision_function` gives it: `score` less the threshold; below 0 = anomaly.
+    map : ndarray of shape (S, S), float32
+        As `anomaly_map` gives it; high = anomalous.
+    image : ndarray of shape (S, S, 3), uint8
+        The image as the detector saw it: resized, RGB.
+    support_weights : ndarray of shape (K,), float64
+        As `support_weights` gives it: how much each support image counted.
+    support_index : int
+        The support image that counted most.
+    hot_spot : tuple of (int, int)
+        Row and column of the highest pixel of `faded`; the first of equally high ones.
+    matches : Match or None
+        The patch of the support that is most like the patch at `hot_spot`; None where "patch" is not among the
+        evidence. It may be in another support image than the one that counted most.
+    patch_size : float
+        Side of the square, in pixels of `image`, that one patch stands for: the stride of the teacher's middle stage.
+        A patch's descriptor also depends on what is around this square: it joins averages over 3x3 neighbours in each
+        stage, and the teacher itself looks farther.
+    faded : ndarray of shape (S, S), float32
+        The map as the score sees it: its border faded by `border_weight`.
+    level : float
+        What the `aggregation` of `faded` (by default the mean of its highest 1 % of pixels) is compared with: the image
+        is called anomalous where it is above. It differs between images: the score also takes off a share of the
+        map's mean (`contrast`), and adds what "embedding" reads of the image as a whole.
+    """
+
+    score: float
+    decision: float
+    map: np.ndarray
+    image: np.ndarray
+    support_weights: np.ndarray
+    support_index: int
+    hot_spot: tuple[int, int]
+    matches: Match | None
+    patch_size: float
+    faded: np.ndarray
+    level: float
+
+    @property
+    def excess(self) -> np.ndarray:
+        """`faded` less `level`, (S, S) float32; its `aggregation` is minus `decision`."""
+        return self.faded - np.float32(self.level)
+
+
+def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset: float) -> Iterator[Explanation]:
+    """Explain the scores of a few images.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    images : torch.Tensor
+        (N, 3, S, S), in [0, 1].
+    exclude : torch.Tensor of bool
+        (N, K), support images that must not count for a query.
+    offset : float
+        Threshold of the scores (high = normal).
+
+    Yields
+    ------
+    Explanation
+        Of each image.
+    """
+    size = images.shape[-1]
+    maps = scorer.extract(images)
+    evidence, weights = scorer.evidence(images, exclude, maps)
+    fused, scores = scorer.fuse(evidence), -scorer.score(evidence).double()
+    faded = [scorer.fade(one) for one in fused]
+    spots = [_highest(one.numpy()) for one in faded]
+    matches = scorer.match(maps, exclude, spots, size)
+    pixels = as_uint8(images)
+    for i, spot in enumerate(spots):
+        decision = float(scores[i] - offset)
+        yield Explanation(
+            score=float(scores[i]),
+            decision=decision,
+            map=fused[i].numpy().astype(np.float32),
+            image=pixels[i],
+            support_weights=weights[i].numpy().astype(np.float64),
+            support_index=int(weights[i].numpy().argmax()),
+            hot_spot=spot,
+            matches=matches[i],
+            patch_size=size / maps[1].shape[2],
+            faded=faded[i].numpy().astype(np.float32),
+            level=float(scorer.peak(fused[i])) + decision,
+        )
+
+
+def _highest(values: np.ndarray) -> tuple[int, int]:
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    return int(row), int(column)
+
+
+def as_uint8(images: torch.Tensor) -> np.ndarray:
+    """Turn images (N, 3, S, S) in [0, 1] into pictures (N, S, S, 3), uint8; values beyond are clipped."""
+    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
