@@ -8,6 +8,7 @@ __all__ = [
     "ImageSkippedWarning",
     "MissingExtraError",
     "OutOfMemoryError",
+    "OutputExistsError",
     "PretrainingStopped",
     "SupportWarning",
     "TaskSkippedWarning",
@@ -29,11 +30,15 @@ class WeightsNotFoundError(FewShotADError, OSError):
 
 
 class CheckpointError(FewShotADError, ValueError):
-    """A student's checkpoint is unreadable or belongs to another teacher."""
+    """A student's checkpoint or a model file is unreadable, altered, or belongs to another teacher."""
 
 
 class DiskFullError(FewShotADError, OSError):
     """A checkpoint or features do not fit on the disk."""
+
+
+class OutputExistsError(FewShotADError, FileExistsError):
+    """A file would be overwritten that nobody said may be."""
 
 
 class MissingExtraError(FewShotADError, ImportError):
