@@ -28,6 +28,8 @@ _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Bits of a TIFF page's NewSubfileType.
 _SMALLER_COPY, _MASK = 1, 4
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+# Of pydicom's decoders the first that can; gdcm last, which may end the process over a damaged file.
+_DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
 _INSTALL = 'pip install "fewshot-ad[medical]"'
 
 
@@ -171,15 +173,14 @@ class _Dicom(File):
 
     def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
         pixels = _import("pydicom.pixels", self.path)
-        self._check_decoder(pixels)
         try:
-            values = pixels.pixel_array(self.path, index=index)
+            values = pixels.pixel_array(self.path, index=index, decoding_plugin=self._decoder(pixels))
         except AttributeError as error:
             raise ImageError(f"{self.path} is a DICOM file without pixel data ({error}). Leave it out.") from error
-        except RuntimeError as error:  # what every decoder said
+        except RuntimeError as error:
             raise ImageError(
-                f"{self.path} could not be decoded: {' '.join(str(error).split())}. If other programs show it, convert it "
-                "with one of them, for instance to Explicit VR Little Endian."
+                f"{self.path} could not be decoded: {' '.join(str(error).split())}. If other programs show it, let one "
+                "of them convert it, for instance to Explicit VR Little Endian."
             ) from error
         colours = self.header.PhotometricInterpretation
         if colours == "PALETTE COLOR":
@@ -195,7 +196,8 @@ class _Dicom(File):
         window = value_range or self._window(index) or _percentile_range(values)
         return Pixels(values, window, inverted=colours == "MONOCHROME1")
 
-    def _check_decoder(self, pixels: Any) -> None:
+    def _decoder(self, pixels: Any) -> str:
+        """Choose who decompresses the pixels; nobody has to if they are not compressed."""
         syntax = self.header.file_meta.TransferSyntaxUID
         try:
             decoder = pixels.get_decoder(syntax)
@@ -210,6 +212,7 @@ class _Dicom(File):
                 f"{self.path} is compressed as {syntax.name}, and no decoder for that is installed. Install the "
                 f"extra, {_INSTALL}, or what pydicom asks for: {missing}."
             )
+        return next((name for name in _DECODERS if name in decoder.available_plugins), "")
 
     def _part(self, index: int, name: str) -> Any:
         """Find where a frame's values are described: in newer multi-frame files deep in a sequence."""
