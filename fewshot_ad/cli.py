@@ -131,12 +131,12 @@ def _pretrain(arguments: dict) -> int:
 
 
 def _score(arguments: dict) -> int:
-    from . import distributed
+    from . import distributed, images
 
     out = arguments.get("out")
     if out is not None and out.suffix == ".parquet":
         _import_parquet()  # before the work, not after it
-    paths = distributed.list_files(arguments["folder"])
+    paths = images.frames(distributed.list_files(arguments["folder"]))
     detector = _fit(arguments)
     if arguments["engine"] == "ray":
         dataset = distributed.score(
@@ -167,7 +167,7 @@ def _fit(arguments: dict) -> DualDistillationDetector:
     detector = DualDistillationDetector(
         on_error="skip", random_state=arguments["random_state"], verbose=arguments["verbose"]
     )
-    return detector.fit(support)
+    return detector.fit(images.frames(support))
 
 
 def _import_parquet() -> Any:

@@ -126,7 +126,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
         height 1.
     value_range : (float, float), optional
-        Values that mean black and white, as a CT window; values beyond are clipped. By default by dtype (uint8 255,
+        Values that mean black and white, as a CT window in Hounsfield units; values beyond are clipped. By default what
+        a DICOM file says, the percentiles 0.5 and 99.5 of a NIfTI volume (docs/formats.md), else by dtype (uint8 255,
         uint16 65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
     max_pixels : int, default=50_000_000
         Larger files are refused before they are decoded.
@@ -299,9 +300,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
-            The support: paths, PIL images, arrays (H, W, 1|3|4), (N, H, W), (N, H, W, C), torch tensors (N, C, H, W),
-            or a list of these that may mix sizes. 2-D input holds one flattened image in each row. uint8, uint16,
-            bool, or float in [0, 1], unless `value_range` says otherwise.
+            The support: paths, frames of files (`images.frames`), PIL images, arrays (H, W, 1|3|4), (N, H, W),
+            (N, H, W, C), torch tensors (N, C, H, W), or a list of these that may mix sizes. 2-D input holds one
+            flattened image in each row. uint8, uint16, bool, or float in [0, 1], unless `value_range` says otherwise.
         y : array-like of shape (n_samples,), optional
             Rows labelled -1 are left out of the support.
         auxiliary : mapping of str to images, optional
@@ -634,12 +635,15 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
                 found[row] = one
         return found
 
-    def _score_files(self, paths: Sequence[str], maps: bool = False) -> dict[str, np.ndarray]:
+    def _score_files(self, paths: Sequence[str | images.Frame], maps: bool = False) -> dict[str, np.ndarray]:
         """Score files into columns, a row for each: path, score, label, error, which is None or why, and map."""
         check_is_fitted(self)
         errors: dict[int, str] = {}
         items, options = self._items(list(paths), reset=False)
-        columns: dict[str, np.ndarray] = {"path": np.array(paths, object), "score": np.full(len(paths), np.nan)}
+        columns: dict[str, np.ndarray] = {
+            "path": np.array(list(map(str, paths)), object),
+            "score": np.full(len(paths), np.nan),
+        }
         if maps:
             columns["map"] = np.full((len(paths), self.image_size, self.image_size), np.nan, np.float32)
         for rows, scorer, evidence, _ in self._evidence(items, lambda i, e: errors.update({i: str(e)}), options):

@@ -7,6 +7,7 @@ __all__ = [
     "ImageError",
     "ImageSkippedWarning",
     "MissingExtraError",
+    "MixedSeriesWarning",
     "OutOfMemoryError",
     "OutputExistsError",
     "PretrainingStopped",
@@ -59,6 +60,10 @@ class PretrainingStopped(KeyboardInterrupt, FewShotADError):
 
 class ImageSkippedWarning(UserWarning):
     """An unreadable image was left out (`on_error="skip"`)."""
+
+
+class MixedSeriesWarning(UserWarning):
+    """DICOM files of several series, or sizes, are about to be used as images of one kind."""
 
 
 class SupportWarning(UserWarning):
