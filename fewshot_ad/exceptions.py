@@ -9,6 +9,7 @@ __all__ = [
     "MissingExtraError",
     "OutOfMemoryError",
     "PretrainingStopped",
+    "ReportError",
     "SupportWarning",
     "TaskSkippedWarning",
     "TrainingError",
@@ -46,6 +47,10 @@ class TrainingError(FewShotADError, RuntimeError):
 
 class OutOfMemoryError(FewShotADError, MemoryError):
     """Memory ran out although the batch had been halved."""
+
+
+class ReportError(FewShotADError, OSError):
+    """A report cannot be written where it was asked for."""
 
 
 class PretrainingStopped(KeyboardInterrupt, FewShotADError):
