@@ -148,11 +148,12 @@ def _labels(y: Any, items: Sequence[Any]) -> np.ndarray | None:
 
 def _check_destination(out: Path, n_images: int, force: bool) -> None:
     """Find out what can be known before the work: a name that is taken, no such folder, no rights, no room."""
-    if out.is_dir():
+    # os.path tells of a name that is too long that it does not exist; the probe below tells why.
+    if os.path.isdir(out):
         raise ReportError(errno.EISDIR, f"{out} is a folder. Name a file in it, for instance {out / 'report.html'}")
-    if out.exists() and not force:
+    if os.path.exists(out) and not force:
         raise ReportError(errno.EEXIST, f"{out} exists. Pass force=True to replace it, or another name")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise ReportError(errno.ENOENT, f"{out} cannot be written: there is no folder {out.parent}. Make it first")
     try:
         checkpoints.write_atomically(out.with_name(f".{out.name}.probe"), b"")
