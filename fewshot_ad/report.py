@@ -108,29 +108,11 @@ def write_report(
     out = Path(out)
     _check_destination(out, len(items), force)
 
-    records: list[dict[str, Any]] = []
-    unreadable: list[tuple[str, str]] = []
-    names = _names(items)
-    with tqdm(total=len(items), desc="report", disable=not progress) as bar:
-        for start in range(0, len(items), _AT_ONCE):
-            pictures, errors = _read(det, items, range(start, min(start + _AT_ONCE, len(items))), max_side)
-            unreadable += [(names[i], _reason(error, images.label(items[i], i), names[i])) for i, error in errors.items()]
-            explanations = det.explain([items[i] for i in pictures]) if pictures else []
-            for (i, picture), found in zip(pictures.items(), explanations, strict=True):
-                records.append({
-                    "name": names[i], "label": 0 if labels is None else int(labels[i]),
-                    "picture": _jpeg(picture), "aspect": _aspect(items[i]), **_record(det, found),
-                })  # fmt: skip
-            bar.update(start + len(pictures) + len(errors) - bar.n)
+    records, unreadable = _collect(det, items, _names(items), labels, max_side, progress)
     if not records:
-        name, reason = unreadable[0]
-        raise ImageError(f"None of the {len(items)} files could be read, so there is nothing to report: {name} {reason}")
-    level = max(float(np.median([record.pop("level") for record in records])), np.finfo(np.float32).tiny)
-    for record in records:
-        record["map"] = _mask(*record["map"], level)
-    records.sort(key=lambda record: record["score"])
-    document = _document(_data(det, records, unreadable, title, labels is not None))
-    checkpoints.write_atomically(out, document.encode("utf-8", "replace"))
+        raise ImageError(f"None of the {len(items)} files could be read: {' '.join(unreadable[0])}")
+    data = _data(det, records, unreadable, title, labels is not None)
+    checkpoints.write_atomically(out, _document(data).encode("utf-8", "replace"))
     return out
 
 
@@ -181,8 +163,30 @@ def _names(items: Sequence[Any]) -> list[str]:
     return [os.path.relpath(name, common or ".") for name in names]
 
 
-def _reason(error: ImageError, label: str, name: str) -> str:
-    return str(error).replace(label, name).removeprefix(f"{name} ")
+def _collect(
+    det: DualDistillationDetector,
+    items: Sequence[Any],
+    names: Sequence[str],
+    labels: np.ndarray | None,
+    max_side: int | None,
+    progress: bool,
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Encode what the report shows of each readable image, and tell why the others could not be read."""
+    records: list[dict[str, Any]] = []
+    unreadable: list[tuple[str, str]] = []
+    with tqdm(total=len(items), desc="report", disable=not progress) as bar:
+        for start in range(0, len(items), _AT_ONCE):
+            pictures, errors = _read(det, items, range(len(items))[start : start + _AT_ONCE], max_side)
+            for i, error in errors.items():
+                reason = str(error).replace(images.label(items[i], i), names[i])
+                unreadable.append((names[i], reason.removeprefix(f"{names[i]} ")))
+            explanations = det.explain([items[i] for i in pictures]) if pictures else []
+            for (i, picture), found in zip(pictures.items(), explanations, strict=True):
+                record = {"name": names[i], "label": 0 if labels is None else int(labels[i])}
+                shown = {"picture": _jpeg(picture), "aspect": _aspect(items[i])}
+                records.append({**record, **shown, **_explained(det, found)})
+            bar.update(len(pictures) + len(errors))
+    return records, unreadable
 
 
 def _read(
@@ -200,7 +204,7 @@ def _read(
     return pictures, errors
 
 
-def _record(det: DualDistillationDetector, found: Explanation) -> dict[str, Any]:
+def _explained(det: DualDistillationDetector, found: Any) -> dict[str, Any]:
     """Encode an explanation, so that its arrays need not be kept."""
     faded = scoring.fade_border(torch.from_numpy(found.map), det.border_weight)
     match = found.matches
@@ -208,12 +212,12 @@ def _record(det: DualDistillationDetector, found: Explanation) -> dict[str, Any]
         "score": float(found.decision),
         "level": float(scoring.aggregate(faded, det.aggregation) + found.decision),
         "map": _quantised(found.map),
-        "patch": int(found.patch_size),
+        "patch": float(found.patch_size),
         "hot": [int(place) for place in found.hot_spot],
         "weights": [round(float(weight), 4) for weight in found.support_weights],
         "support": int(found.support_index),
         "match": match and {
-            "support": int(match.support_index), "row": int(match.row), "column": int(match.col),
+            "support": int(match.support_index), "row": float(match.row), "column": float(match.col),
             "similarity": float(match.similarity),
         },
     }  # fmt: skip
@@ -276,7 +280,11 @@ def _data(
     title: str | None,
     labelled: bool,
 ) -> dict[str, Any]:
-    """Collect what the template's script reads."""
+    """Put together what the template's script reads."""
+    level = max(float(np.median([record.pop("level") for record in records])), float(np.finfo(np.float32).tiny))
+    for record in records:
+        record["map"] = _mask(*record["map"], level)
+        patch = record.pop("patch")
     n_support = len(records[0]["weights"])
     known = [(record["label"], record["score"]) for record in records if record["label"]]
     auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
@@ -288,7 +296,7 @@ def _data(
         "labelled": labelled,
         "auroc": auroc,
         "size": int(det.image_size),
-        "patch": records[0]["patch"],
+        "patch": patch,
         "detector": [
             ["fewshot_ad", __version__],
             ["Teacher", f"{det.backbone}, {det.teacher_fingerprint_[:12]}"],
@@ -298,7 +306,7 @@ def _data(
             ["offset_", f"{det.offset_:.6g}"],
         ],
         "support": _support(det, records),
-        "images": records,
+        "images": sorted(records, key=lambda record: record["score"]),
         "unreadable": unreadable,
     }
 

@@ -197,7 +197,7 @@ def test_force_replaces_and_failure_leaves_what_was_there(det, paths, tmp_path, 
     out = tmp_path / "report.html"
     out.write_text("before")
     with monkeypatch.context() as patch:
-        patch.setattr(report, "_record", lambda *_: 1 / 0)
+        patch.setattr(report, "_explained", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_report(det, paths, out, force=True)
     assert out.read_text() == "before"
@@ -387,8 +387,13 @@ def test_the_support_is_boxed_where_it_matched(page, written):
     tile = page.locator("#figures figure").nth(1).locator(".tile")
     assert tile.locator("img").get_attribute("src") == data["support"][match["support"]]["picture"]
     box = tile.locator("rect.over")
-    middle = [float(box.get_attribute(side)) + data["patch"] / 2 for side in ("y", "x")]
+    # The drawing's units begin at the edge of the first pixel, whose centre is 0 to a match.
+    middle = [float(box.get_attribute(side)) + data["patch"] / 2 - 0.5 for side in ("y", "x")]
     assert middle == pytest.approx([match["row"], match["column"]])
+    hot = page.locator("#figures figure").first.locator(".tile rect.over")
+    for side, place in zip(("y", "x"), data["images"][0]["hot"], strict=True):
+        assert float(hot.get_attribute(side)) <= place < float(hot.get_attribute(side)) + data["patch"]
+        assert float(hot.get_attribute(side)) % data["patch"] == 0
 
 
 @pytest.mark.browser
@@ -421,6 +426,7 @@ def test_dark_and_light(page):
     light = ground()
     assert light == "rgb(255, 255, 255)"
     page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
     assert (dark := ground()) != light
     page.locator("#theme").click()
     assert ground() == light
