@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
 from tqdm.auto import tqdm
 
-from . import calibration, checkpoints, images, scoring, views
+from . import calibration, checkpoints, explanation, images, scoring, views
 from .episodes import Task
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
 from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
@@ -531,6 +531,30 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return self._collect(X, lambda _scorer, _evidence, weights: weights, (len(self.support_),), np.float64)
 
+    def explain(self, X: Any) -> list[explanation.Explanation | None]:
+        """Tell what the score of each image comes from.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        list of explanation.Explanation
+            One for each image, each with score, map, the support's weights, the hottest spot, and the patch of the
+            support that is most like it. None for an unreadable image with on_error="skip".
+        """
+        check_is_fitted(self)
+        items, options = self._items(X, reset=False)
+        found: list[explanation.Explanation | None] = [None] * len(items)
+        scorer = self._scorer(self._extractor())
+        for rows, batch in self._batches(items, self.on_error, options):
+            explained = explanation.explain(scorer, batch, self._exclude(batch), self.offset_)
+            for row, one in zip(rows, explained, strict=True):
+                found[row] = one
+        return found
+
     def _score_files(self, paths: Sequence[str], maps: bool = False) -> dict[str, np.ndarray]:
         """Score files into columns, a row for each: path, score, label, error, which is None or why, and map."""
         check_is_fitted(self)
@@ -896,13 +920,19 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     ) -> Iterator[tuple[list[int], scoring.Scorer, torch.Tensor, torch.Tensor]]:
         """Read images a few at a time, and compute the evidence (n, E, S, S) and the support's weights (n, K)."""
         scorer = self._scorer(self._extractor())
+        for rows, batch in self._batches(items, on_error, options):
+            yield rows, scorer, *scorer.evidence(batch, self._exclude(batch))
+
+    def _batches(
+        self, items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], options: dict[str, Any]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Read images a few at a time: the places of the readable ones, and (n, 3, S, S)."""
         read = tqdm(
             images.load_each(items, on_error, **options), total=len(items), desc="scoring", disable=not self.verbose
         )
         readable = ((index, image) for index, image in read if image is not None)
         while pairs := list(itertools.islice(readable, CHUNK)):
-            batch = torch.stack([image for _, image in pairs])
-            yield [index for index, _ in pairs], scorer, *scorer.evidence(batch, self._exclude(batch))
+            yield [index for index, _ in pairs], torch.stack([image for _, image in pairs])
 
     def _warn(self, what: str) -> None:
         message = f"{what}: how much normal images differ cannot be seen, and thresholds are guesses."

@@ -15,6 +15,7 @@ from .features import FeatureExtractor, in_chunks, plain
 from .networks.losses import cosine_distance
 from .networks.student import Student
 from .runtime import Runtime
+from .views import turned_and_mirrored
 
 # Share in a score of several kinds of evidence, each divided by what it reads on the support (docs/experiments.md).
 SHARES = {("ssd", "tsd"): 0.1, ("patch",): 1.0, ("embedding",): 0.2}
@@ -51,6 +52,27 @@ class Expert:
             return self
         student = copy.deepcopy(self.student).to(device)
         return Expert(student, self.seen, [m.to(device) for m in self.maps], [k.to(device) for k in self.keys])
+
+
+@dataclass(frozen=True)
+class Match:
+    """The patch of the support that is most like a patch of an image.
+
+    Attributes
+    ----------
+    support_index : int
+        The support image that it is in.
+    row, col : float
+        Its centre in that image as it was given, neither turned nor mirrored; pixels, whole numbers being the centres
+        of pixels.
+    similarity : float
+        Cosine of the two patches' descriptors, at most 1.
+    """
+
+    support_index: int
+    row: float
+    col: float
+    similarity: float
 
 
 def patch_features(maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -132,6 +154,30 @@ class PatchBank:
             similarity = torch.einsum("pd,pkd->pk", query, candidates)
         best, match = similarity.masked_fill(left_out, -torch.inf).max(1)
         return best, match
+
+    def locate(self, query: torch.Tensor, left_out: torch.Tensor) -> tuple[float, int, int]:
+        """Find where in the support the most similar patch is; all are compared in full, however `nearest` searches.
+
+        Parameters
+        ----------
+        query : torch.Tensor
+            (D,), one patch, norm 1.
+        left_out : torch.Tensor of bool
+            (K,), support images that must not count.
+
+        Returns
+        -------
+        similarity : float
+            Cosine.
+        support : int
+            The support image.
+        place : int
+            The patch among the V * P of its views; of equally similar ones the first, so the image itself comes before
+            its other views.
+        """
+        similarity = (self.patches @ query).masked_fill(left_out[:, None], -torch.inf).cpu().numpy()
+        support, place = np.unravel_index(similarity.argmax(), similarity.shape)
+        return float(similarity[support, place]), int(support), int(place)
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
@@ -369,7 +415,9 @@ class Scorer:
         self.contrast = contrast
 
     @torch.inference_mode()
-    def evidence(self, images: torch.Tensor, exclude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def evidence(
+        self, images: torch.Tensor, exclude: torch.Tensor, maps: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute each kind of evidence at every pixel.
 
         Parameters
@@ -378,6 +426,8 @@ class Scorer:
             (N, 3, S, S), in [0, 1].
         exclude : torch.Tensor of bool
             (N, K), support images that must not count for a query.
+        maps : list of torch.Tensor, optional
+            What `extract` made of the images, where that is already known.
 
         Returns
         -------
@@ -387,7 +437,7 @@ class Scorer:
             (N, K), rows summing to 1: how much each support image counted. The attention's where there is a student,
             else the share of matched patches; 1 for the most similar image where there is only "embedding".
         """
-        maps = self.extract(images)
+        maps = self.extract(images) if maps is None else maps
         exclude = exclude.to(maps[0].device)
         found: dict[str, torch.Tensor] = {}
         size = images.shape[-1]
@@ -436,6 +486,47 @@ class Scorer:
             for one in maps.reshape(-1, *maps.shape[-2:])
         ]
         return torch.stack(found).view(maps.shape[:-2])
+
+    def hot_spot(self, found: torch.Tensor) -> tuple[int, int]:
+        """Find the row and column of a fused map's (S, S) highest pixel, its border faded as in the score."""
+        faded = fade_border(found, self.border_weight).numpy()
+        row, column = np.unravel_index(faded.argmax(), faded.shape)
+        return int(row), int(column)
+
+    def match(
+        self, maps: Sequence[torch.Tensor], exclude: torch.Tensor, spots: Sequence[tuple[int, int]], size: int
+    ) -> list[Match | None]:
+        """Find the patch of the support that is most like the one at a pixel of each image.
+
+        Parameters
+        ----------
+        maps : list of torch.Tensor
+            What `extract` made of N images.
+        exclude : torch.Tensor of bool
+            (N, K), support images that must not count for a query.
+        spots : sequence of (int, int)
+            Row and column of a pixel in each image.
+        size : int
+            Side of the images, pixels.
+
+        Returns
+        -------
+        list of Match or None
+            None where there is no "patch" among the evidence.
+        """
+        if self.bank is None:
+            return [None] * len(spots)
+        height, width = maps[1].shape[2:]
+        # Where each patch of each view is in the image as it was: the positions themselves, turned and mirrored.
+        unturned = turned_and_mirrored(torch.arange(height * width).view(1, 1, height, width)).flatten()
+        matches: list[Match | None] = []
+        for patches, left_out, (row, column) in zip(patch_features(maps[:3]), exclude, spots, strict=True):
+            cell = (2 * row + 1) * height // (2 * size) * width + (2 * column + 1) * width // (2 * size)
+            similarity, support, place = self.bank.locate(patches[cell].clone(), left_out.to(patches.device))
+            down, across = divmod(int(unturned[place]), width)
+            centre = (down + 0.5) * size / height - 0.5, (across + 0.5) * size / width - 0.5
+            matches.append(Match(support, *centre, similarity))
+        return matches
 
 
 def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:
