@@ -27,12 +27,12 @@ from tqdm.auto import tqdm
 
 from . import __version__, checkpoints, images, scoring
 from .exceptions import DiskFullError, ImageError, ReportError
+from .explanation import as_uint8
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
+    from .explanation import Explanation
 
-# Images that are explained together, so that the maps of any number of files need no memory.
-_AT_ONCE = 64
 # Less than an image takes up in any report, bytes: a disk with less room is refused at once.
 _LEAST = 2000
 _QUALITY = 80
@@ -73,8 +73,8 @@ def write_report(
     force : bool, default=False
         Whether a file that is there already is replaced.
     max_side : int or None, default=256
-        Side of the square that a picture is kept in, pixels; it is shown in the file's proportions. None is
-        `image_size`, what the detector saw.
+        Side of the square that a picture is kept in, pixels; it is shown in the file's proportions. None keeps what
+        the detector saw, of side `image_size`, and reads each file only once.
     progress : bool, default=False
         Whether to show a progress bar.
 
@@ -173,38 +173,32 @@ def _collect(
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Encode what the report shows of each readable image, and tell why the others could not be read."""
     records: list[dict[str, Any]] = []
-    unreadable: list[tuple[str, str]] = []
-    with tqdm(total=len(items), desc="report", disable=not progress) as bar:
-        for start in range(0, len(items), _AT_ONCE):
-            pictures, errors = _read(det, items, range(len(items))[start : start + _AT_ONCE], max_side)
-            for i, error in errors.items():
-                reason = str(error).replace(images.label(items[i], i), names[i])
-                unreadable.append((names[i], reason.removeprefix(f"{names[i]} ")))
-            explanations = det.explain([items[i] for i in pictures]) if pictures else []
-            for (i, picture), found in zip(pictures.items(), explanations, strict=True):
-                record = {"name": names[i], "label": 0 if labels is None else int(labels[i])}
-                shown = {"picture": _jpeg(picture), "aspect": _aspect(items[i])}
-                records.append({**record, **shown, **_explained(det, found)})
-            bar.update(len(pictures) + len(errors))
+    errors: dict[int, ImageError] = {}
+    options = det._items(items, reset=False)[1]
+    found = det._explanations(items, errors.__setitem__, options)
+    for i, explanation in tqdm(found, total=len(items), desc="report", disable=not progress):
+        picture = explanation.image
+        if max_side is not None:
+            try:
+                picture = as_uint8(images.load(items[i], i, **options | {"size": max_side})[None])[0]
+            except ImageError as error:  # it was removed or altered a moment ago
+                errors[i] = error
+                continue
+        records.append({
+            "name": names[i],
+            "label": 0 if labels is None else int(labels[i]),
+            "picture": _jpeg(picture),
+            "aspect": _aspect(items[i]),
+            **_explained(det, explanation),
+        })  # fmt: skip
+    unreadable = []
+    for i in sorted(errors):
+        reason = str(errors[i]).replace(images.label(items[i], i), names[i])
+        unreadable.append((names[i], reason.removeprefix(f"{names[i]} ")))
     return records, unreadable
 
 
-def _read(
-    det: DualDistillationDetector, items: Sequence[Any], which: Sequence[int], max_side: int | None
-) -> tuple[dict[int, np.ndarray], dict[int, ImageError]]:
-    """Read some of the images to be shown, (side, side, 3) uint8, or find out why they cannot be."""
-    options = det._items([items[i] for i in which], reset=False)[1] | {"size": max_side or det.image_size}
-    pictures: dict[int, np.ndarray] = {}
-    errors: dict[int, ImageError] = {}
-    for i in which:
-        try:
-            pictures[i] = _pixels(images.load(items[i], i, **options))
-        except ImageError as error:
-            errors[i] = error
-    return pictures, errors
-
-
-def _explained(det: DualDistillationDetector, found: Any) -> dict[str, Any]:
+def _explained(det: DualDistillationDetector, found: Explanation) -> dict[str, Any]:
     """Encode an explanation, so that its arrays need not be kept."""
     faded = scoring.fade_border(torch.from_numpy(found.map), det.border_weight)
     match = found.matches
@@ -221,11 +215,6 @@ def _explained(det: DualDistillationDetector, found: Any) -> dict[str, Any]:
             "similarity": float(match.similarity),
         },
     }  # fmt: skip
-
-
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    """Turn (3, S, S) in [0, 1] into (S, S, 3) uint8."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def _aspect(item: Any) -> float:
@@ -283,7 +272,8 @@ def _data(
     """Put together what the template's script reads."""
     level = max(float(np.median([record.pop("level") for record in records])), float(np.finfo(np.float32).tiny))
     for record in records:
-        record["map"] = _mask(*record["map"], level)
+        png, low, high = record["map"]
+        record["map"] = _mask(png, low, high, level)
         patch = record.pop("patch")
     n_support = len(records[0]["weights"])
     known = [(record["label"], record["score"]) for record in records if record["label"]]
@@ -318,9 +308,10 @@ def _support(det: DualDistillationDetector, records: list[dict[str, Any]]) -> li
         return None
     names = _names(getattr(det, "_support_names", [f"image {i + 1}" for i in range(len(support))]))
     aspect = float(np.median([record["aspect"] for record in records]))
+    pictures = as_uint8(torch.from_numpy(support))
     return [
-        {"name": name, "picture": _jpeg(_pixels(torch.from_numpy(image))), "aspect": aspect}
-        for name, image in zip(names, support, strict=True)
+        {"name": name, "picture": _jpeg(picture), "aspect": aspect}
+        for name, picture in zip(names, pictures, strict=True)
     ]
 
 

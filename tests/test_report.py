@@ -108,10 +108,23 @@ def test_a_turned_photograph_keeps_its_proportions(det, tmp_path):
     assert images[0]["aspect"] == pytest.approx(1 / 3, abs=1e-3)
 
 
-def test_the_same_call_gives_the_same_bytes_in_pieces_of_any_size(det, paths, y, tmp_path, monkeypatch):
+def test_the_same_call_gives_the_same_bytes(det, paths, y, tmp_path):
     first = write_report(det, paths, tmp_path / "first.html", y=y).read_bytes()
-    monkeypatch.setattr(report, "_AT_ONCE", 3)
     assert write_report(det, paths, tmp_path / "second.html", y=y).read_bytes() == first
+
+
+def test_a_file_that_vanishes_meanwhile_is_listed(det, paths, tmp_path, monkeypatch):
+    files = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in enumerate(paths[:3])]
+    explained = report._explained
+
+    def remove_the_last(det, found):
+        files[2].unlink(missing_ok=True)
+        return explained(det, found)
+
+    monkeypatch.setattr(report, "_explained", remove_the_last)
+    data = embedded(write_report(det, files, tmp_path / "report.html"))
+    assert len(data["images"]) == 2
+    assert data["unreadable"][0][0] == "2.png"
 
 
 def test_unreadable_files_are_listed_and_the_rest_goes_on(det, paths, tmp_path):
@@ -138,10 +151,10 @@ def test_nothing_readable_is_an_error(det, tmp_path):
 def no_work(monkeypatch):
     """Fail when an image is scored."""
 
-    def explain(self, X):
+    def explanations(*_):
         raise AssertionError("scored before the destination was checked")
 
-    monkeypatch.setattr(DualDistillationDetector, "explain", explain)
+    monkeypatch.setattr(DualDistillationDetector, "_explanations", explanations)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -426,7 +439,7 @@ def test_dark_and_light(page):
     light = ground()
     assert light == "rgb(255, 255, 255)"
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    page.locator("html[data-theme=dark]").wait_for(state="attached")
     assert (dark := ground()) != light
     page.locator("#theme").click()
     assert ground() == light
