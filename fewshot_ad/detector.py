@@ -628,11 +628,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         items, options = self._items(X, reset=False)
         found: list[explanation.Explanation | None] = [None] * len(items)
-        scorer = self._scorer(self._extractor())
-        for rows, batch in self._batches(items, self.on_error, options):
-            explained = explanation.explain(scorer, batch, self._exclude(batch), self.offset_)
-            for row, one in zip(rows, explained, strict=True):
-                found[row] = one
+        for index, one in self._explanations(items, self.on_error, options):
+            found[index] = one
         return found
 
     def _score_files(self, paths: Sequence[str | images.Frame], maps: bool = False) -> dict[str, np.ndarray]:
@@ -1010,6 +1007,14 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         scorer = self._scorer(self._extractor())
         for rows, batch in self._batches(items, on_error, options):
             yield rows, scorer, *scorer.evidence(batch, self._exclude(batch))
+
+    def _explanations(
+        self, items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], options: dict[str, Any]
+    ) -> Iterator[tuple[int, explanation.Explanation]]:
+        """Explain images, a few at a time; those that cannot be read are left out."""
+        scorer = self._scorer(self._extractor())
+        for rows, batch in self._batches(items, on_error, options):
+            yield from zip(rows, explanation.explain(scorer, batch, self._exclude(batch), self.offset_), strict=True)
 
     def _batches(
         self, items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], options: dict[str, Any]

@@ -11,6 +11,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputExistsError",
     "PretrainingStopped",
+    "ReportError",
     "SupportWarning",
     "TaskSkippedWarning",
     "TrainingError",
@@ -52,6 +53,10 @@ class TrainingError(FewShotADError, RuntimeError):
 
 class OutOfMemoryError(FewShotADError, MemoryError):
     """Memory ran out although the batch had been halved."""
+
+
+class ReportError(FewShotADError, OSError):
+    """A report cannot be written where it was asked for."""
 
 
 class PretrainingStopped(KeyboardInterrupt, FewShotADError):

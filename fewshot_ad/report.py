@@ -1,0 +1,339 @@
+"""Scores, anomaly maps and the images themselves in one HTML file, to look through in any browser."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from tqdm.auto import tqdm
+
+from . import __version__, checkpoints, images, scoring
+from .exceptions import DiskFullError, ImageError, ReportError
+from .explanation import as_uint8
+
+if TYPE_CHECKING:
+    from .detector import DualDistillationDetector
+    from .explanation import Explanation
+
+# Less than an image takes up in any report, bytes: a disk with less room is refused at once.
+_LEAST = 2000
+_QUALITY = 80
+# Share of the level that makes an image anomalous, below which a map has no colour.
+_FAINTEST = 0.7
+# An EXIF orientation of at least this swaps width and height.
+_ORIENTATION, _SIDEWAYS = 0x0112, 5
+
+
+def write_report(
+    det: DualDistillationDetector,
+    paths: Sequence[Any],
+    out: str | os.PathLike,
+    *,
+    y: Any = None,
+    title: str | None = None,
+    force: bool = False,
+    max_side: int | None = 256,
+    progress: bool = False,
+) -> Path:
+    """Score images and write a report to look through: one HTML file that needs no network.
+
+    It shows the images, most anomalous first, under their anomaly maps, with a slider for the threshold, a histogram
+    of the scores, and for each image where the support has what is most like its hottest spot.
+
+    Parameters
+    ----------
+    det : DualDistillationDetector
+        Fitted.
+    paths : sequence of path
+        Image files. Those that cannot be read are listed in the report with the reason, whatever `on_error` is.
+    out : path
+        The file to write, in a folder that exists. It is there whole, or not at all.
+    y : array-like of shape (n_samples,), optional
+        +1 normal, -1 anomalous, 0 not known. With it the report tells sensitivity and specificity at any threshold.
+    title : str, optional
+        By default "Anomaly report".
+    force : bool, default=False
+        Whether a file that is there already is replaced.
+    max_side : int or None, default=256
+        Side of the square that a picture is kept in, pixels; it is shown in the file's proportions. None keeps what
+        the detector saw, of side `image_size`, and reads each file only once.
+    progress : bool, default=False
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    ReportError
+        `out` exists, or cannot be written; told before anything is scored.
+    DiskFullError
+        Too little room; what was there before stays.
+    ImageError
+        None of the files could be read.
+    ValueError
+        `y` has another length or other labels, or `max_side` is not a positive integer.
+
+    Notes
+    -----
+    An image takes up about 25 kB. Colour is on one scale for all maps, by the level that takes an image to the
+    threshold: none up to 0.7 of it, half at it, full from 1.3 of it. An image's own level is the `aggregation` of its
+    map plus its `decision_function`; the scale's is the median of all.
+    """
+    check_is_fitted(det)
+    if max_side is not None and not (isinstance(max_side, (int, np.integer)) and max_side >= 1):
+        raise ValueError(f"max_side={max_side!r} was given; accepted is an integer of at least 1, or None.")
+    items = images.as_items(paths)
+    labels = _labels(y, items)
+    out = Path(out)
+    _check_destination(out, len(items), force)
+
+    records, unreadable = _collect(det, items, _names(items), labels, max_side, progress)
+    if not records:
+        raise ImageError(f"None of the {len(items)} files could be read: {' '.join(unreadable[0])}")
+    data = _data(det, records, unreadable, title, labels is not None)
+    checkpoints.write_atomically(out, _document(data).encode("utf-8", "replace"))
+    return out
+
+
+def _labels(y: Any, items: Sequence[Any]) -> np.ndarray | None:
+    if y is None:
+        return None
+    labels = np.asarray(y).ravel()
+    check_consistent_length(items, labels)
+    if not np.isin(labels, (-1, 0, 1)).all():
+        raise ValueError(
+            f"y has the labels {np.unique(labels)[:5].tolist()}; accepted are +1 normal, -1 anomalous and 0 not known."
+        )
+    return labels
+
+
+def _check_destination(out: Path, n_images: int, force: bool) -> None:
+    """Find out what can be known before the work: a name that is taken, no such folder, no rights, no room."""
+    # os.path tells of a name that is too long that it does not exist; the probe below tells why.
+    if os.path.isdir(out):
+        raise ReportError(errno.EISDIR, f"{out} is a folder. Name a file in it, for instance {out / 'report.html'}")
+    if os.path.exists(out) and not force:
+        raise ReportError(errno.EEXIST, f"{out} exists. Pass force=True to replace it, or another name")
+    if not os.path.isdir(out.parent):
+        raise ReportError(errno.ENOENT, f"{out} cannot be written: there is no folder {out.parent}. Make it first")
+    try:
+        checkpoints.write_atomically(out.with_name(f".{out.name}.probe"), b"")
+        out.with_name(f".{out.name}.probe").unlink()
+    except OSError as error:
+        raise ReportError(
+            error.errno, f"{out} cannot be written ({error.strerror}). Choose another folder or name"
+        ) from error
+    free = shutil.disk_usage(out.parent).free
+    if free < n_images * _LEAST:
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"{out} of {n_images} images needs at least {n_images * _LEAST / 1e6:.1f} MB, and {free / 1e6:.1f} MB are "
+            "free. Make room, or write elsewhere",
+        )
+
+
+def _names(items: Sequence[Any]) -> list[str]:
+    """Name the images by their paths, less the folder that is common to all."""
+    names = [images.label(item, index) for index, item in enumerate(items)]
+    try:
+        common = os.path.commonpath([os.path.dirname(name) for name in names])
+    except ValueError:  # on several drives, or some relative and some not
+        return names
+    return [os.path.relpath(name, common or ".") for name in names]
+
+
+def _collect(
+    det: DualDistillationDetector,
+    items: Sequence[Any],
+    names: Sequence[str],
+    labels: np.ndarray | None,
+    max_side: int | None,
+    progress: bool,
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Encode what the report shows of each readable image, and tell why the others could not be read."""
+    records: list[dict[str, Any]] = []
+    errors: dict[int, ImageError] = {}
+    options = det._items(items, reset=False)[1]
+    found = det._explanations(items, errors.__setitem__, options)
+    for i, explanation in tqdm(found, total=len(items), desc="report", disable=not progress):
+        picture = explanation.image
+        if max_side is not None:
+            try:
+                picture = as_uint8(images.load(items[i], i, **options | {"size": max_side})[None])[0]
+            except ImageError as error:  # it was removed or altered a moment ago
+                errors[i] = error
+                continue
+        records.append({
+            "name": names[i],
+            "label": 0 if labels is None else int(labels[i]),
+            "picture": _jpeg(picture),
+            "aspect": _aspect(items[i]),
+            **_explained(det, explanation),
+        })  # fmt: skip
+    unreadable = []
+    for i in sorted(errors):
+        reason = str(errors[i]).replace(images.label(items[i], i), names[i])
+        unreadable.append((names[i], reason.removeprefix(f"{names[i]} ")))
+    return records, unreadable
+
+
+def _explained(det: DualDistillationDetector, found: Explanation) -> dict[str, Any]:
+    """Encode an explanation, so that its arrays need not be kept."""
+    faded = scoring.fade_border(torch.from_numpy(found.map), det.border_weight)
+    match = found.matches
+    return {
+        "score": float(found.decision),
+        "level": float(scoring.aggregate(faded, det.aggregation) + found.decision),
+        "map": _quantised(found.map),
+        "patch": float(found.patch_size),
+        "hot": [int(place) for place in found.hot_spot],
+        "weights": [round(float(weight), 4) for weight in found.support_weights],
+        "support": int(found.support_index),
+        "match": match and {
+            "support": int(match.support_index), "row": float(match.row), "column": float(match.col),
+            "similarity": float(match.similarity),
+        },
+    }  # fmt: skip
+
+
+def _aspect(item: Any) -> float:
+    """Tell a picture's width by its height; 1 where Pillow does not know."""
+    if isinstance(item, (str, os.PathLike)):
+        # A size that Pillow warns of has been accepted by max_pixels; what only other readers know, it cannot open.
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            with Image.open(item) as picture:
+                width, height = picture.size
+                sideways = picture.getexif().get(_ORIENTATION, 1) >= _SIDEWAYS
+                return round(height / width if sideways else width / height, 4)
+    return 1.0
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+    picture = Image.fromarray(pixels)
+    if (pixels == pixels[..., :1]).all():
+        picture = picture.convert("L")
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY, optimize=True)
+    return _url("jpeg", file)
+
+
+def _quantised(values: np.ndarray) -> tuple[bytes, float, float]:
+    """Compress a map: 8-bit PNG, and the values that its 0 and 255 stand for."""
+    low, high = float(values.min()), float(values.max())
+    file = io.BytesIO()
+    Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue(), low, high
+
+
+def _mask(png: bytes, low: float, high: float, level: float) -> str:
+    """Make a quantised map the transparency of the colour that is laid over the image."""
+    values = low + (high - low) * np.arange(256) / 255
+    opacity = np.rint(255 * np.clip((values / level - _FAINTEST) / (2 - 2 * _FAINTEST), 0, 1)).astype(int)
+    with Image.open(io.BytesIO(png)) as picture:
+        alpha = picture.point(opacity.tolist())
+    file = io.BytesIO()
+    Image.merge("LA", (Image.new("L", alpha.size), alpha)).save(file, "PNG", optimize=True)
+    return _url("png", file)
+
+
+def _url(kind: str, file: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _data(
+    det: DualDistillationDetector,
+    records: list[dict[str, Any]],
+    unreadable: list[tuple[str, str]],
+    title: str | None,
+    labelled: bool,
+) -> dict[str, Any]:
+    """Put together what the template's script reads."""
+    level = max(float(np.median([record.pop("level") for record in records])), float(np.finfo(np.float32).tiny))
+    for record in records:
+        png, low, high = record["map"]
+        record["map"] = _mask(png, low, high, level)
+        patch = record.pop("patch")
+    n_support = len(records[0]["weights"])
+    known = [(record["label"], record["score"]) for record in records if record["label"]]
+    auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
+    evidence = det.evidence if isinstance(det.evidence, str) else ", ".join(det.evidence)
+    return {
+        "title": title or "Anomaly report",
+        "summary": f"{_number(len(records), 'image')}, most anomalous first; "
+        f"judged by {_number(n_support, 'normal image')}.",
+        "labelled": labelled,
+        "auroc": auroc,
+        "size": int(det.image_size),
+        "patch": patch,
+        "detector": [
+            ["fewshot_ad", __version__],
+            ["Teacher", f"{det.backbone}, {det.teacher_fingerprint_[:12]}"],
+            ["Image size", f"{det.image_size} px"],
+            ["Evidence", evidence],
+            ["lambda", f"{det.lam_:g}"],
+            ["offset_", f"{det.offset_:.6g}"],
+        ],
+        "support": _support(det, records),
+        "images": sorted(records, key=lambda record: record["score"]),
+        "unreadable": unreadable,
+    }
+
+
+def _support(det: DualDistillationDetector, records: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """Show the normal images in the proportions of the others, where the detector still holds them."""
+    support = getattr(det, "support_", None)
+    if support is None:
+        return None
+    names = _names(getattr(det, "_support_names", [f"image {i + 1}" for i in range(len(support))]))
+    aspect = float(np.median([record["aspect"] for record in records]))
+    pictures = as_uint8(torch.from_numpy(support))
+    return [
+        {"name": name, "picture": _jpeg(picture), "aspect": aspect}
+        for name, picture in zip(names, pictures, strict=True)
+    ]
+
+
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _document(data: dict[str, Any]) -> str:
+    """Fill the template; its policy lets no script or style run but its own."""
+    template = resources.files(__package__).joinpath("templates", "report.html").read_text("utf-8")
+
+    def allowed(tag: str) -> str:
+        found = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
+        assert found is not None
+        return "sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
+
+    # "<" is all that could end the element; U+2028 and the like are escaped by `dumps`.
+    embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    values = {
+        "title": html.escape(data["title"]),
+        "style-hash": allowed("style"),
+        "script-hash": allowed("script"),
+        "data": embedded,
+    }
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: values[match[1]], template)

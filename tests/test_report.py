@@ -1,0 +1,496 @@
+"""The HTML report: what is written, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import html
+import io
+import json
+import re
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from helpers import spoilt, stripes
+from PIL import Image
+from sklearn.metrics import recall_score
+
+from fewshot_ad import DualDistillationDetector, checkpoints, report, scoring
+from fewshot_ad.exceptions import DiskFullError, ImageError, ReportError
+from fewshot_ad.report import write_report
+
+HOSTILE = ("<img src=x onerror=alert(1)>.png", "\"&'</script>.png", "{{data}} \u202e $& \\u003c.png")
+
+
+@pytest.fixture(scope="module")
+def det(toy, normal):
+    # A threshold in the midst of these images, so that both calls are made.
+    return DualDistillationDetector(**toy, contamination=0.4).fit(normal[:4])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder of six normal images and five spoilt ones, twice as wide as high, three of them with hostile names."""
+    root = tmp_path_factory.mktemp("pictures")
+    names = [*(f"good/{i}.png" for i in range(6)), "bad/0.png", "bad/1.png", *HOSTILE]
+    for name, pixels in zip(names, [*stripes(6, seed=5), *spoilt(stripes(5, seed=6))], strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((80, 40)).save(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def paths(folder):
+    return sorted(folder.rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def y(folder, paths):
+    return np.array([1 if "good" in path.parts else -1 for path in paths])
+
+
+def embedded(file):
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text("utf-8"), re.DOTALL)
+    return json.loads(found[1])
+
+
+def decoded(url):
+    return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+
+
+def test_shows_what_the_detector_says(det, folder, paths, y, tmp_path):
+    file = write_report(det, paths, tmp_path / "report.html", y=y, title="Stripes")
+    assert file == tmp_path / "report.html"
+    data = embedded(file)
+    decision = det.decision_function(paths)
+    order = np.argsort(decision, kind="stable")
+    shown = data["images"]
+    assert [image["name"] for image in shown] == [str(paths[i].relative_to(folder)) for i in order]
+    assert [image["score"] for image in shown] == decision[order].tolist()
+    assert [image["label"] for image in shown] == y[order].tolist()
+    np.testing.assert_allclose([image["weights"] for image in shown], det.support_weights(paths)[order], atol=1e-4)
+    assert (data["title"], data["labelled"], data["size"], len(data["support"])) == ("Stripes", True, 32, 4)
+    assert data["auroc"] == pytest.approx(np.mean([[a < b for a in decision[y < 0]] for b in decision[y > 0]]))
+    for image in shown:
+        assert 0 <= min(image["hot"]) <= max(image["hot"]) < 32
+        assert image["match"]["support"] in range(4)
+        assert 0 < image["match"]["similarity"] <= 1.0001
+        assert image["aspect"] == 2
+
+
+def test_maps_share_a_scale_that_the_threshold_sets(det, paths, tmp_path):
+    images = embedded(write_report(det, paths, tmp_path / "report.html"))["images"]
+    decision, maps = det.decision_function(paths), det.anomaly_map(paths)
+    peaks = scoring.aggregate(scoring.fade_border(torch.from_numpy(maps), det.border_weight), det.aggregation).numpy()
+    level = np.median(peaks + decision)
+    expected = np.clip((maps[np.argsort(decision, kind="stable")] / level - 0.7) / 0.6, 0, 1)
+    found = np.stack([np.asarray(decoded(image["map"]))[..., 1] / 255 for image in images])
+    assert 0.02 < expected.mean() < 0.9
+    assert np.abs(found - expected).max() < 0.02
+
+
+@pytest.mark.parametrize(("max_side", "side"), [(None, 32), (20, 20), (64, 64)])
+def test_pictures_have_the_side_that_was_asked_for(det, paths, tmp_path, max_side, side):
+    image = embedded(write_report(det, paths[:1], tmp_path / "report.html", max_side=max_side))["images"][0]
+    assert decoded(image["picture"]).size == (side, side)
+    original = np.asarray(Image.open(paths[0]).resize((side, side), Image.Resampling.BILINEAR), float)
+    assert np.abs(np.asarray(decoded(image["picture"]), float) - original).mean() < 12
+
+
+def test_a_turned_photograph_keeps_its_proportions(det, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stripes(1)[0]).resize((90, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    images = embedded(write_report(det, [tmp_path / "turned.jpg"], tmp_path / "report.html"))["images"]
+    assert images[0]["aspect"] == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_the_same_call_gives_the_same_bytes(det, paths, y, tmp_path):
+    first = write_report(det, paths, tmp_path / "first.html", y=y).read_bytes()
+    assert write_report(det, paths, tmp_path / "second.html", y=y).read_bytes() == first
+
+
+def test_a_file_that_vanishes_meanwhile_is_listed(det, paths, tmp_path, monkeypatch):
+    files = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in enumerate(paths[:3])]
+    explained = report._explained
+
+    def remove_the_last(det, found):
+        files[2].unlink(missing_ok=True)
+        return explained(det, found)
+
+    monkeypatch.setattr(report, "_explained", remove_the_last)
+    data = embedded(write_report(det, files, tmp_path / "report.html"))
+    assert len(data["images"]) == 2
+    assert data["unreadable"][0][0] == "2.png"
+
+
+def test_unreadable_files_are_listed_and_the_rest_goes_on(det, paths, tmp_path):
+    broken, missing = tmp_path / "<b>.png", tmp_path / "missing.png"
+    broken.write_bytes(b"no image")
+    assert det.on_error == "raise"
+    data = embedded(write_report(det, [broken, *paths[:2], missing], tmp_path / "report.html", y=[-1, 1, 0, 1]))
+    assert len(data["images"]) == 2
+    assert {image["label"] for image in data["images"]} == {0, 1}
+    (first, why), (second, why_not) = data["unreadable"]
+    assert first.endswith("<b>.png")
+    assert second.endswith("missing.png")
+    assert why.startswith("could not be read")
+    assert why_not.startswith("does not exist")
+
+
+def test_nothing_readable_is_an_error(det, tmp_path):
+    with pytest.raises(ImageError, match=r"None of the 2 files could be read.*a\.png does not exist"):
+        write_report(det, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fail when an image is scored."""
+
+    def explanations(*_):
+        raise AssertionError("scored before the destination was checked")
+
+    monkeypatch.setattr(DualDistillationDetector, "_explanations", explanations)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_destination_that_will_not_do_is_told_first(det, paths, tmp_path):
+    taken = tmp_path / "taken.html"
+    taken.write_text("before")
+    for out, said in {
+        taken: "exists. Pass force=True",
+        tmp_path / "none" / "report.html": "there is no folder",
+        tmp_path: "is a folder",
+        taken / "report.html": "there is no folder",
+        tmp_path / ("x" * 300): "cannot be written",
+    }.items():
+        with pytest.raises(ReportError, match=said):
+            write_report(det, paths, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.html"]
+    assert taken.read_text() == "before"
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch):
+    def refuse(path, data):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoints, "write_atomically", refuse)
+    with pytest.raises(ReportError, match=r"Permission denied.*another folder"):
+        write_report(det, paths, tmp_path / "report.html")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_full_disk_is_told_first(det, paths, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**9, 10**9, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DiskFullError, match=r"11 images needs at least .* MB, and 0\.0 MB are free"):
+        write_report(det, paths, tmp_path / "report.html")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_bad_arguments_are_told_first(det, paths, tmp_path):
+    for arguments, said in {
+        "y": ({"y": [1, 2] + [1] * 9}, r"accepted are \+1 normal"),
+        "length": ({"y": [1]}, "inconsistent numbers of samples"),
+        "side": ({"max_side": 0}, "max_side=0 was given"),
+    }.values():
+        with pytest.raises(ValueError, match=said):
+            write_report(det, paths, tmp_path / "report.html", **arguments)
+    with pytest.raises(ImageError, match="no images"):
+        write_report(det, [], tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_replaces_and_failure_leaves_what_was_there(det, paths, tmp_path, monkeypatch):
+    out = tmp_path / "report.html"
+    out.write_text("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "_explained", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_report(det, paths, out, force=True)
+    assert out.read_text() == "before"
+    write_report(det, paths, out, force=True)
+    assert len(embedded(out)["images"]) == len(paths)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_detector_without_its_support_can_be_reported_on(det, paths, tmp_path):
+    bare = copy.copy(det)
+    del bare.support_
+    data = embedded(write_report(bare, paths[:2], tmp_path / "report.html"))
+    assert data["support"] is None
+    assert len(data["images"][0]["weights"]) == 4
+
+
+def test_nothing_in_the_file_reaches_beyond_it(det, paths, tmp_path):
+    title = "</title><script>alert(1)</script>"
+    text = write_report(det, paths, tmp_path / "report.html", title=title).read_text("utf-8")
+    assert f"<title>{html.escape(title)}</title>" in text
+    assert "<" not in re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert text.count("</script>") == 2
+    assert set(re.findall(r"https?://[^\"']+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "default-src 'none'; img-src data:;" in text
+    assert "{{" not in text.replace("{{data}} ", "")
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((found for found in map(shutil.which, names) if found), None)
+    if program is None:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    with playwright.sync_playwright() as p:
+        running = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def written(det, folder, paths, y, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    broken = folder / "<i>broken</i>.png"
+    broken.parent.mkdir()
+    broken.write_bytes(b"")
+    return write_report(det, [*paths, broken], out / "report.html", y=[*y, -1], title=HOSTILE[0])
+
+
+@pytest.fixture
+def page(browser, written):
+    """The report, opened; at the end nothing has been complained of or asked for."""
+    context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
+    page = context.new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(written.as_uri())
+    yield page
+    context.close()
+    assert said == []
+    assert {url for url in asked if not url.startswith("data:")} == {written.as_uri()}
+
+
+def slide(page, name, value):
+    page.locator(name).evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true})); }", value
+    )
+
+
+def number(page, name):
+    return int(page.locator(name).inner_text())
+
+
+@pytest.mark.browser
+def test_opens_at_the_detectors_threshold(page, det, paths):
+    called = int((det.predict(paths) == -1).sum())
+    assert (number(page, "#n-anomalous"), number(page, "#n-normal")) == (called, len(paths) - called)
+    assert page.locator("#threshold").input_value() == "0"
+    assert page.locator(".card").count() == len(paths)
+    assert page.locator(".verdict .is-anomalous").count() == called
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("position", [-500, -60, 75, 230, 500])
+def test_threshold_changes_counts_and_rates(page, det, paths, y, position):
+    slide(page, "#threshold", position)
+    threshold = float(page.locator("#number").input_value())
+    assert np.sign(threshold) == np.sign(position)
+    called = np.where(det.decision_function(paths) < threshold, -1, 1)
+    assert number(page, "#n-anomalous") == (called == -1).sum()
+    assert number(page, "#n-normal") == (called == 1).sum()
+    cells = [number(page, f"#{name}") for name in ("true-positives", "false-negatives", "false-positives")]
+    assert cells == [((y == a) & (called == b)).sum() for a, b in ((-1, -1), (-1, 1), (1, -1))]
+    for name, label in {"#sensitivity": -1, "#specificity": 1}.items():
+        assert page.locator(name).inner_text() == f"{100 * recall_score(y, called, pos_label=label):.1f} %"
+    assert page.locator(".verdict .is-anomalous").count() == (called == -1).sum()
+
+
+@pytest.mark.browser
+def test_a_threshold_can_be_typed_and_put_back(page, det, paths):
+    decision = det.decision_function(paths)
+    threshold = round(float(np.median(decision)), 5)
+    page.locator("#number").fill(str(threshold))
+    assert number(page, "#n-anomalous") == (decision < threshold).sum()
+    page.locator("#reset").click()
+    assert number(page, "#n-anomalous") == (decision < 0).sum()
+    assert page.locator("#number").input_value() == "0"
+
+
+@pytest.mark.browser
+def test_only_some_kinds_are_shown(page, det, paths, y):
+    decision = det.decision_function(paths)
+    slide(page, "#threshold", 100)
+    threshold = float(page.locator("#number").input_value())
+    for kind, expected in {
+        "anomalous": decision < threshold,
+        "normal": decision >= threshold,
+        "wrong": (decision < threshold) != (y == -1),
+        "all": decision < np.inf,
+    }.items():
+        page.locator("#filter").select_option(kind)
+        assert page.locator(".card").count() == expected.sum()
+    page.locator("#filter").select_option("anomalous")
+    slide(page, "#threshold", -500)
+    assert page.locator(".card").count() == (decision < float(page.locator("#number").input_value())).sum()
+
+
+@pytest.mark.browser
+def test_opacity_changes_the_overlay(page):
+    tile = page.locator(".card .tile").first
+    pictures = []
+    for value in (0, 100):
+        slide(page, "#opacity", value)
+        assert float(page.locator(".heat").first.evaluate("e => getComputedStyle(e).opacity")) == value / 100
+        pictures.append(np.asarray(Image.open(io.BytesIO(tile.screenshot())), float))
+    assert np.abs(pictures[1] - pictures[0]).max() > 50
+
+
+@pytest.mark.browser
+def test_an_image_opens_by_click_and_by_keyboard(page, written):
+    names = [image["name"] for image in embedded(written)["images"]]
+    dialog = page.get_by_role("dialog")
+    page.locator(".card").nth(2).click()
+    assert dialog.get_attribute("aria-labelledby") == "name"
+    assert page.locator("#name").inner_text() == names[2]
+    assert page.locator("#figures .heat").count() == 1
+    assert page.locator("#figures rect.over").count() >= 4
+    assert page.locator("#weights li").count() == 4
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#name").inner_text() == names[3]
+    page.locator("#previous").click()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#name").inner_text() == names[1]
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    # Focus is where the reader had got to, and goes on from there.
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert page.locator("#name").inner_text() == names[0]
+    assert page.locator("#previous").is_disabled()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#name").inner_text() == names[0]
+    page.locator("#close").click()
+    assert not dialog.is_visible()
+
+
+@pytest.mark.browser
+def test_arrows_of_a_slider_in_the_dialog_do_not_leave_the_image(page, written):
+    page.locator(".card").first.click()
+    page.locator("#detail-opacity").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#name").inner_text() == embedded(written)["images"][0]["name"]
+    assert page.locator("#opacity").input_value() == "71"
+
+
+@pytest.mark.browser
+def test_the_support_is_boxed_where_it_matched(page, written):
+    data = embedded(written)
+    page.locator(".card").first.click()
+    match = data["images"][0]["match"]
+    tile = page.locator("#figures figure").nth(1).locator(".tile")
+    assert tile.locator("img").get_attribute("src") == data["support"][match["support"]]["picture"]
+    box = tile.locator("rect.over")
+    # The drawing's units begin at the edge of the first pixel, whose centre is 0 to a match.
+    middle = [float(box.get_attribute(side)) + data["patch"] / 2 - 0.5 for side in ("y", "x")]
+    assert middle == pytest.approx([match["row"], match["column"]])
+    hot = page.locator("#figures figure").first.locator(".tile rect.over")
+    for side, place in zip(("y", "x"), data["images"][0]["hot"], strict=True):
+        assert float(hot.get_attribute(side)) <= place < float(hot.get_attribute(side)) + data["patch"]
+        assert float(hot.get_attribute(side)) % data["patch"] == 0
+
+
+@pytest.mark.browser
+def test_hostile_names_are_text(page, folder):
+    shown = page.locator(".card .name").all_text_contents()
+    assert set(HOSTILE) <= set(shown)
+    assert page.locator("h1").inner_text() == HOSTILE[0]
+    assert page.title() == HOSTILE[0]
+    assert page.locator("#unreadable-list .name").inner_text().endswith("<i>broken</i>.png")
+    assert page.locator("#unreadable-list").inner_text().count("empty file") == 1
+    assert page.locator('img[src="x"], i i, #unreadable-list i').count() == 0
+
+
+@pytest.mark.browser
+def test_every_control_has_a_name(page):
+    page.locator(".card").first.click()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, svg[role=img]")].filter(e =>
+            !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.locator(".card").nth(1).get_attribute("aria-label").count("score") == 1
+
+
+@pytest.mark.browser
+def test_dark_and_light(page):
+    def ground():
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = ground()
+    assert light == "rgb(255, 255, 255)"
+    page.emulate_media(color_scheme="dark")
+    page.locator("html[data-theme=dark]").wait_for(state="attached")
+    assert (dark := ground()) != light
+    page.locator("#theme").click()
+    assert ground() == light
+    page.locator("#theme").click()
+    assert ground() == dark
+
+
+@pytest.mark.browser
+def test_a_narrow_window_is_not_wider_than_it_is(page):
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator(".card").first.click()
+    assert page.evaluate("[...document.querySelectorAll('dialog, dialog *')].every(e => e.scrollWidth < 361)")
+
+
+@pytest.mark.browser
+def test_nothing_moves_after_loading(page):
+    page.reload()
+    page.wait_for_timeout(200)
+    moved = page.evaluate(
+        """() => new Promise(done => new PerformanceObserver(list =>
+            done(list.getEntries().reduce((sum, entry) => sum + entry.value, 0))).observe(
+                {type: "layout-shift", buffered: true}) || setTimeout(() => done(0), 300))"""
+    )
+    assert moved < 0.01
+
+
+@pytest.mark.browser
+def test_a_report_without_labels_or_support(browser, det, paths, tmp_path):
+    bare = copy.copy(det)
+    del bare.support_
+    file = write_report(bare, paths[:3], tmp_path / "report.html")
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    assert not page.locator("#quality").is_visible()
+    page.locator(".card").first.click()
+    assert page.locator("#no-support").is_visible()
+    assert page.locator("#figures figure").count() == 1
+    assert "normal image" in page.locator("#weights").inner_text()
+    page.close()
+
+
+@pytest.mark.browser
+def test_long_reports_are_drawn_as_one_scrolls(browser, det, paths, tmp_path):
+    file = write_report(det, paths * 28, tmp_path / "report.html", max_side=16)
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    assert page.locator(".card").count() < 308
+    for _ in range(4):
+        page.mouse.wheel(0, 20000)
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.wait_for_timeout(100)
+    assert page.locator(".card").count() == 308
+    page.close()
