@@ -34,12 +34,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_model
 from scipy.ndimage import gaussian_filter
+from torch.nn import functional as F
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.features import CHUNK
 from fewshot_ad.networks.losses import cosine_distance
 from fewshot_ad.packaged import timm_name
-from fewshot_ad.scoring import upsampled_sum
 
 # What each is compared to.
 AGAINST = {
@@ -63,7 +63,10 @@ def published(teacher: torch.nn.Module, student: Any, queries: torch.Tensor, sup
         own = [torch.stack([level[n] for level in levels]) for levels in zip(*maps[1:], strict=True)]
         found = [level[n : n + 1] for level in query]
         reference = student.weighting(found, own)[0]
-        shown = upsampled_sum(map(cosine_distance, found, reference), size)
+        shown = sum(
+            F.interpolate(d[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+            for d in map(cosine_distance, found, reference)
+        )
         scores.append(gaussian_filter(shown[0].numpy(), 4.0).max())
     return np.array(scores)
 

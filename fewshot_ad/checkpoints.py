@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from . import __version__
-from .exceptions import CheckpointError, DiskFullError
+from .exceptions import CheckpointError, DiskFullError, OutputError, OutputExistsError
 from .networks.student import Decoder, Student
 
 FORMAT = "fewshot_ad student 1"
@@ -126,6 +126,45 @@ def _other_format(path: str | os.PathLike, found: str | None, form: str, what: s
             f"version {version}. Install the release of fewshot-ad that wrote it, or make it again with {made_by}."
         )
     return f"{path} is not {what}: its header says {found!r}, expected {form!r}. Write one with {made_by}."
+
+
+def check_destination(path: str | os.PathLike, *, force: bool, least: int = 0) -> None:
+    """Find out before the work what can be known: a name that is taken, no such folder, no rights, no room.
+
+    Parameters
+    ----------
+    path : path
+        A file that is going to be written.
+    force : bool
+        Whether it may be there already.
+    least : int, optional
+        Bytes that it takes up at least.
+
+    Raises
+    ------
+    OutputExistsError, OutputError, DiskFullError
+    """
+    path = Path(path)
+    # os.path tells of a name that is too long that it does not exist; the probe below tells why.
+    if os.path.isdir(path):
+        raise OutputError(f"{path} is a folder. Name a file in it, for instance {path / 'NAME'}")
+    if os.path.exists(path) and not force:
+        raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Make it first")
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        write_atomically(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}). Choose another folder or name") from error
+    free = shutil.disk_usage(path.parent).free
+    if free < least:
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"{path} needs at least {least / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free. Make room, or write "
+            "elsewhere",
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -469,8 +469,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             There is nothing to save yet.
         OutputExistsError
             The file exists, and `force` is False.
+        OutputError
+            It cannot be written there.
         CheckpointError
-            A parameter that no file can hold, or no such folder.
+            A parameter that no file can hold.
         DiskFullError
             What was there before stays.
         """
@@ -628,8 +630,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         items, options = self._items(X, reset=False)
         found: list[explanation.Explanation | None] = [None] * len(items)
-        for index, one in self._explanations(items, self.on_error, options):
-            found[index] = one
+        for row, one in self._explanations(items, self.on_error, options):
+            found[row] = one
         return found
 
     def _score_files(self, paths: Sequence[str | images.Frame], maps: bool = False) -> dict[str, np.ndarray]:

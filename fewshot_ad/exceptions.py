@@ -9,9 +9,9 @@ __all__ = [
     "MissingExtraError",
     "MixedSeriesWarning",
     "OutOfMemoryError",
+    "OutputError",
     "OutputExistsError",
     "PretrainingStopped",
-    "ReportError",
     "SupportWarning",
     "TaskSkippedWarning",
     "TrainingError",
@@ -39,7 +39,11 @@ class DiskFullError(FewShotADError, OSError):
     """A checkpoint or features do not fit on the disk."""
 
 
-class OutputExistsError(FewShotADError, FileExistsError):
+class OutputError(FewShotADError, OSError):
+    """A file cannot be written where it was asked for."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
     """A file would be overwritten that nobody said may be."""
 
 
@@ -53,10 +57,6 @@ class TrainingError(FewShotADError, RuntimeError):
 
 class OutOfMemoryError(FewShotADError, MemoryError):
     """Memory ran out although the batch had been halved."""
-
-
-class ReportError(FewShotADError, OSError):
-    """A report cannot be written where it was asked for."""
 
 
 class PretrainingStopped(KeyboardInterrupt, FewShotADError):

@@ -16,7 +16,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__, checkpoints
-from .exceptions import CheckpointError, OutputExistsError, WeightsNotFoundError
+from .exceptions import CheckpointError, WeightsNotFoundError
 from .features import FeatureExtractor
 from .networks.student import Decoder, Student, build_student
 from .packaged import PACKAGED, timm_name
@@ -38,11 +38,7 @@ def save(path: str | os.PathLike, detector: Any, *, support: bool = False, force
     """Write a fitted detector, atomically; see `DualDistillationDetector.save`."""
     check_is_fitted(detector)
     path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
-        raise CheckpointError(f"{path} {problem}. Pass the name of a file in a folder that exists.")
-    if path.exists() and not force:
-        raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name.")
+    checkpoints.check_destination(path, force=force)
     if support and not hasattr(detector, "support_"):
         raise CheckpointError(
             "support=True cannot be had: this detector was loaded from a file that holds no support images."

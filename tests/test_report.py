@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.metrics import recall_score
 
 from fewshot_ad import DualDistillationDetector, checkpoints, report, scoring
-from fewshot_ad.exceptions import DiskFullError, ImageError, ReportError
+from fewshot_ad.exceptions import DiskFullError, ImageError, OutputError
 from fewshot_ad.report import write_report
 
 HOSTILE = ("<img src=x onerror=alert(1)>.png", "\"&'</script>.png", "{{data}} \u202e $& \\u003c.png")
@@ -168,7 +168,7 @@ def test_a_destination_that_will_not_do_is_told_first(det, paths, tmp_path):
         taken / "report.html": "there is no folder",
         tmp_path / ("x" * 300): "cannot be written",
     }.items():
-        with pytest.raises(ReportError, match=said):
+        with pytest.raises(OutputError, match=said):
             write_report(det, paths, out)
     assert [path.name for path in tmp_path.iterdir()] == ["taken.html"]
     assert taken.read_text() == "before"
@@ -180,7 +180,7 @@ def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(checkpoints, "write_atomically", refuse)
-    with pytest.raises(ReportError, match=r"Permission denied.*another folder"):
+    with pytest.raises(OutputError, match=r"Permission denied.*another folder"):
         write_report(det, paths, tmp_path / "report.html")
 
 
