@@ -85,9 +85,9 @@ def load_folder(root: str | os.PathLike) -> ImageFolder:
     parts = [root] if flat else [root / name for name in ("train", "test") if (root / name).is_dir()]
     used = {*_MASKS, *(("good", "bad") if flat else ("train", "test"))}
     skipped += [
-        (entry, _reason(entry, f"not one of {', '.join(sorted(used))}"))
+        (entry, _reason(entry, f"not one of the folders {', '.join(sorted(used))}"))
         for entry in _entries(root)
-        if entry.name not in used
+        if entry.name not in used or not entry.is_dir()
     ]
     for part in parts:
         kinds = _sub_folders(part, skipped) if not flat else [f for f in (root / "good", root / "bad") if f.is_dir()]

@@ -171,7 +171,7 @@ def _tensors(detector: Any, support: bool) -> dict[str, torch.Tensor]:
     for i, expert in enumerate(detector.experts_):
         tensors |= {f"students.{i}.{name}": value for name, value in expert.student.state_dict().items()}
         tensors |= {f"students.{i}.maps.{level}": m for level, m in enumerate(expert.maps)}
-        tensors[f"students.{i}.seen"] = expert.seen
+        tensors[f"students.{i}.seen"] = expert.seen.to(torch.uint8)  # copying a bool would mend a flipped bit
         if expert.student.weighting.attention:  # otherwise they are the maps
             tensors |= {f"students.{i}.keys.{level}": key for level, key in enumerate(expert.keys)}
     return tensors
@@ -411,7 +411,7 @@ def _put_tensors(
         student.load_state_dict(
             {name: take(prefix + name, tuple(value.shape), value.dtype) for name, value in student.state_dict().items()}
         )
-        seen = take(f"{prefix}seen", (k,), torch.bool)
+        seen = take(f"{prefix}seen", (k,), torch.uint8).bool()
         maps = [take(f"{prefix}maps.{level}", shape) for level, shape in enumerate(shapes)]
         keys = list(maps)
         if student.weighting.attention:
