@@ -583,6 +583,22 @@ def test_damaged_files_raise_nothing_but_image_errors(tmp_path, name):
     assert all(str(path) in said for said in refused)
 
 
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.name)
+def test_a_compressed_image_of_another_size_is_not_decoded(tmp_path, monkeypatch, syntax):
+    """A few bytes could ask for any amount of memory."""
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *_, **__: pytest.fail("decoded"))
+    path = write_dicom(tmp_path / "a.dcm", GREY, syntax)
+    data = bytearray(path.read_bytes())
+    if syntax == JPEGLSLossless:
+        start = data.index(b"\xff\xf7") + 5
+        data[start : start + 4] = (60000).to_bytes(2, "big") * 2
+    else:
+        start = data.index(b"\xff\x4f\xff\x51") + 8
+        data[start : start + 8] = (60000).to_bytes(4, "big") * 2
+    path.write_bytes(data)
+    assert_refused(path, str(path), "(40, 36)", "(60000, 60000)")
+
+
 # --- through the detector and the command
 
 
