@@ -34,7 +34,7 @@ _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
 # Bytes before the value of compressed pixels: tag, VR, reserved, length.
 _ELEMENT_HEAD = 12
 # Starts of a JPEG 2000 codestream, which boxes may precede, and markers that a JPEG's or JPEG-LS's size follows.
-_JPEG_2000, _BOXES = b"\xff\x4f\xff\x51", 1000
+_JPEG_2000 = b"\xff\x4f\xff\x51"
 _START_OF_FRAME = {0xFFC0 + n for n in range(16)} - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
 _INSTALL = 'pip install "fewshot-ad[medical]"'
 
@@ -260,11 +260,14 @@ class _Dicom(File):
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
     """Read width and height in the header of JPEG, JPEG-LS or JPEG 2000 data; None where there is no such header."""
-    if (start := frame.find(_JPEG_2000)) in range(_BOXES):
+    if frame[:2] != b"\xff\xd8":
+        start = frame.find(_JPEG_2000)
+        if start < 0 or start + 24 > len(frame):
+            return None
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
         return right - left, bottom - top
     at = 2
-    while frame[:2] == b"\xff\xd8" and at + 9 <= len(frame):
+    while at + 9 <= len(frame):
         marker, length = struct.unpack_from(">HH", frame, at)
         if marker in _START_OF_FRAME:
             height, width = struct.unpack_from(">HH", frame, at + 5)
