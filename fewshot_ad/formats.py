@@ -9,6 +9,7 @@ import functools
 import importlib
 import math
 import os
+import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ _SMALLER_COPY, _MASK = 1, 4
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 # Of pydicom's decoders the first that can; gdcm last, which may end the process over a damaged file.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
+# Bytes before the value of compressed pixels: tag, VR, reserved, length.
+_ELEMENT_HEAD = 12
+# Starts of a JPEG 2000 codestream, which boxes may precede, and markers that a JPEG's or JPEG-LS's size follows.
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+_START_OF_FRAME = {0xFFC0 + n for n in range(16)} - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
 _INSTALL = 'pip install "fewshot-ad[medical]"'
 
 
@@ -173,8 +179,10 @@ class _Dicom(File):
 
     def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
         pixels = _import("pydicom.pixels", self.path)
+        decoder = self._decoder(pixels)
+        self._check_coded_size(index)
         try:
-            values = pixels.pixel_array(self.path, index=index, decoding_plugin=self._decoder(pixels))
+            values = pixels.pixel_array(self.path, index=index, decoding_plugin=decoder)
         except AttributeError as error:
             raise ImageError(f"{self.path} is a DICOM file without pixel data ({error}). Leave it out.") from error
         except RuntimeError as error:
@@ -214,6 +222,22 @@ class _Dicom(File):
             )
         return next((name for name in _DECODERS if name in decoder.available_plugins), "")
 
+    def _check_coded_size(self, index: int) -> None:
+        """Hold a compressed frame's own size against the header's: decoders make room for whatever it says."""
+        syntax = self.header.file_meta.TransferSyntaxUID
+        if not syntax.is_encapsulated or syntax.name == "RLE Lossless":  # which has no size of its own
+            return
+        with self.path.open("rb") as file:
+            _import("pydicom", self.path).dcmread(file, stop_before_pixels=True)
+            file.seek(_ELEMENT_HEAD, os.SEEK_CUR)
+            frame = _import("pydicom.encaps", self.path).get_frame(file, index, number_of_frames=self.n_images)
+        coded = _coded_size(frame)
+        if coded != self.size(index):
+            raise ImageError(
+                f"{self.path} is damaged: it has {self.size(index)} columns and rows, but its compressed image has "
+                f"{coded or 'no readable header'}. Leave it out, or fetch it anew."
+            )
+
     def _part(self, index: int, name: str) -> Any:
         """Find where a frame's values are described: in newer multi-frame files deep in a sequence."""
         per_frame = self.header.get("PerFrameFunctionalGroupsSequence") or []
@@ -232,6 +256,24 @@ class _Dicom(File):
         linear = part.get("VOILUTFunction", "LINEAR") == "LINEAR"
         middle, half = (center - 0.5, (width - 1) / 2) if linear else (center, width / 2)
         return (middle - half, middle + half) if half > 0 else None
+
+
+def _coded_size(frame: bytes) -> tuple[int, int] | None:
+    """Read width and height in the header of JPEG, JPEG-LS or JPEG 2000 data; None where there is no such header."""
+    if frame[:2] != b"\xff\xd8":
+        start = frame.find(_JPEG_2000)
+        if start < 0 or start + 24 > len(frame):
+            return None
+        right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+        return right - left, bottom - top
+    at = 2
+    while at + 9 <= len(frame):
+        marker, length = struct.unpack_from(">HH", frame, at)
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", frame, at + 5)
+            return width, height
+        at += 2 + length
+    return None
 
 
 def _first_number(value: Any) -> float | None:
