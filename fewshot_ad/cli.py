@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0; 1 if some images could not be read; 2 for a command that is not one, or that could not be carried
-        out, as is explained on standard error; 130 after a stop by a signal.
+        Exit status: 0; 1 if some images could not be read; 2 for a command that is not one, or that could not be
+        carried out, as is explained on standard error; 130 after a stop by a signal.
     """
     arguments = vars(_parser().parse_args(argv))
     run, as_json = arguments.pop("run"), arguments.pop("json")
