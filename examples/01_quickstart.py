@@ -13,15 +13,15 @@ import tempfile
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 from sklearn.datasets import load_sample_image
 from sklearn.metrics import roc_auc_score
 
 from fewshot_ad import DualDistillationDetector
+from fewshot_ad.plotting import AnomalyMapDisplay
+
+matplotlib.use("Agg")
 
 
 def paint_a_dataset(folder: Path) -> None:
@@ -46,25 +46,13 @@ def paint_a_dataset(folder: Path) -> None:
 
 
 def draw(det: DualDistillationDetector, bad: list[Path], masks: Path, out: Path) -> None:
-    """Show five anomalous images above their maps, one colour scale for all."""
-    shown = bad[:5]
-    maps, scores = det.anomaly_map(shown), det.decision_function(shown)
-    low, high = np.quantile(maps, 0.5), maps.max()
-    figure, axes = plt.subplots(2, len(shown), figsize=(2.2 * len(shown), 4.8), squeeze=False, layout="constrained")
-    for column, (path, found, score) in enumerate(zip(shown, maps, scores, strict=True)):
-        image = Image.open(path).convert("RGB").resize(found.shape)
-        axes[0, column].imshow(image)
+    """Show where a few anomalous images are so, what they were compared with, and their masks where there are some."""
+    display = AnomalyMapDisplay.from_estimator(det, bad)
+    for path, ax in zip(bad, display.axes_[:, 0], strict=True):
         if (masks / f"{path.stem}.png").exists():
-            mask = Image.open(masks / f"{path.stem}.png").convert("L").resize(found.shape)
-            axes[0, column].contour(np.asarray(mask), levels=[127], colors="cyan", linewidths=0.8)
-        axes[1, column].imshow(image.convert("L"), cmap="gray")
-        drawn = axes[1, column].imshow(found, cmap="inferno", alpha=0.75, vmin=low, vmax=high)
-        axes[0, column].set_title(path.name, fontsize=9)
-        axes[1, column].set_title(f"decision {score:+.2f}", fontsize=9)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    figure.colorbar(drawn, ax=axes[1], shrink=0.8, label="anomaly map")
-    figure.savefig(out, dpi=80)
+            mask = Image.open(masks / f"{path.stem}.png").convert("L").resize([det.image_size] * 2)
+            ax.contour(np.asarray(mask), levels=[127], colors="cyan", linewidths=0.8)
+    display.figure_.savefig(out, dpi=80)
 
 
 def main() -> None:
@@ -100,7 +88,7 @@ def main() -> None:
         print(f"AUROC {roc_auc_score(y, decision):.3f}")
         false, true = (np.mean(decision[y == label] < 0) for label in (1, -1))
         print(f"called anomalous: {false:.0%} of the normal, {true:.0%} of the anomalous images")
-        draw(det, bad, folder / "masks", args.out)
+        draw(det, bad[:3], folder / "masks", args.out)
         print(f"wrote {args.out}")
 
 

@@ -30,8 +30,7 @@ class Explanation:
     support_index : int
         The support image that counted most.
     hot_spot : tuple of (int, int)
-        Row and column of the map's highest pixel, after its border was faded as in the score; the first of equally
-        high ones.
+        Row and column of the highest pixel of `faded`; the first of equally high ones.
     matches : Match or None
         The patch of the support that is most like the patch at `hot_spot`; None where "patch" is not among the
         evidence. It may be in another support image than the one that counted most.
@@ -39,6 +38,12 @@ class Explanation:
         Side of the square, in pixels of `image`, that one patch stands for: the stride of the teacher's middle stage.
         A patch's descriptor also depends on what is around this square: it joins averages over 3x3 neighbours in each
         stage, and the teacher itself looks farther.
+    faded : ndarray of shape (S, S), float32
+        The map as the score sees it: its border faded by `border_weight`.
+    level : float
+        What the `aggregation` of `faded` (by default the mean of its highest 1 % of pixels) is compared with: the image
+        is called anomalous where it is above. It differs between images: the score also takes off a share of the
+        map's mean (`contrast`), and adds what "embedding" reads of the image as a whole.
     """
 
     score: float
@@ -50,6 +55,13 @@ class Explanation:
     hot_spot: tuple[int, int]
     matches: Match | None
     patch_size: float
+    faded: np.ndarray
+    level: float
+
+    @property
+    def excess(self) -> np.ndarray:
+        """`faded` less `level`, (S, S) float32; its `aggregation` is minus `decision`."""
+        return self.faded - np.float32(self.level)
 
 
 def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset: float) -> Iterator[Explanation]:
@@ -74,13 +86,15 @@ def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset:
     maps = scorer.extract(images)
     evidence, weights = scorer.evidence(images, exclude, maps)
     fused, scores = scorer.fuse(evidence), -scorer.score(evidence).double()
-    spots = [scorer.hot_spot(one) for one in fused]
+    faded = [scorer.fade(one) for one in fused]
+    spots = [_highest(one.numpy()) for one in faded]
     matches = scorer.match(maps, exclude, spots, size)
     pixels = as_uint8(images)
     for i, spot in enumerate(spots):
+        decision = float(scores[i] - offset)
         yield Explanation(
             score=float(scores[i]),
-            decision=float(scores[i] - offset),
+            decision=decision,
             map=fused[i].numpy().astype(np.float32),
             image=pixels[i],
             support_weights=weights[i].numpy().astype(np.float64),
@@ -88,7 +102,14 @@ def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset:
             hot_spot=spot,
             matches=matches[i],
             patch_size=size / maps[1].shape[2],
+            faded=faded[i].numpy().astype(np.float32),
+            level=float(scorer.peak(fused[i])) + decision,
         )
+
+
+def _highest(values: np.ndarray) -> tuple[int, int]:
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    return int(row), int(column)
 
 
 def as_uint8(images: torch.Tensor) -> np.ndarray:

@@ -482,16 +482,17 @@ class Scorer:
     def reduce(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., S, S) to one number each (...)."""
         found = [  # one map at a time, as in `blur`
-            aggregate(fade_border(one, self.border_weight), self.aggregation) - self.contrast * one.mean()
-            for one in maps.reshape(-1, *maps.shape[-2:])
+            self.peak(one) - self.contrast * one.mean() for one in maps.reshape(-1, *maps.shape[-2:])
         ]
         return torch.stack(found).view(maps.shape[:-2])
 
-    def hot_spot(self, found: torch.Tensor) -> tuple[int, int]:
-        """Find the row and column of a fused map's (S, S) highest pixel, its border faded as in the score."""
-        faded = fade_border(found, self.border_weight).numpy()
-        row, column = np.unravel_index(faded.argmax(), faded.shape)
-        return int(row), int(column)
+    def fade(self, one: torch.Tensor) -> torch.Tensor:
+        """Fade the border of a map (S, S) as far as the score does."""
+        return fade_border(one, self.border_weight)
+
+    def peak(self, one: torch.Tensor) -> torch.Tensor:
+        """Reduce a map (S, S) to how high its hottest pixels are."""
+        return aggregate(self.fade(one), self.aggregation)
 
     def match(
         self, maps: Sequence[torch.Tensor], exclude: torch.Tensor, spots: Sequence[tuple[int, int]], size: int

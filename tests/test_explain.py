@@ -43,8 +43,21 @@ def test_explanations_say_what_the_other_methods_say(fitted, anomalous):
 def test_the_hot_spot_is_the_highest_pixel_of_the_faded_map(fitted, anomalous):
     for e in fitted.explain(anomalous):
         faded = scoring.fade_border(torch.from_numpy(e.map), fitted.border_weight).numpy()
+        np.testing.assert_array_equal(e.faded, faded)
         assert faded[e.hot_spot] == faded.max()
         assert all(type(v) is int for v in e.hot_spot)
+
+
+@pytest.mark.parametrize("evidence", ["patch", "embedding", ("ssd", "tsd", "patch", "embedding")], ids=str)
+@pytest.mark.parametrize("aggregation", ["max", "mean", 0.05])
+def test_the_hottest_pixels_exceed_the_level_where_an_image_is_anomalous(toy, normal, anomalous, evidence, aggregation):
+    det = DualDistillationDetector(
+        **toy | {"evidence": evidence, "aggregation": aggregation, "contamination": 0.25}
+    ).fit(normal[:4])
+    for e in det.explain([*normal[4:6], *anomalous[:2]]):
+        assert e.excess.dtype == np.float32
+        hottest = scoring.aggregate(torch.from_numpy(e.excess), aggregation).item()
+        assert hottest == pytest.approx(-e.decision, rel=1e-4, abs=1e-5)
 
 
 def test_the_hot_spot_lies_in_the_painted_square(toy, normal, anomalous):
