@@ -385,7 +385,12 @@ def test_16_bit_colour(tmp_path, planar):
 
 
 def test_the_full_scale_of_12_bits(tmp_path):
-    path = write_tiff(tmp_path / "a.tif", GREY, bitspersample=12)
+    first, second = GREY[:, ::2], GREY[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).reshape(H, -1)
+    path = write_tiff(tmp_path / "a.tif", packed.astype(np.uint8), metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ImageWidth"].overwrite(W)
+        file.pages[0].tags["BitsPerSample"].overwrite(12)
     assert_reads(path, unit(GREY, 0, 4095))
 
 
