@@ -21,7 +21,7 @@ from .features import FeatureExtractor
 from .networks.student import Decoder, Student, build_student
 from .packaged import PACKAGED, timm_name
 from .runtime import PRECISIONS
-from .scoring import Expert
+from .scoring import Expert, parse_evidence
 
 FORMAT = "fewshot_ad model 1"
 _WHAT = "a detector's model file"
@@ -73,6 +73,8 @@ def load(
     detector: Any = _make(path, parameters, make, {"device": "auto" if device is None else device, "weights": weights})
     for name, value in header["fitted"].items():
         setattr(detector, name, value)
+    if isinstance(detector.evidence_, list):
+        detector.evidence_ = tuple(detector.evidence_)
     detector.row_range_ = None if detector.row_range_ is None else tuple(detector.row_range_)
     detector._support_hashes = np.array(detector._support_hashes)
     if hasattr(detector, "feature_names_in_"):
@@ -232,6 +234,14 @@ def _is_hex(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{32,64}", value) is not None
 
 
+def _is_evidence(value: Any) -> bool:
+    try:
+        parse_evidence(value, 0.1)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _is_student(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() != {"student", "decoder_blocks", "weighting", "sharpness"}:
         return False
@@ -263,6 +273,7 @@ _HEADER: dict[str, _Check] = {
 _FITTED: dict[str, _Check] = {
     "teacher_fingerprint_": (_is_hex, "a hexadecimal hash"),
     "offset_": _NUMBERS,
+    "evidence_": (_is_evidence, "kinds of evidence"),
     "lam_": (lambda v: v == float("inf") or _is_number(v), "a number"),
     "scales_": (
         lambda v: isinstance(v, dict) and all(_is_number(scale) and scale > 0 for scale in v.values()),
@@ -399,7 +410,7 @@ def _put_tensors(
         detector.support_ = take("support", (k, 3, size, size), torch.float32).numpy()
     if detector._needs_student() and not header["students"]:
         raise CheckpointError(
-            f"{path} cannot be right: evidence={detector.evidence!r} needs a student, and it has none."
+            f"{path} cannot be right: evidence={detector.evidence_!r} needs a student, and it has none."
         )
 
     shapes = [(k, c, *shape) for c, shape in zip(teacher.channels[:3], teacher.shapes[:3], strict=True)]
