@@ -1069,7 +1069,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if not hasattr(self, "offset_"):
             return ""
         shown = {
-            "support": f"{self._n_support()} images" + ("" if hasattr(self, "support_") else ", not in memory"),
+            "support": f"{self._n_support()} images" + ("" if hasattr(self, "support_") else " (not kept)"),
             "offset_": f"{self.offset_:.4g}",
             "lam_": f"{self.lam_:g}",
             "teacher": f"{self.backbone} ({self.teacher_fingerprint_[:12]})",

@@ -46,7 +46,7 @@ def save(path: str | os.PathLike, detector: Any, *, support: bool = False, force
     tensors = _tensors(detector, support)
     header = _header(detector, tensors)
     _check_header(path, header)  # what cannot be read is not written
-    _make(path, header["parameters"], type(detector), {})
+    _make(path, header, type(detector), {})
     checkpoints.save(path, tensors, FORMAT, {**header, "sha256": _digest(header, tensors)})
 
 
@@ -66,11 +66,10 @@ def load(
             "where it came from, or save the detector again."
         )
     _check_header(path, header)
-    parameters = header["parameters"]
-    hint = parameters["weights"]
+    hint = header["parameters"]["weights"]
     if weights is None and hint is not None and os.path.isfile(os.path.expanduser(hint)):
         weights = hint
-    detector: Any = _make(path, parameters, make, {"device": "auto" if device is None else device, "weights": weights})
+    detector: Any = _make(path, header, make, {"device": "auto" if device is None else device, "weights": weights})
     for name, value in header["fitted"].items():
         setattr(detector, name, value)
     if isinstance(detector.evidence_, list):
@@ -342,16 +341,18 @@ def _differences(found: Iterable[str], expected: Iterable[str], optional: Iterab
 
 
 def _make(
-    path: str | os.PathLike,
-    parameters: Mapping[str, Any],
-    make: Callable[..., _Detector],
-    here: dict[str, Any],
+    path: str | os.PathLike, header: Mapping[str, Any], make: Callable[..., _Detector], here: dict[str, Any]
 ) -> _Detector:
     """Make a detector that is not fitted; `here` are parameters that do not come from the file."""
+    parameters = header["parameters"]
     probe: Any = make()
-    wrong = _differences(parameters, set(probe.get_params(deep=False)) - set(_LEFT_OUT))
-    if wrong:
-        raise CheckpointError(f"{path} does not have this release's parameters: it has {wrong}.")
+    # One that is not in the file came later, and has its default.
+    unknown = sorted(parameters.keys() - set(probe.get_params(deep=False)) | parameters.keys() & set(_LEFT_OUT))
+    if unknown:
+        raise CheckpointError(
+            f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} cannot take from a file. "
+            f"Install the release that wrote it, {header['versions']['fewshot_ad']:.40}, or a newer one."
+        )
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
     try:
         detector: Any = make(**{**values, **here})
