@@ -18,7 +18,13 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from fewshot_ad import DualDistillationDetector, checkpoints, model_file
-from fewshot_ad.exceptions import CheckpointError, FewShotADError, OutputExistsError, WeightsNotFoundError
+from fewshot_ad.exceptions import (
+    CheckpointError,
+    FewShotADError,
+    OutputError,
+    OutputExistsError,
+    WeightsNotFoundError,
+)
 
 load = DualDistillationDetector.load
 pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:X does not have valid feature names")
@@ -249,9 +255,9 @@ def test_a_failed_write_leaves_the_old_file(fitted, tmp_path, monkeypatch):
 
 
 def test_where_nothing_can_be_written(fitted, tmp_path):
-    with pytest.raises(CheckpointError, match="no folder"):
+    with pytest.raises(OutputError, match="no folder"):
         fitted.save(tmp_path / "missing" / "model.fsad")
-    with pytest.raises(CheckpointError, match="is a folder"):
+    with pytest.raises(OutputError, match="is a folder"):
         fitted.save(tmp_path, force=True)
     assert os.listdir(tmp_path) == []
 
