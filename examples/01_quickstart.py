@@ -51,8 +51,8 @@ def draw(det: DualDistillationDetector, bad: list[Path], masks: Path, out: Path)
     for path, ax in zip(bad, display.axes_[:, 0], strict=True):
         if (masks / f"{path.stem}.png").exists():
             mask = Image.open(masks / f"{path.stem}.png").convert("L").resize([det.image_size] * 2)
-            ax.contour(np.asarray(mask), levels=[127], colors="cyan", linewidths=0.8)
-    display.figure_.savefig(out, dpi=80)
+            ax.contour(np.asarray(mask), levels=[127], colors="yellow", linewidths=0.8)
+    display.figure_.savefig(out, dpi=72)
 
 
 def main() -> None:
@@ -64,6 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--evidence", nargs="+", default=["ssd", "tsd", "patch", "embedding"])
+    parser.add_argument("--shown", type=int, default=3, help="anomalous images in the picture")
     parser.add_argument("--out", type=Path, default=Path("maps.png"))
     args = parser.parse_args()
 
@@ -88,7 +89,7 @@ def main() -> None:
         print(f"AUROC {roc_auc_score(y, decision):.3f}")
         false, true = (np.mean(decision[y == label] < 0) for label in (1, -1))
         print(f"called anomalous: {false:.0%} of the normal, {true:.0%} of the anomalous images")
-        draw(det, bad[:3], folder / "masks", args.out)
+        draw(det, bad[: args.shown], folder / "masks", args.out)
         print(f"wrote {args.out}")
 
 

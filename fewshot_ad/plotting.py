@@ -168,6 +168,8 @@ class AnomalyMapDisplay:
                 self._show_support(row[2:], one)
         mappable = plt.cm.ScalarMappable(scale, cmap)
         bar = self.figure_.colorbar(mappable, ax=self.axes_, shrink=min(1.0, 0.9 / len(shown) + 0.2), pad=0.02)
+        bar.set_ticks([scale.vmin, scale.vmin / 2, 0, scale.vmax / 2, scale.vmax])
+        bar.ax.yaxis.set_major_formatter("{x:+.2f}")
         bar.ax.axhline(0, color="white", linewidth=1.5)
         bar.set_label("below and above the threshold\n(units of decision_function)", fontsize="small")
         return self
@@ -175,7 +177,8 @@ class AnomalyMapDisplay:
     def _scale(self) -> Any:
         from matplotlib.colors import TwoSlopeNorm
 
-        reach = max(_REACH * abs(one.score - one.decision) for one in self.explanations)
+        # A threshold of 0 would leave no scale.
+        reach = max(1e-6, *(_REACH * abs(one.score - one.decision) for one in self.explanations))
         return TwoSlopeNorm(0, -reach, max(reach, *(float(one.excess.max()) for one in self.explanations)))
 
     def _overlay(self, ax: Axes, one: Explanation, scale: Any, cmap: str) -> None:
@@ -478,8 +481,8 @@ def _escaped(name: str) -> str:
 def _grid(axes: Any, n_rows: int, n_columns: int) -> np.ndarray:
     """Check the given axes, or make a figure of them; without ticks."""
     if axes is None:
-        size = (2.1 * n_columns + 0.9, 2.5 * n_rows)
-        axes = _pyplot().subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")[1]
+        size = (2.1 * n_columns + 1.2, 2.5 * n_rows + 0.1)
+        axes = _pyplot().subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="compressed")[1]
     grid = np.asarray(axes, dtype=object)
     if grid.shape not in {(n_rows, n_columns), *([(n_columns,)] if n_rows == 1 else [])}:
         raise ValueError(f"axes has shape {grid.shape}; {n_rows} image(s) need ({n_rows}, {n_columns}).")

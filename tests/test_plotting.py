@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pytest
+from helpers import stripes
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from fewshot_ad import DualDistillationDetector, plotting
+from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, MissingExtraError
+from fewshot_ad.plotting import AnomalyMapDisplay, ScoreHistogramDisplay, SupportWeightsDisplay
+
+DISPLAYS = (AnomalyMapDisplay, SupportWeightsDisplay, ScoreHistogramDisplay)
+
+
+@pytest.fixture(scope="module")
+def fitted(toy, normal) -> DualDistillationDetector:
+    return DualDistillationDetector(**toy).fit(normal[:4])
+
+
+@pytest.fixture(scope="module")
+def queries(normal, anomalous) -> np.ndarray:
+    return np.concatenate([normal[4:6], anomalous[:2]])
+
+
+@pytest.fixture
+def skipping(toy, normal, tmp_path):
+    """A detector that skips, and files of which the first cannot be read."""
+    paths = [tmp_path / "broken.png", *(tmp_path / f"{i}.png" for i in range(3))]
+    paths[0].write_bytes(b"no picture")
+    for path, image in zip(paths[1:], stripes(3, seed=5), strict=True):
+        Image.fromarray(image).save(path)
+    return DualDistillationDetector(**toy | {"on_error": "skip"}).fit(normal[:4]), paths
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def _boxes(ax) -> list[tuple[float, float, float]]:
+    """Centre row, centre column and side of each box."""
+    found = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    return [(b.get_y() + b.get_height() / 2, b.get_x() + b.get_width() / 2, b.get_width()) for b in found]
+
+
+def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, queries):
+    display = AnomalyMapDisplay.from_estimator(fitted, queries)
+    assert display.axes_.shape == (4, 4)
+    assert display.figure_ is display.axes_[0, 0].figure
+    support = (fitted.support_.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+    for e, row in zip(fitted.explain(queries), display.axes_, strict=True):
+        np.testing.assert_array_equal(row[0].images[0].get_array(), e.image)
+        np.testing.assert_array_equal(row[1].images[1].get_array(), e.excess)
+        np.testing.assert_array_equal(row[2].images[0].get_array(), support[e.support_index])
+        np.testing.assert_array_equal(row[3].images[0].get_array(), support[e.matches.support_index])
+        for ax in row[:2]:
+            ((down, across, side),) = _boxes(ax)
+            assert side == e.patch_size == 8
+            # The hottest pixel lies in the box, and the box on the grid of patches.
+            assert abs(e.hot_spot[0] - down) < 4
+            assert abs(e.hot_spot[1] - across) < 4
+            assert (down - 3.5) % 8 == (across - 3.5) % 8 == 0
+        assert _boxes(row[2]) == []
+        assert _boxes(row[3]) == [(e.matches.row, e.matches.col, 8)]
+        assert f"decision {e.decision:+.2f}" in row[1].get_title()
+
+
+def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
+    display = AnomalyMapDisplay.from_estimator(fitted, queries)
+    explained = fitted.explain(queries)
+    scales = [row[1].images[1].norm for row in display.axes_]
+    assert all(scale is scales[0] for scale in scales)
+    assert scales[0](0.0) == 0.5
+    reach = abs(fitted.offset_) / 4
+    assert scales[0].vmin == pytest.approx(-reach)
+    assert scales[0].vmax == pytest.approx(max(reach, max(e.excess.max() for e in explained)))
+    for e, row in zip(explained, display.axes_, strict=True):
+        alpha = row[1].images[1].get_alpha()
+        assert (alpha[e.excess <= -reach] == 0).all()
+        assert (alpha[e.excess > 0] > 0.35).all()
+        assert alpha.max() <= 0.8 + 1e-6
+
+
+def test_a_threshold_of_zero_has_a_scale_too(fitted, queries):
+    (e,) = fitted.explain(queries[0])
+    flat = dataclasses.replace(e, score=0.0, decision=0.0, faded=np.zeros_like(e.faded), level=0.0)
+    (row,) = AnomalyMapDisplay([flat], None).plot().axes_
+    assert row[1].images[1].norm(0.0) == 0.5
+
+
+def test_labels_and_names_are_in_the_titles(fitted, queries):
+    display = AnomalyMapDisplay.from_estimator(fitted, queries, y=[1, 1, -1, -1])
+    titles = [[ax.get_title() for ax in row] for row in display.axes_]
+    assert titles[0][0] == "image 0\nlabelled normal"
+    assert titles[2][0] == "image 2\nlabelled anomalous"
+    predicted = ["called normal" if p > 0 else "called anomalous" for p in fitted.predict(queries)]
+    assert [row[1].splitlines()[1] for row in titles] == predicted
+    assert titles[0][2].startswith("support ")
+    assert "counted most" in titles[0][2]
+    assert "nearest patch" in titles[0][3]
+
+
+def test_without_patch_or_support_there_are_fewer_panels(toy, fitted, normal, queries):
+    det = DualDistillationDetector(**toy | {"evidence": "embedding", "contamination": 0.5}).fit(normal[:4])
+    assert AnomalyMapDisplay.from_estimator(det, queries[:2]).axes_.shape == (2, 3)
+    assert AnomalyMapDisplay(fitted.explain(queries[:1]), None).plot().axes_.shape == (1, 2)
+
+
+def test_a_detector_that_left_its_images_behind_still_draws(toy, normal, queries):
+    det = DualDistillationDetector(**toy | {"evidence": "patch"}).fit(normal[:4])
+    del det.support_
+    assert AnomalyMapDisplay.from_estimator(det, queries[:1]).axes_.shape == (1, 2)
+
+
+def test_drawing_into_given_axes(fitted, queries):
+    figure, axes = plt.subplots(2, 4)
+    display = AnomalyMapDisplay.from_estimator(fitted, queries[2:], axes=axes)
+    assert display.figure_ is figure
+    assert display.axes_.tolist() == axes.tolist()
+    one = AnomalyMapDisplay.from_estimator(fitted, queries[0], axes=plt.subplots(1, 4)[1])
+    assert one.axes_.shape == (1, 4)
+    with pytest.raises(ValueError, match=r"axes has shape \(2, 4\); 4 image\(s\) need \(4, 4\)"):
+        AnomalyMapDisplay.from_estimator(fitted, queries, axes=axes)
+    for kind in (SupportWeightsDisplay, ScoreHistogramDisplay):
+        _, ax = plt.subplots()
+        shown = kind.from_estimator(fitted, queries, ax=ax)
+        assert shown.ax_ is ax
+        assert shown.figure_ is ax.figure
+
+
+def test_unreadable_images_have_no_row(skipping):
+    det, paths = skipping
+    with pytest.warns(ImageSkippedWarning):
+        display = AnomalyMapDisplay.from_estimator(det, paths[:3], y=[1, 1, -1])
+    assert [row[0].get_title() for row in display.axes_] == ["0.png\nlabelled normal", "1.png\nlabelled anomalous"]
+    with pytest.warns(ImageSkippedWarning), pytest.raises(ImageError, match="None of the 1 images could be read"):
+        AnomalyMapDisplay.from_estimator(det, paths[:1])
+
+
+def test_weights_are_a_table(fitted, queries):
+    display = SupportWeightsDisplay.from_estimator(fitted, queries, y=[1, 1, -1, -1])
+    weights = fitted.support_weights(queries)
+    np.testing.assert_array_equal(display.ax_.images[0].get_array(), weights)
+    assert [text.get_text() for text in display.ax_.texts] == [f"{w:.2f}" for w in weights.flat]
+    assert [t.get_text() for t in display.ax_.get_yticklabels()][1:3] == ["image 1 (normal)", "image 2 (anomalous)"]
+    assert [t.get_text() for t in display.ax_.get_xticklabels()] == ["0", "1", "2", "3"]
+
+
+def test_large_tables_and_unreadable_rows_have_no_numbers():
+    weights = np.full((200, 4), 0.25)
+    assert len(SupportWeightsDisplay(weights).plot().ax_.texts) == 0
+    weights[1] = np.nan
+    assert len(SupportWeightsDisplay(weights[:3]).plot().ax_.texts) == 8
+
+
+def test_histogram_counts_by_label(fitted, queries):
+    y = np.array([1, 1, -1, -1])
+    display = ScoreHistogramDisplay.from_estimator(fitted, queries, y=y, bins=5)
+    scores = fitted.score_samples(queries)
+    edges = np.histogram_bin_edges(scores, 5)
+    normal, anomalous = display.ax_.containers
+    np.testing.assert_array_equal([bar.get_height() for bar in normal], np.histogram(scores[y > 0], edges)[0])
+    np.testing.assert_array_equal([bar.get_height() for bar in anomalous], np.histogram(scores[y < 0], edges)[0])
+    assert to_hex(normal[0].get_facecolor()) != to_hex(anomalous[0].get_facecolor())
+    legend = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    below = (scores < fitted.offset_)[y < 0].sum()
+    assert f"anomalous ({below} of 2 below)" in legend
+    threshold, support = display.ax_.lines
+    assert set(threshold.get_xdata()) == {fitted.offset_}
+    np.testing.assert_array_equal(support.get_xdata(), fitted.support_scores_)
+
+
+def test_histogram_without_labels_and_with_unreadable_images(skipping):
+    det, paths = skipping
+    with pytest.warns(ImageSkippedWarning):
+        display = ScoreHistogramDisplay.from_estimator(det, paths)
+    (bars,) = display.ax_.containers
+    assert sum(bar.get_height() for bar in bars) == 3
+    assert "1 unreadable left out" in display.ax_.get_xlabel()
+    with pytest.raises(ImageError, match="None of the 2 images has a score"):
+        ScoreHistogramDisplay(np.full(2, np.nan), -1.0).plot()
+
+
+@pytest.mark.parametrize("kind", DISPLAYS)
+def test_file_names_are_text_and_not_mathematics(toy, normal, anomalous, tmp_path, kind):
+    names = ["a$\\frac$.png", "x$_{$1.png", "line\nbreak.png", "a-name-that-is-much-too-long-for-a-title.png"]
+    for name in names:
+        Image.fromarray(anomalous[0]).save(tmp_path / name)
+    det = DualDistillationDetector(**toy | {"evidence": "patch"})
+    det.fit([tmp_path / name for name in names[:2]] + list(normal[:2]))
+    display = kind.from_estimator(det, iter([tmp_path / name for name in names]))
+    display.figure_.savefig(tmp_path / "out.png")  # mathtext would fail here
+    if kind is AnomalyMapDisplay:
+        titles = [row[0].get_title() for row in display.axes_]
+        assert titles == [r"a\$\frac\$.png", r"x\$_{\$1.png", "line?break.png", "a-name-that...-title.png"]
+
+
+@pytest.mark.parametrize("kind", DISPLAYS)
+@pytest.mark.parametrize(
+    ("y", "reason"), [([0, 1, 1, 0], "labels .0, 1.; accepted are"), ([1, -1], "inconsistent numbers of samples")]
+)
+def test_bad_labels_are_named(fitted, queries, kind, y, reason):
+    with pytest.raises(ValueError, match=reason):
+        kind.from_estimator(fitted, queries, y=y)
+
+
+@pytest.mark.parametrize("kind", DISPLAYS)
+def test_a_missing_matplotlib_names_the_extra_before_any_work(fitted, queries, kind, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(DualDistillationDetector, "_evidence", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(MissingExtraError, match=r'pip install "fewshot-ad\[plot\]"'):
+        kind.from_estimator(fitted, queries)
+
+
+@pytest.mark.parametrize("kind", DISPLAYS)
+def test_the_same_picture_twice_and_nothing_is_shown(fitted, queries, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show() was called"))
+    pictures = []
+    for name in ("a.png", "b.png"):
+        kind.from_estimator(fitted, queries[:2]).figure_.savefig(tmp_path / name, dpi=40)
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_the_module_is_imported_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    spec = importlib.util.spec_from_file_location("fewshot_ad.plotting", plotting.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
