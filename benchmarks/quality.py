@@ -98,6 +98,7 @@ def parse() -> argparse.Namespace:
     add("--image-size", type=int, default=128)
     add("--backbone", default="compact")
     add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
+    add("--precision", default="auto", help="of our networks and search")
     add("--blocks", type=int, nargs=3, default=(2, 2, 2), help="of the decoders of the paper's lines")
     add("--tasks", nargs="+", metavar="NAME", help="default: all")
     add("--methods", nargs="+", metavar="NAME", choices=METHODS, default=[name for name in METHODS if name not in SLOW])
@@ -210,7 +211,7 @@ class Run:
             det = ablation_detector(method, student, **self.network)
             key["pretraining"] = trained
         else:
-            det = DualDistillationDetector(**self.network, **OWN[method], random_state=seed)
+            det = DualDistillationDetector(**self.network, **OWN[method], precision=args.precision, random_state=seed)
             key["student"] = self.packaged.hashes if self.packaged else None
         ignored = ("weights", "init", "device", "memory", "verbose")
         key["parameters"] = {name: value for name, value in det.get_params().items() if name not in ignored}

@@ -14,35 +14,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance
-from sklearn.datasets import load_sample_image
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from fewshot_ad import DualDistillationDetector
+from fewshot_ad.demo import write_images
 from fewshot_ad.plotting import AnomalyMapDisplay
 
 matplotlib.use("Agg")
-
-
-def paint_a_dataset(folder: Path) -> None:
-    """Cut one spot of a photograph, a little shifted and relit each time, and scratch some of the cut-outs."""
-    rng = np.random.default_rng(0)
-    photograph = Image.fromarray(load_sample_image("china.jpg"))
-    for kind in ("good", "bad", "masks"):
-        (folder / kind).mkdir()
-    for i in range(44):
-        left, top = (int(v) for v in rng.integers((56, 196), (65, 205)))
-        image = photograph.crop((left, top, left + 160, top + 160))
-        image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.95, 1.05))
-        if i < 24:
-            image.save(folder / "good" / f"{i:04}.png")
-            continue
-        mask = Image.new("L", image.size)
-        x, y, dx, dy = (*rng.integers(20, 130, 2).tolist(), int(rng.integers(-25, 25)), int(rng.integers(8, 20)))
-        for canvas, colour in ((image, (225, 225, 235)), (mask, 255)):
-            ImageDraw.Draw(canvas).line([(x, y), (x + dx, y + dy)], fill=colour, width=5)
-        image.save(folder / "bad" / f"{i:04}.png")
-        mask.save(folder / "masks" / f"{i:04}.png")
 
 
 def draw(det: DualDistillationDetector, bad: list[Path], masks: Path, out: Path) -> None:
@@ -71,8 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder
         if folder is None:
-            folder = Path(scratch)
-            paint_a_dataset(folder)
+            folder = write_images(scratch)
         good, bad = (sorted(path for path in (folder / kind).glob("*")) for kind in ("good", "bad"))
         if len(good) <= args.shots or not bad:
             parser.error(f"{folder} needs good/ with more than {args.shots} images and bad/ with at least one.")

@@ -1,4 +1,4 @@
-"""Students on disk: one safetensors file with a JSON header, no pickle."""
+"""Tensors on disk: one safetensors file with a JSON header, no pickle; and students in such files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.torch import save as serialize
 
-from .exceptions import CheckpointError, DiskFullError
+from . import __version__
+from .exceptions import CheckpointError, DiskFullError, OutputError, OutputExistsError
 from .networks.student import Decoder, Student
 
 FORMAT = "fewshot_ad student 1"
@@ -74,24 +75,96 @@ def load_student(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
 def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], form: str, header: dict[str, Any]) -> None:
     """Write tensors and a JSON header atomically; `form` names the format and its version."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(Path(path), to_bytes(tensors, {"format": form, "header": json.dumps(header, sort_keys=True)}))
+    data = serialize(tensors, {"format": form, "header": json.dumps(header)})
+    # safetensors puts the metadata in an order that changes from call to call; the same state shall be the same bytes.
+    end = 8 + int.from_bytes(data[:8], "little")
+    index = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    index += b" " * (-len(index) % 8)
+    write_atomically(Path(path), b"".join([len(index).to_bytes(8, "little"), index, memoryview(data)[end:]]))
 
 
-def load(path: str | os.PathLike, form: str, what: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save` wrote in the same format; `what` it should be is for messages."""
+def load(
+    path: str | os.PathLike, form: str, what: str, made_by: str = "save_student() or pretrain()"
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save` wrote in the same format; `what` it should be, and what makes such files, is for messages."""
+    with _open(path, form, what, made_by) as (file, header):
+        # Copies: what is read otherwise are views of the whole file, which must then not change.
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, header
+
+
+def load_header(path: str | os.PathLike, form: str, what: str, made_by: str) -> dict[str, Any]:
+    """Read the header of what `save` wrote, and no tensor."""
+    with _open(path, form, what, made_by) as (_, header):
+        return header
+
+
+@contextlib.contextmanager
+def _open(path: str | os.PathLike, form: str, what: str, made_by: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; {what} was expected there.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != form:
-                raise CheckpointError(
-                    f"{path} is not {what}: its header says {metadata.get('format')!r}, expected {form!r}. Write one "
-                    "with save_student() or pretrain()."
-                )
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata["header"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            found = metadata.get("format")
+            if found != form:
+                raise CheckpointError(_other_format(path, found, form, what, made_by))
+            header = json.loads(metadata["header"])
+            if not isinstance(header, dict):
+                raise CheckpointError(f"{path} is not {what}: its header holds a {type(header).__name__}, not a dict.")
+            yield file, header
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:  # json raises the last three
         raise CheckpointError(f"{path} is not a readable safetensors file with {what} ({error}).") from error
+
+
+def _other_format(path: str | os.PathLike, found: str | None, form: str, what: str, made_by: str) -> str:
+    name, _, version = form.rpartition(" ")
+    if found is not None and found.rpartition(" ")[0] == name:
+        return (
+            f"{path} is in version {found.rpartition(' ')[2][:20]} of its format, and fewshot-ad {__version__} reads "
+            f"version {version}. Install the release of fewshot-ad that wrote it, or make it again with {made_by}."
+        )
+    return f"{path} is not {what}: its header says {found!r}, expected {form!r}. Write one with {made_by}."
+
+
+def check_destination(path: str | os.PathLike, *, force: bool, least: int = 0) -> None:
+    """Find out before the work what can be known: a name that is taken, no such folder, no rights, no room.
+
+    Parameters
+    ----------
+    path : path
+        A file that is going to be written.
+    force : bool
+        Whether it may be there already.
+    least : int, optional
+        Bytes that it takes up at least.
+
+    Raises
+    ------
+    OutputExistsError, OutputError, DiskFullError
+    """
+    path = Path(path)
+    # os.path tells of a name that is too long that it does not exist; the probe below tells why.
+    if os.path.isdir(path):
+        raise OutputError(f"{path} is a folder. Name a file in it, for instance {path / 'NAME'}")
+    if os.path.exists(path) and not force:
+        raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Make it first")
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        write_atomically(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}). Choose another folder or name") from error
+    free = shutil.disk_usage(path.parent).free
+    if free < least:
+        raise DiskFullError(
+            errno.ENOSPC,
+            f"{path} needs at least {least / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free. Make room, or write "
+            "elsewhere",
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
+import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 
 if TYPE_CHECKING:
-    from .detector import DualDistillationDetector
-
-# Of the table that `score` writes.
-_COLUMNS = ("path", "score", "label", "error")
+    from .commands import Outcome
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,44 +28,161 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, 1 for an error that is explained on standard error or for files that could not be scored, 130
-        after a stop by a signal.
+        Exit status: 0; 1 if some images could not be read; 2 for a command that is not one, or that could not be
+        carried out, as is explained on standard error; 130 after a stop by a signal.
     """
     arguments = vars(_parser().parse_args(argv))
-    run = arguments.pop("run")
+    run, as_json = arguments.pop("run"), arguments.pop("json")
     # Only now: torch takes seconds to import, and --help must not wait for it.
+    from . import commands
     from .exceptions import FewShotADError, PretrainingStopped
 
     warnings.showwarning = lambda message, *_: print(f"fewshot-ad: warning: {message}", file=sys.stderr)
     try:
-        return run(arguments)
+        return _tell(getattr(commands, run)(**arguments), as_json)
     except PretrainingStopped as stop:
         print(f"fewshot-ad: {str(stop).replace('resume.', '--resume.')}", file=sys.stderr)
         return 130
-    except (FewShotADError, ValueError) as error:
-        print(f"fewshot-ad: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("fewshot-ad: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as in `fewshot-ad score ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (FewShotADError, ValueError, OSError) as error:
+        print(f"fewshot-ad: error: {str(error).replace('force=True', '--force')}", file=sys.stderr)
+        return 2
+
+
+def _tell(outcome: Outcome, as_json: bool) -> int:
+    """Print what a command has to say, and return the exit status."""
+    text = json.dumps(_plain(outcome.found), indent=1, allow_nan=False) if as_json else outcome.text
+    if text:
+        print(text, flush=True)
+    if outcome.note:
+        print("\n".join(f"fewshot-ad: {line}" for line in outcome.note.splitlines()), file=sys.stderr)
+    return 1 if outcome.n_failed else 0
+
+
+def _plain(value: Any) -> Any:
+    """Make NaN null, which JSON has instead."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fewshot-ad", description="Few-shot image anomaly detection.")
+    parser = argparse.ArgumentParser(
+        prog="fewshot-ad",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Few-shot image anomaly detection: show it a few normal images, and it tells which others are\n"
+        "anomalous, how much, and where.",
+        epilog="First steps:\n"
+        "  fewshot-ad demo -o demo                          see it work on images that it makes\n"
+        "  fewshot-ad fit normal/ -o model.fsad             two to eight normal images\n"
+        "  fewshot-ad report model.fsad new/ -o report.html\n",
+    )
     parser.add_argument("--version", action="version", version=f"fewshot-ad {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    pretrain = commands.add_parser(
-        "pretrain",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        help="train a student on other kinds of normal images",
-        description="Train a student by episodes over tasks of normal images, for "
-        "DualDistillationDetector(backbone=NAME, init=FILE).",
-        argument_default=argparse.SUPPRESS,
+    add = _command(
+        commands, "demo", "see it work, on images that it makes of a photograph",
+        "Makes normal and scratched images, fits on four normal ones, and writes scores.csv, maps/, report.html and "
+        "model.fsad beside the images.",
+        "fewshot-ad demo -o demo",
+    )  # fmt: skip
+    add("-o", "--out", type=Path, default=Path("fewshot_ad_demo"), metavar="DIR", help="new folder to write")
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "fit", "fit on a few normal images, and write the detector to a file",
+        "Fits on two to eight normal images. The file holds no image (unless --keep-support) and no teacher.",
+        "fewshot-ad fit normal/*.png -o model.fsad",
+    )  # fmt: skip
+    add("support", type=Path, nargs="+", metavar="SUPPORT", help="normal images, or folders of them")
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .fsad by convention")
+    add(
+        "--keep-support",
+        action="store_true",
+        default=False,
+        help="put the support images into the file, for pictures and reports",
     )
-    add = pretrain.add_argument
+    _force(add)
+    _settings(add)
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "score", "score images",
+        "Scores images with a detector from `fewshot-ad fit`, or with one that is fitted on --support. The table has "
+        "the columns path, score (high = normal), label (+1 normal, -1 anomalous or unreadable), error. Exit status 1 "
+        "says that some files could not be read.",
+        "fewshot-ad score model.fsad new/ -o scores.csv\n  fewshot-ad score new/ --support normal/",
+    )  # fmt: skip
+    _model_and_paths(add)
+    add(
+        "-o", "--out", type=_table_name, default=None, metavar="FILE",
+        help="table to write, .csv or .parquet; without it CSV on standard output",
+    )  # fmt: skip
+    add("--engine", choices=("local", "ray"), default="local", help="this process, or the actors of a Ray cluster")
+    add("--num-actors", type=int, default=None, metavar="N", help="of engine ray; one for each GPU, else processor")
+    add("--address", default=None, help="of a running Ray cluster; $RAY_ADDRESS, or one is started here")
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "map", "write where images are anomalous",
+        "Writes two files for each image: NAME.overlay.png, the image under its map, and NAME.map.tiff, the map itself "
+        "in 32-bit floating point (high = anomalous). Sub-folders are kept.",
+        "fewshot-ad map model.fsad new/ -o maps/",
+    )  # fmt: skip
+    _model_and_paths(add)
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    _force(add)
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "report", "write a page to look through: images, maps, threshold, histogram",
+        "Writes one HTML file that needs no network. Where the folder has good/ and bad/ (or is laid out as MVTec AD), "
+        "the page also tells sensitivity and specificity.",
+        "fewshot-ad report model.fsad new/ -o report.html",
+    )  # fmt: skip
+    _model_and_paths(add)
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .html")
+    add("--title", default=None, metavar="TEXT", help="of the page")
+    _force(add)
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "evaluate", "measure accuracy on a folder of normal and anomalous images",
+        "FOLDER has good/ and bad/ (and perhaps masks/, named as the images of bad/), or is laid out as MVTec AD. For "
+        "each seed, as many normal images as --shots are the support, the next 150 normal and the first 100 anomalous "
+        "ones the test.",
+        "fewshot-ad evaluate FOLDER --shots 2 4 8",
+    )  # fmt: skip
+    add("folder", type=Path, metavar="FOLDER", help="images, by kind")
+    add("--shots", type=int, nargs="+", default=[4], metavar="K", help="normal images to fit on")
+    add("--seeds", type=int, default=5, metavar="N", help="draws of the support")
+    _settings(add)
+    _common(add)
+
+    add = _command(
+        commands, "info", "say what is in a model file",
+        "Reads the header of a file from `fewshot-ad fit`.",
+        "fewshot-ad info model.fsad",
+    )  # fmt: skip
+    add("model", type=Path, metavar="MODEL", help="file from `fewshot-ad fit`")
+    add("--json", action="store_true", default=False, help="JSON on standard output")
+
+    add = _command(
+        commands, "pretrain", "train a student on other kinds of normal images",
+        "Trains a student by episodes over tasks of normal images, for DualDistillationDetector(backbone=NAME, "
+        "init=FILE) or `fewshot-ad fit --backbone NAME --init FILE`.",
+        "fewshot-ad pretrain TASKS_DIR --out student.safetensors",
+    )  # fmt: skip
     add("tasks", type=Path, metavar="TASKS_DIR", help="folder; each sub-folder holds the normal images of one task")
     add("--out", type=Path, required=True, metavar="FILE", help="student to write, .safetensors")
-    add("--backbone", default="compact", metavar="NAME", help="teacher: compact (packaged), or timm's name")
-    add("--weights", type=Path, metavar="FILE", help="teacher's weights in timm's naming; default: packaged or hub's")
-    add("--image-size", type=int, default=128, metavar="N", help="side that images are resized to, pixels")
+    _network(add)
     add("--student", choices=("decoder", "encoder"), default="decoder", help="form of the student")
     add("--decoder-blocks", type=int, nargs=3, default=(2, 2, 2), metavar="N", help="at strides 16, 8, 4")
     add("--weighting", choices=("attention", "uniform"), default="attention", help="of the support")
@@ -83,129 +197,84 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache", type=Path, metavar="DIR", help="keep the teacher's features there; default: removed at the end")
     add("--checkpoint-minutes", type=float, default=5.0, metavar="X", help="between two checkpoints")
     add("--resume", action="store_true", default=False, help="go on from the last checkpoint")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add(
-        "--precision", choices=("auto", "float64", "float32", "bfloat16", "float16"), default="auto", help="of training"
-    )
-    add("--random-state", type=int, default=0, metavar="N", help="seed")
     add("--engine", choices=("local", "ray"), default="local", help="this process, or the workers of a Ray cluster")
     add("--num-workers", type=int, default=2, metavar="N", help="of engine ray")
-    add("--quiet", dest="verbose", action="store_const", const=0, default=1, help="no progress bars")
-    pretrain.set_defaults(run=_pretrain)
-
-    score = commands.add_parser(
-        "score",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        help="score a folder of images",
-        description="Score the images of a folder and its sub-folders with a detector that is fitted on a few normal "
-        "ones. The table has the columns path, score (high = normal), label (+1 normal, -1 anomalous or unreadable), "
-        "error. Exit status 1 says that some files could not be read.",
-        argument_default=argparse.SUPPRESS,
-    )
-    add = score.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="images to score")
-    add("--support", type=Path, nargs="+", required=True, metavar="PATH", help="normal images, or folders of them")
-    add(
-        "-o", "--out", type=_table_name, metavar="FILE", help="table to write, .csv or .parquet; default: CSV on stdout"
-    )
-    add("--engine", choices=("local", "ray"), default="local", help="this process, or the actors of a Ray cluster")
-    add("--num-actors", type=int, metavar="N", help="of engine ray; default: one for each GPU, else processor")
-    add("--address", metavar="ADDR", help="of a running Ray cluster; default: $RAY_ADDRESS, else one is started here")
-    add("--random-state", type=int, default=0, metavar="N", help="seed")
-    add("--quiet", dest="verbose", action="store_const", const=0, default=1, help="no progress bars")
-    score.set_defaults(run=_score)
+    _common(add, seed=True)
     return parser
+
+
+def _command(commands: Any, name: str, short: str, description: str, example: str) -> Any:
+    """Make a command, and return what adds its arguments."""
+    parser = commands.add_parser(
+        name, help=short, description=description, epilog=f"Example:\n  {example}", argument_default=argparse.SUPPRESS,
+        formatter_class=_Formatter,
+    )  # fmt: skip
+    parser.set_defaults(run="report_" if name == "report" else name)
+    return parser.add_argument
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults that say something, and leaves the example's lines as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.nargs != 0 and action.default not in (None, argparse.SUPPRESS)
+        return super()._get_help_string(action) if said else action.help
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = argparse.RawDescriptionHelpFormatter if text.startswith("Example:") else argparse.HelpFormatter
+        return fill._fill_text(self, text, width, indent)  # type: ignore[attr-defined]
+
+
+def _network(add: Any) -> None:
+    add("--backbone", default="compact", metavar="NAME", help="teacher: compact (packaged), or timm's name")
+    add("--weights", type=Path, metavar="FILE", help="teacher's weights in timm's naming; default: packaged or hub's")
+    add("--image-size", type=int, default=128, metavar="N", help="side that images are resized to, pixels")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add(
+        "--precision", choices=("auto", "float64", "float32", "bfloat16", "float16"), default="auto", help="of networks"
+    )
+
+
+def _settings(add: Any) -> None:
+    """Add what a detector is made with."""
+    _network(add)
+    add("--init", metavar="FILE", help="pretrained student of this teacher; default: the packaged one")
+    add("--lam", type=_number_or_auto, metavar="X", help="weight of TSD beside SSD, or auto; default: 0.1")
+    add(
+        "--evidence", nargs="+", choices=("ssd", "tsd", "patch", "embedding"), help="what makes the score; default: all"
+    )
+    add("--contamination", type=_number_or_auto, metavar="X", help="share of the support beyond the threshold, or auto")
+    add("--value-range", type=float, nargs=2, metavar="V", help="values that are black and white, as a CT window")
+    add("--no-augment", dest="augment", action="store_false", help="turned and mirrored images are not normal")
+
+
+def _model_and_paths(add: Any) -> None:
+    add(
+        "paths", type=Path, nargs="+", metavar="PATH",
+        help="file from `fewshot-ad fit`, then images or folders of them; with --support, images and folders alone",
+    )  # fmt: skip
+    add("--support", type=Path, nargs="+", default=None, metavar="PATH", help="normal images, or folders, to fit on")
+
+
+def _force(add: Any) -> None:
+    add("--force", action="store_true", default=False, help="replace files that exist")
+
+
+def _common(add: Any, seed: bool = False) -> None:
+    if seed:
+        add("--random-state", type=int, default=0, metavar="N", help="seed")
+    add("--json", action="store_true", default=False, help="JSON on standard output")
+    add("--quiet", dest="verbose", action="store_const", const=0, default=1, help="no progress bars")
+
+
+def _number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 def _table_name(text: str) -> Path:
     if Path(text).suffix not in (".csv", ".parquet"):
         raise argparse.ArgumentTypeError(f"{text} ends neither in .csv nor in .parquet")
     return Path(text)
-
-
-def _pretrain(arguments: dict) -> int:
-    from .pretraining import pretrain
-
-    print(f"wrote {pretrain(**arguments)}")
-    return 0
-
-
-def _score(arguments: dict) -> int:
-    from . import distributed
-
-    out = arguments.get("out")
-    if out is not None and out.suffix == ".parquet":
-        _import_parquet()  # before the work, not after it
-    paths = distributed.list_files(arguments["folder"])
-    detector = _fit(arguments)
-    if arguments["engine"] == "ray":
-        dataset = distributed.score(
-            detector, paths, num_actors=arguments.get("num_actors"), address=arguments.get("address")
-        )
-        table = [tuple(row[name] for name in _COLUMNS) for row in dataset.iter_rows()]
-    else:
-        columns = detector._score_files(paths)
-        table = list(zip(*(columns[name].tolist() for name in _COLUMNS), strict=True))
-    _write_table(table, out)
-    n_failed = sum(error is not None for *_, error in table)
-    n_anomalous = sum(label < 0 for *_, label, _ in table) - n_failed
-    print(
-        f"fewshot-ad: scored {len(table) - n_failed} of {len(table)} images: {n_anomalous} anomalous, {n_failed} failed"
-        + (", see the column error" if n_failed else ""),
-        file=sys.stderr,
-    )
-    return 1 if n_failed else 0
-
-
-def _fit(arguments: dict) -> DualDistillationDetector:
-    """Fit a detector on the files and folders that --support names."""
-    from . import images
-    from .detector import DualDistillationDetector
-
-    given = arguments["support"]
-    support = [file for path in given for file in (images.files(path) if path.is_dir() else [path])]
-    detector = DualDistillationDetector(
-        on_error="skip", random_state=arguments["random_state"], verbose=arguments["verbose"]
-    )
-    return detector.fit(support)
-
-
-def _import_parquet() -> Any:
-    from .exceptions import MissingExtraError
-
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            f'Parquet needs pyarrow ({error}). Install the extra: pip install "fewshot-ad[ray]", or write .csv.'
-        ) from error
-    return parquet
-
-
-def _write_table(table: list[tuple], out: Path | None) -> None:
-    """Write rows of `_COLUMNS` as CSV or Parquet, atomically, or to standard output."""
-    from .checkpoints import write_atomically
-
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    if out is not None and out.suffix == ".parquet":
-        parquet = _import_parquet()
-        import pyarrow
-
-        schema = pyarrow.schema(zip(_COLUMNS, ("string", "float64", "int64", "string"), strict=True))
-        data = pyarrow.BufferOutputStream()
-        rows = [dict(zip(_COLUMNS, row, strict=True)) for row in table]
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), data)
-        write_atomically(out, data.getvalue().to_pybytes())
-        return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(table)
-    if out is None:
-        print(text.getvalue(), end="")
-    else:
-        write_atomically(out, text.getvalue().encode())
 
 
 if __name__ == "__main__":

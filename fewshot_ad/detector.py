@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import os
 import warnings
@@ -17,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
 from tqdm.auto import tqdm
 
-from . import calibration, checkpoints, explanation, images, scoring, views
+from . import calibration, checkpoints, explanation, images, model_file, scoring, views
 from .episodes import Task
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
 from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
@@ -125,7 +126,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
         height 1.
     value_range : (float, float), optional
-        Values that mean black and white, as a CT window; values beyond are clipped. By default by dtype (uint8 255,
+        Values that mean black and white, as a CT window in Hounsfield units; values beyond are clipped. By default what
+        a DICOM file says, the percentiles 0.5 and 99.5 of a NIfTI volume (docs/formats.md), else by dtype (uint8 255,
         uint16 65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
     max_pixels : int, default=50_000_000
         Larger files are refused before they are decoded.
@@ -153,7 +155,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     support_scores_ : ndarray of shape (K,)
         `score_samples` of each support image held against the others.
     support_ : ndarray of shape (K, 3, image_size, image_size)
-        The support images, float32 in [0, 1].
+        The support images, float32 in [0, 1]. Not there after `load`, unless they were saved too.
     lam_ : float
         Weight of TSD beside SSD in the score.
     scales_ : dict
@@ -179,7 +181,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     A query that is, pixel for pixel, one of the support images is held against the *other* support images: it would
     otherwise find itself. All scores of the support are therefore comparable with those of fresh images.
 
-    A pickle holds tensors on the CPU and no teacher: that is found again by `backbone` and `weights`, and checked.
+    A pickle, and a file of `save`, holds tensors on the CPU and no teacher: that is found again by `backbone` and
+    `weights`, and checked.
 
     `fit` that fails or is interrupted leaves the detector as it was before.
 
@@ -297,9 +300,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
-            The support: paths, PIL images, arrays (H, W, 1|3|4), (N, H, W), (N, H, W, C), torch tensors (N, C, H, W),
-            or a list of these that may mix sizes. 2-D input holds one flattened image in each row. uint8, uint16,
-            bool, or float in [0, 1], unless `value_range` says otherwise.
+            The support: paths, frames of files (`images.frames`), PIL images, arrays (H, W, 1|3|4), (N, H, W),
+            (N, H, W, C), torch tensors (N, C, H, W), or a list of these that may mix sizes. 2-D input holds one
+            flattened image in each row. uint8, uint16, bool, or float in [0, 1], unless `value_range` says otherwise.
         y : array-like of shape (n_samples,), optional
             Rows labelled -1 are left out of the support.
         auxiliary : mapping of str to images, optional
@@ -399,9 +402,19 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         DualDistillationDetector
             The detector itself.
+
+        Raises
+        ------
+        ValueError
+            The detector was loaded from a file that holds no support images.
         """
         if not hasattr(self, "offset_"):
             return self.fit(X, y)
+        if not hasattr(self, "support_"):
+            raise ValueError(
+                "This detector was loaded from a file that holds no support images, and cannot be added to. Save it "
+                "with support=True, or fit again on all images."
+            )
         before = dict(self.__dict__)
         try:
             new, names = self._load_support(X, y, reset=False)
@@ -432,6 +445,75 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         student = self.experts_[0].student
         header = checkpoints.student_header(self.backbone, self.teacher_fingerprint_, student)
         checkpoints.save_student(path, student, header)
+
+    def save(self, path: str | os.PathLike, *, support: bool = False, force: bool = False) -> None:
+        """Write the fitted detector to a file that `load` reads, without the teacher.
+
+        Safetensors with a JSON header, no pickle; docs/files.md says what is in it. Tensors are those of the CPU,
+        wherever they were computed. The parameters `device`, `memory` and `verbose` are left out, and a `random_state`
+        that is a generator.
+
+        Parameters
+        ----------
+        path : path
+            The file to write, `.fsad` by convention. It is there whole, or not at all.
+        support : bool, default=False
+            Whether the support images go into the file too, as `partial_fit` needs them. By default they do not: only
+            the names of their files (without folders), hashes, and features.
+        force : bool, default=False
+            Whether a file that exists is replaced.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            There is nothing to save yet.
+        OutputExistsError
+            The file exists, and `force` is False.
+        OutputError
+            It cannot be written there.
+        CheckpointError
+            A parameter that no file can hold.
+        DiskFullError
+            What was there before stays.
+        """
+        model_file.save(path, self, support=support, force=force)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        device: str | torch.device | None = None,
+        weights: str | os.PathLike | None = None,
+    ) -> DualDistillationDetector:
+        """Read a fitted detector that `save` wrote; nothing in the file is executed.
+
+        On the machine where it was saved, its scores are those of the detector that was saved, bit for bit, as far as
+        the device is the same.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        device : str or torch.device, optional
+            The parameter `device`; by default "auto".
+        weights : path, optional
+            The teacher's weights. By default the file that was named when the detector was fitted, if it is there; else
+            the packaged ones, or those of the hub. They are checked to be the same weights.
+
+        Returns
+        -------
+        DualDistillationDetector
+            Fitted; without `support_` unless the images were saved too.
+
+        Raises
+        ------
+        CheckpointError
+            No such file, not a detector's, of another version of the format, damaged or altered.
+        WeightsNotFoundError
+            The teacher's weights are not here.
+        """
+        return model_file.load(path, cls, device=device, weights=weights)
 
     # ---- scoring
 
@@ -529,7 +611,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             patches that found their match in each support image; of "embedding" alone, 1 for the most similar one.
         """
         check_is_fitted(self)
-        return self._collect(X, lambda _scorer, _evidence, weights: weights, (len(self.support_),), np.float64)
+        return self._collect(X, lambda _scorer, _evidence, weights: weights, (self._n_support(),), np.float64)
 
     def explain(self, X: Any) -> list[explanation.Explanation | None]:
         """Tell what the score of each image comes from.
@@ -548,16 +630,19 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         items, options = self._items(X, reset=False)
         found: list[explanation.Explanation | None] = [None] * len(items)
-        for index, one in self._explanations(items, self.on_error, options):
-            found[index] = one
+        for row, one in self._explanations(items, self.on_error, options):
+            found[row] = one
         return found
 
-    def _score_files(self, paths: Sequence[str], maps: bool = False) -> dict[str, np.ndarray]:
+    def _score_files(self, paths: Sequence[str | images.Frame], maps: bool = False) -> dict[str, np.ndarray]:
         """Score files into columns, a row for each: path, score, label, error, which is None or why, and map."""
         check_is_fitted(self)
         errors: dict[int, str] = {}
         items, options = self._items(list(paths), reset=False)
-        columns: dict[str, np.ndarray] = {"path": np.array(paths, object), "score": np.full(len(paths), np.nan)}
+        columns: dict[str, np.ndarray] = {
+            "path": np.array(list(map(str, paths)), object),
+            "score": np.full(len(paths), np.nan),
+        }
         if maps:
             columns["map"] = np.full((len(paths), self.image_size, self.image_size), np.nan, np.float32)
         for rows, scorer, evidence, _ in self._evidence(items, lambda i, e: errors.update({i: str(e)}), options):
@@ -622,6 +707,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if shape is not None and not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
             raise ValueError(f"image_shape={shape!r} was given; accepted are (H, W), (H, W, 1) and (H, W, 3).")
         self._kinds()
+
+    def _n_support(self) -> int:
+        return len(self._support_hashes)
 
     def _kinds(self) -> set[str]:
         return set(scoring.parse_evidence(self.evidence, _USUAL_LAM)[0])
@@ -797,9 +885,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.scales_ = self._scales(of_views, self.lam_, extract)
         scorer = self._scorer(extract)
         self.support_scores_ = -scorer.score(self._read(support, own, extract)).double().numpy()
-        # Where no support image has another to be held against, its changed views must do.
-        known = self.support_scores_ if own.any() else -scorer.score(of_views).double().numpy()
-        self.offset_ = calibration.offset(known, self.contamination)
+        if own.any():
+            self.offset_ = calibration.offset(self.support_scores_, self.contamination)
+        else:  # no support image has another to be held against: its changed views must do
+            known = -scorer.score(of_views).double().numpy()
+            self.offset_ = calibration.offset(known, self.contamination, of_views=True)
         middle = np.median(self.support_scores_)
         for i in np.flatnonzero(self.support_scores_ < _ODD * middle) if len(support) > 2 and middle < 0 else ():
             warnings.warn(
@@ -946,6 +1036,30 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is only prepared: it belongs to a device, and is made again."""
         return super().__getstate__() | ({"_bank": None} if hasattr(self, "_bank") else {})
+
+    def _repr_html_inner(self) -> str:
+        """Put what was fitted above scikit-learn's diagram."""
+        return self._summary() + super()._repr_html_inner()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """Do the same for notebooks that prefer a bundle."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in bundle:
+            bundle["text/html"] = self._summary() + bundle["text/html"]
+        return bundle
+
+    def _summary(self) -> str:
+        """Say in HTML what was fitted; nothing before that."""
+        if not hasattr(self, "offset_"):
+            return ""
+        shown = {
+            "support": f"{self._n_support()} images" + ("" if hasattr(self, "support_") else ", not in memory"),
+            "offset_": f"{self.offset_:.4g}",
+            "lam_": f"{self.lam_:g}",
+            "teacher": f"{self.backbone} ({self.teacher_fingerprint_[:12]})",
+        }
+        cells = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in shown.items())
+        return f"<p>Fitted; {', '.join(cells)}</p>"
 
     def __sklearn_tags__(self) -> Any:
         """Say that images may be passed, besides rows."""

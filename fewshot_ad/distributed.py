@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import images
 from .exceptions import FewShotADError, ImageError, MissingExtraError, TrainingError
+from .formats import Frame
 from .training import Workers
 
 # Restarts of a pretraining's workers, each from the last checkpoint.
@@ -78,7 +79,8 @@ def score(
     detector : DualDistillationDetector
         Fitted. It travels without its teacher: `weights`, where given, must be a file that all machines reach.
     source : path, sequence of paths, or ray.data.Dataset
-        A folder, whose sub-folders are looked into as well; files; or a dataset with a column "path".
+        A folder, whose sub-folders are looked into as well; files, or frames of them (`images.frames`); or a dataset
+        with a column "path".
     num_actors : int, optional
         By default one for each GPU of the cluster (unless the detector's `device` is the CPU), else for each
         `num_cpus` of its processors.
@@ -157,10 +159,21 @@ def _paths(source: Any, batch_size: int, num_actors: int) -> tuple[Any, int]:
         return ordered.repartition(max(1, -(-n // size))).materialize(), size
     paths = list_files(source)
     size = min(batch_size, -(-len(paths) // num_actors))
-    return from_arrow([pyarrow.table({"path": paths[i : i + size]}) for i in range(0, len(paths), size)]), size
+    files, indices = zip(*map(_split, paths), strict=True)
+    table = pyarrow.table({"path": files, "index": indices})
+    return from_arrow([table.slice(i, size) for i in range(0, len(table), size)]), size
 
 
-def list_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+def _split(item: str | os.PathLike | Frame) -> tuple[str, int]:
+    """Take an image apart for a table: its file, and which of its images it is, -1 for a path."""
+    return (os.fspath(item.path), item.index) if isinstance(item, Frame) else (os.fspath(item), -1)
+
+
+def _join(path: str, index: int) -> str | Frame:
+    return path if index < 0 else Frame(path, index)
+
+
+def list_files(source: str | os.PathLike | Sequence[str | os.PathLike | Frame]) -> list[str | Frame]:
     """List the image files of a folder and its sub-folders, or the given ones, in the order of their paths.
 
     Raises
@@ -176,7 +189,7 @@ def list_files(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         found = source
     if len(found) == 0:
         raise ImageError(f"There are no image files in {source}. Pass at least one.")
-    return sorted(os.fspath(path) for path in found)
+    return [_join(*place) for place in sorted(map(_split, found))]
 
 
 class _Actor:
@@ -191,7 +204,10 @@ class _Actor:
     def __call__(self, batch: Any) -> Any:
         import pyarrow
 
-        columns = self.detector._score_files(batch["path"].to_pylist(), self.maps)
+        items = batch["path"].to_pylist()
+        if "index" in batch.column_names:
+            items = list(map(_join, items, batch["index"].to_pylist()))
+        columns = self.detector._score_files(items, self.maps)
         found = {"path": pyarrow.array(columns["path"], pyarrow.string())}
         found |= {name: pyarrow.array(columns[name]) for name in ("score", "label")}
         # With its type said: in most batches there is none.

@@ -7,9 +7,11 @@ __all__ = [
     "ImageError",
     "ImageSkippedWarning",
     "MissingExtraError",
+    "MixedSeriesWarning",
     "OutOfMemoryError",
+    "OutputError",
+    "OutputExistsError",
     "PretrainingStopped",
-    "ReportError",
     "SupportWarning",
     "TaskSkippedWarning",
     "TrainingError",
@@ -30,11 +32,19 @@ class WeightsNotFoundError(FewShotADError, OSError):
 
 
 class CheckpointError(FewShotADError, ValueError):
-    """A student's checkpoint is unreadable or belongs to another teacher."""
+    """A student's checkpoint or a model file is unreadable, altered, or belongs to another teacher."""
 
 
 class DiskFullError(FewShotADError, OSError):
     """A checkpoint or features do not fit on the disk."""
+
+
+class OutputError(FewShotADError, OSError):
+    """A file cannot be written where it was asked for."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
+    """A file would be overwritten that nobody said may be."""
 
 
 class MissingExtraError(FewShotADError, ImportError):
@@ -49,16 +59,16 @@ class OutOfMemoryError(FewShotADError, MemoryError):
     """Memory ran out although the batch had been halved."""
 
 
-class ReportError(FewShotADError, OSError):
-    """A report cannot be written where it was asked for."""
-
-
 class PretrainingStopped(KeyboardInterrupt, FewShotADError):
     """A signal stopped a pretraining; it can be gone on with."""
 
 
 class ImageSkippedWarning(UserWarning):
     """An unreadable image was left out (`on_error="skip"`)."""
+
+
+class MixedSeriesWarning(UserWarning):
+    """DICOM files of several series, or sizes, are about to be used as images of one kind."""
 
 
 class SupportWarning(UserWarning):

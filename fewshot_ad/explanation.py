@@ -10,6 +10,9 @@ import torch
 
 from .scoring import Match, Scorer
 
+# Hardly any tissue or material is of this blue, and colour-blind readers see it.
+COLOUR = (0, 200, 255)
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -110,6 +113,18 @@ def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset:
 def _highest(values: np.ndarray) -> tuple[int, int]:
     row, column = np.unravel_index(values.argmax(), values.shape)
     return int(row), int(column)
+
+
+def opacity(found: Explanation) -> np.ndarray:
+    """Tell how opaque the colour over an image is, (S, S) in [0, 1]: none up to 0.7 of `level`, full from 1.3 of it."""
+    share = found.faded / found.level if found.level > 0 else np.ones_like(found.faded)
+    return np.clip((share - 0.7) / 0.6, 0, 1)
+
+
+def overlay(found: Explanation) -> np.ndarray:
+    """Lay the map over its image, in `COLOUR`, so that the image still shows: (S, S, 3) uint8."""
+    alpha = 0.7 * opacity(found)[..., None]
+    return np.rint((1 - alpha) * found.image + alpha * np.array(COLOUR)).astype(np.uint8)
 
 
 def as_uint8(images: torch.Tensor) -> np.ndarray:

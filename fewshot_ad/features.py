@@ -6,21 +6,25 @@ import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from .exceptions import OutOfMemoryError
 from .networks.teacher import Backbone, build_backbone, fold_batch_norms
 from .packaged import teacher_file, timm_name
 from .runtime import Runtime, is_out_of_memory
 
-# Low-precision (and some float32) kernels round differently for batches of different size. Every pass through a
-# network is made with batches of this one size, padded, so that an image's features never depend on its company.
+# Some kernels round differently for batches of different size. Every pass through a network is made with batches of
+# this one size, padded, so that an image's features never depend on its company; or of a smaller one that was seen to
+# give the same bits.
 CHUNK = 8
+_SMALLER = (1, 2, 4)
 
 
 class FeatureExtractor:
@@ -103,14 +107,7 @@ class FeatureExtractor:
 
     def _compute(self, images: torch.Tensor) -> list[torch.Tensor]:
         self.n_seen += len(images)
-        return in_chunks(self._forward, images)
-
-    @torch.inference_mode()
-    def _forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        images = self.runtime.to_device(images).contiguous(memory_format=torch.channels_last)
-        with self.runtime.autocast():
-            maps = self.teacher(images)
-        return [plain(m, self.runtime.dtype) for m in maps]
+        return run_network(self.teacher, images, self.runtime)
 
 
 def load_teacher(
@@ -170,8 +167,53 @@ def _one_image(image: np.ndarray, key: str, compute: Callable[[], list[np.ndarra
     return compute()
 
 
-def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: torch.Tensor) -> list[torch.Tensor]:
-    """Apply a network to (N, ...) in padded batches of `CHUNK`.
+def run_network(network: nn.Module, inputs: torch.Tensor, runtime: Runtime) -> list[torch.Tensor]:
+    """Compute a network's maps (N, C_l, H_l, W_l) of inputs (N, C, H, W); an input's do not depend on the others."""
+
+    @torch.inference_mode()
+    def forward(batch: torch.Tensor) -> list[torch.Tensor]:
+        with runtime.autocast():
+            maps = network(runtime.to_device(batch).contiguous(memory_format=torch.channels_last))
+        return [plain(m, runtime.dtype) for m in maps]
+
+    smaller = _equal_sizes(network, forward, inputs, runtime) if len(inputs) % CHUNK else ()
+    return in_chunks(forward, inputs, (*smaller, CHUNK))
+
+
+def _equal_sizes(network: nn.Module, forward: _Forward, inputs: torch.Tensor, runtime: Runtime) -> tuple[int, ...]:
+    """Find the batch sizes below `CHUNK` that give the same bits as `CHUNK` does: once, by trying them on noise.
+
+    Which kernels run depends on shapes and threads, not on what the tensors hold.
+    """
+    if runtime.device.type != "cpu":
+        return ()
+    if network not in _ARCHITECTURES:
+        _ARCHITECTURES[network] = repr(network)
+    key = _ARCHITECTURES[network], inputs.shape[1:], runtime, torch.get_num_threads()
+    if key not in _EQUAL_SIZES:
+        noise = torch.rand(CHUNK, *inputs.shape[1:], generator=torch.Generator().manual_seed(0))
+
+        def in_parts(size: int) -> list[torch.Tensor] | None:
+            try:
+                return [torch.cat(level) for level in zip(*map(forward, noise.split(size)), strict=True)]
+            except (RuntimeError, MemoryError, ValueError):  # no memory; or a layer that refuses a single value
+                return None
+
+        expected = in_parts(CHUNK)
+        if expected is None:
+            return ()
+        found = {size: in_parts(size) for size in _SMALLER}
+        _EQUAL_SIZES[key] = tuple(n for n, maps in found.items() if maps and all(map(torch.equal, maps, expected)))
+    return _EQUAL_SIZES[key]
+
+
+_Forward = Callable[[torch.Tensor], list[torch.Tensor]]
+_ARCHITECTURES: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_EQUAL_SIZES: dict[tuple[Any, ...], tuple[int, ...]] = {}
+
+
+def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (CHUNK,)) -> list[torch.Tensor]:
+    """Apply a network to (N, ...) in batches of `CHUNK`, the last one padded.
 
     Parameters
     ----------
@@ -179,6 +221,8 @@ def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: to
         Batch -> list of tensors of the same length as the batch.
     inputs : torch.Tensor
         (N, ...).
+    sizes : sequence of int, optional
+        What the last batch may be padded to, ascending, `CHUNK` last.
 
     Returns
     -------
@@ -193,9 +237,10 @@ def in_chunks(function: Callable[[torch.Tensor], list[torch.Tensor]], inputs: to
     parts = []
     for chunk in inputs.split(CHUNK):
         n = len(chunk)
+        size = next(size for size in sizes if size >= n)
         padded = chunk
-        if n < CHUNK:
-            padded = chunk.new_empty(CHUNK, *chunk.shape[1:])
+        if n < size:
+            padded = chunk.new_empty(size, *chunk.shape[1:])
             padded[:n], padded[n:] = chunk, chunk[-1:]
         try:
             maps = function(padded)
@@ -215,19 +260,20 @@ def plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
 
 
-def _in_halves(function: Callable[[torch.Tensor], list[torch.Tensor]], chunk: torch.Tensor) -> list[torch.Tensor]:
+def _in_halves(function: _Forward, chunk: torch.Tensor) -> list[torch.Tensor]:
+    half = max(1, len(chunk) // 2)
     warnings.warn(
-        f"Memory ran out on {len(chunk)} images at once; going on with {len(chunk) // 2}. Scores may differ in the "
+        f"Memory ran out on {len(chunk)} images at once; going on with {half}. Scores may differ in the "
         "last digits from those of a machine with more memory.",
         ResourceWarning,
         stacklevel=4,
     )
     try:
-        halves = [function(half) for half in chunk.split(len(chunk) // 2)]
+        halves = [function(part) for part in chunk.split(half)]
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"Memory ran out on {len(chunk) // 2} images at once. Lower image_size, or take a smaller backbone."
+                f"Memory ran out on {half} images at once. Lower image_size, or take a smaller backbone."
             ) from error
         raise
     return [torch.cat(level) for level in zip(*halves, strict=True)]

@@ -6,6 +6,7 @@ without reading a pixel, `load` turns one of them into a square float tensor.
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import os
 import warnings
@@ -19,16 +20,25 @@ from PIL import Image, ImageOps
 from scipy import sparse
 from torchvision.transforms.v2 import functional as TF
 
-from .exceptions import ImageError, ImageSkippedWarning
+from .exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
+from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, File, Frame, Pixels, narrow, open_file
 
 MAX_PIXELS = 50_000_000
 # Named one by one: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-_SUFFIXES = {".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Of these, a file's further pictures are images of their own; those of an MPO are the camera's variants of one.
+_SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
+_SUFFIXES = (
+    ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES,
+    *NIFTI_SUFFIXES,
+)  # fmt: skip
+_READABLE = f"{', '.join(_FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
 _ACCEPTED = (
-    "a path, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a torch tensor (C, H, W); "
-    "dtype bool, uint8, uint16, or float in [0, 1] (anything else with value_range=(low, high))"
+    "a path, a Frame of a file of several images, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or "
+    "a torch tensor (C, H, W); dtype bool, uint8, uint16, or float in [0, 1] (anything else with "
+    "value_range=(low, high))"
 )
+_SINGLE = (str, os.PathLike, Frame, Image.Image)
 _FULL_SCALE = {np.dtype(bool): 1.0, np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
@@ -46,7 +56,7 @@ def is_rows(X: Any) -> bool:
         True for data frames, sparse matrices, numeric arrays of up to two dimensions and nested lists of numbers. A
         list or 1-D array of paths, and anything with three or more dimensions, is images.
     """
-    if isinstance(X, (str, os.PathLike, Image.Image)):
+    if isinstance(X, _SINGLE):
         return False
     if sparse.issparse(X):
         return True
@@ -78,7 +88,7 @@ def as_items(X: Any) -> Sequence[Any]:
 
     Parameters
     ----------
-    X : path, PIL image, array, torch tensor, or a list, tuple, 1-D array or iterable of these
+    X : path, Frame, PIL image, array, torch tensor, or a list, tuple, 1-D array or iterable of these
         Arrays are (H, W, 1|3|4) for one image, (N, H, W) or (N, H, W, 1|3|4) for several; tensors are (N, C, H, W). A
         2-D array is taken as one grey image: tables of rows are recognised beforehand, by `is_rows`.
 
@@ -92,7 +102,7 @@ def as_items(X: Any) -> Sequence[Any]:
     ImageError
         Nothing in it, or a shape or type that holds no images.
     """
-    if isinstance(X, (str, os.PathLike, Image.Image)):
+    if isinstance(X, _SINGLE):
         return [X]
     if isinstance(X, torch.Tensor):
         if X.ndim == 4:
@@ -136,13 +146,69 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
 
 def files(folder: Path, pattern: str = "*") -> list[Path]:
     """List a folder's image files, sorted, by the endings of their names; "**/*" looks into sub-folders too."""
-    found = (f for f in folder.glob(pattern) if f.suffix.lower() in _SUFFIXES)
+    found = (f for f in folder.glob(pattern) if f.name.lower().endswith(_SUFFIXES))
     return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
 
 def label(item: Any, index: int) -> str:
     """Name an image in a message: its path, or its place in the input."""
-    return str(item) if isinstance(item, (str, os.PathLike)) else f"image {index}"
+    return str(item) if isinstance(item, (str, os.PathLike, Frame)) else f"image {index}"
+
+
+def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Frame]) -> list[Any]:
+    """List the images of files that may hold several.
+
+    Parameters
+    ----------
+    paths : path, or iterable of paths and frames
+        Files: multi-frame DICOM, NIfTI volumes, TIFF with several pages, animations, or files of one image.
+
+    Returns
+    -------
+    list of path or Frame
+        In the order of `paths`: a path itself where the file holds one image, else a `Frame` for each image. A file
+        that cannot be read stays one entry, so that its error is told when it is loaded.
+
+    Raises
+    ------
+    MissingExtraError
+        pydicom or nibabel is needed and not installed.
+
+    Warns
+    -----
+    MixedSeriesWarning
+        The DICOM files are of several series, or sizes.
+    """
+    found: list[Any] = []
+    series: set[str] = set()
+    sizes: set[tuple[int, int]] = set()
+    n_dicom = 0
+    for path in [paths] if isinstance(paths, (str, os.PathLike, Frame)) else paths:
+        if isinstance(path, Frame):
+            found.append(path)
+            continue
+        n_images = 1
+        try:
+            with _opened(Path(path)) as file:
+                n_images = file.n_images
+                if file.series is not None:
+                    series.add(file.series)
+                    sizes.add(file.size(0))
+                    n_dicom += 1
+        except MissingExtraError:
+            raise
+        except Exception:  # readers raise whatever a damaged file leads them to; `load` explains it
+            n_images = 1
+        found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
+    if len(series) > 1 or len(sizes) > 1:
+        listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:5])
+        warnings.warn(
+            f"{n_dicom} DICOM files belong to {len(series)} series and have {len(sizes)} size(s) ({listed}). Images of "
+            "unlike kinds make a poor support: pass those of one series.",
+            MixedSeriesWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def load(
@@ -157,15 +223,16 @@ def load(
 
     Parameters
     ----------
-    item : path, PIL image, array (H, W) or (H, W, 1|3|4), or torch tensor (H, W) or (C, H, W)
-        One entry of `as_items`.
+    item : path, Frame, PIL image, array (H, W) or (H, W, 1|3|4), or torch tensor (H, W) or (C, H, W)
+        One entry of `as_items`. A path is that of a file of one image.
     index : int
         Its place in the input, for messages.
     size : int
         Side of the square that the whole image is resized to (bilinear, antialiased), pixels.
     value_range : tuple of two floats, optional
-        The raw values that become 0 and 1; values beyond are clipped. By default the full scale of the dtype (uint8
-        255, uint16 65535, bool and float 1).
+        The raw values that become 0 and 1; values beyond are clipped. Those of DICOM and NIfTI files are rescaled (of a
+        CT: Hounsfield units). By default the window of such a file, or its 0.5 and 99.5 percentiles; otherwise the full
+        scale of the dtype (uint8 255, uint16 65535, bool and float 1).
     max_pixels : int, optional
         A file of more pixels is refused before it is decoded.
     margin : float, optional
@@ -175,21 +242,24 @@ def load(
     -------
     torch.Tensor
         float32, (3, size, size), in [0, 1]. Grey is repeated, alpha composited over black, EXIF orientation honoured,
-        CMYK and palettes converted.
+        CMYK and palettes converted, grey whose high values are dark (MONOCHROME1) inverted.
 
     Raises
     ------
     ImageError
-        Named by path or index: unreadable, truncated or oversized file, wrong shape, channels, dtype or values.
+        Named by path or index: unreadable, truncated or oversized file, one of several images, wrong shape, channels,
+        dtype or values.
+    MissingExtraError
+        pydicom or nibabel is needed and not installed.
     """
     name = label(item, index)
-    if isinstance(item, (str, os.PathLike, Image.Image)):
-        raw = _read_picture(item, name, max_pixels)
+    if isinstance(item, _SINGLE):
+        pixels = _read_picture(item, name, max_pixels, value_range)
     elif isinstance(item, (np.ndarray, torch.Tensor)):
-        raw = _read_array(item, name)
+        pixels = Pixels(_read_array(item, name), value_range)
     else:
         raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {_ACCEPTED}.")
-    image = _to_unit(raw, name, value_range, margin)
+    image = _to_unit(pixels, name, margin)
     tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
     # Resizing overshoots by float32's rounding.
     tensor = TF.resize(tensor, [size, size], antialias=True).clamp(-margin, 1.0 + margin)
@@ -253,54 +323,105 @@ def _read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     return np.moveaxis(raw, 0, -1) if raw.ndim == 3 else raw
 
 
-def _read_picture(item: str | os.PathLike[str] | Image.Image, name: str, max_pixels: int) -> np.ndarray:
+def _read_picture(
+    item: str | os.PathLike[str] | Frame | Image.Image,
+    name: str,
+    max_pixels: int,
+    value_range: tuple[float, float] | None,
+) -> Pixels:
     try:
+        if not isinstance(item, Image.Image):
+            return _read_file(item, name, max_pixels, value_range)
         # A picture that Pillow has opened may still be undecoded, and fail like a file.
-        return _decode(item, name, max_pixels) if isinstance(item, Image.Image) else _open(item, name, max_pixels)
-    except ImageError:
+        _check_size(item.size, name, max_pixels)
+        return Pixels(_decode(item), value_range)
+    except (ImageError, MissingExtraError):
         raise
     except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
         raise ImageError(
             f"{name} is too large: {error}. max_pixels={max_pixels} are allowed here; if you trust the file, raise "
             "PIL.Image.MAX_IMAGE_PIXELS as well."
         ) from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+    except Exception as error:  # readers raise whatever a damaged file leads them to
+        said = " ".join(str(error).split()).rstrip(".")
         raise ImageError(
-            f"{name} could not be read: {type(error).__name__}: {str(error).rstrip('.')}. Accepted are whole files of "
-            f"the formats {', '.join(_FORMATS)}."
+            f"{name} could not be read: {type(error).__name__}: {said}. Accepted are whole files of the formats "
+            f"{_READABLE}."
         ) from error
 
 
-def _open(item: str | os.PathLike[str], name: str, max_pixels: int) -> np.ndarray:
-    path = Path(item)
+def _read_file(
+    item: str | os.PathLike[str] | Frame, name: str, max_pixels: int, value_range: tuple[float, float] | None
+) -> Pixels:
+    path = Path(item.path if isinstance(item, Frame) else item)
     if path.is_dir():
         raise ImageError(f"{name} is a folder. Pass its files, for instance sorted(Path({str(path)!r}).glob('*.png')).")
     if not path.exists():
         raise ImageError(f"{name} does not exist. Pass the path of an image file.")
     if path.stat().st_size == 0:
-        raise ImageError(f"{name} is an empty file. Accepted are {', '.join(_FORMATS)}.")
+        raise ImageError(f"{name} is an empty file. Accepted are {_READABLE}.")
+    with _opened(path) as file:
+        index = item.index if isinstance(item, Frame) else 0
+        if not 0 <= index < file.n_images:
+            raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
+        if file.n_images > 1 and not isinstance(item, Frame):
+            raise ImageError(
+                f"{name} holds {file.n_images} images, and a path stands for one. Pass "
+                "fewshot_ad.images.frames(paths): a row for each."
+            )
+        _check_size(file.size(index), name, max_pixels)
+        pixels = file.read(index, value_range)
+    shape = pixels.values.shape
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name} has the shape {shape}. Accepted are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4).")
+    return pixels
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[File]:
     with warnings.catch_warnings():
-        # Pillow warns at a size of its own; max_pixels decides here.
+        # Pillow warns at a size of its own, where max_pixels decides; pydicom of each field that is out of order.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_FORMATS) as picture:
-            return _decode(picture, name, max_pixels)
+        warnings.filterwarnings("ignore", module="pydicom")
+        with contextlib.closing(open_file(path) or _Picture(path)) as file:
+            yield file
 
 
-def _decode(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
-    width, height = picture.size
+class _Picture(File):
+    """A file that Pillow reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.picture = Image.open(path, formats=_FORMATS)
+        self.n_images = getattr(self.picture, "n_frames", 1) if self.picture.format in _SEVERAL else 1
+
+    def size(self, index: int) -> tuple[int, int]:
+        self.picture.seek(index)
+        return self.picture.size
+
+    def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
+        self.picture.seek(index)
+        return Pixels(_decode(self.picture), value_range)
+
+    def close(self) -> None:
+        self.picture.close()
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height} pixels, more than the {max_pixels} that are allowed. "
             "Make it smaller, or raise max_pixels if you trust it."
         )
-    if 0 in picture.size:
+    if 0 in size:
         raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {_ACCEPTED}.")
+
+
+def _decode(picture: Image.Image) -> np.ndarray:
     picture = ImageOps.exif_transpose(picture)
     transparent = picture.info.get("transparency")
-    if picture.mode.startswith("I"):  # 16-bit grey, in some files as 32-bit
-        values = np.asarray(picture)
-        if values.min() >= 0 and values.max() <= 65535:
-            values = values.astype(np.uint16)
+    if picture.mode.startswith("I"):
+        values = narrow(np.asarray(picture))
         if transparent is None:
             return values
         # Pillow does not convert these to RGBA: one grey value is the transparent one.
@@ -312,8 +433,9 @@ def _decode(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def _to_unit(raw: np.ndarray, name: str, value_range: tuple[float, float] | None, margin: float) -> np.ndarray:
+def _to_unit(pixels: Pixels, name: str, margin: float) -> np.ndarray:
     """Raw values, (H, W) or (H, W, C) -> float32 (H, W, 1 or 3) in [0, 1]."""
+    raw, value_range, inverted = pixels
     raw = raw[..., None] if raw.ndim == 2 else raw
     if raw.dtype.kind not in "buif":
         raise ImageError(f"{name} has dtype {raw.dtype}. Accepted: {_ACCEPTED}.")
@@ -333,7 +455,7 @@ def _to_unit(raw: np.ndarray, name: str, value_range: tuple[float, float] | None
             f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or "
             "float in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
         )
-    image = image.astype(np.float32)
+    image = (1 - image if inverted else image).astype(np.float32)
     if raw.shape[-1] == 4:
         # Transparency keeps the dtype's own scale: a value range is about grey values.
         alpha = raw[..., 3:].astype(np.float32) / full

@@ -245,7 +245,7 @@ def pretrain(
 
 
 def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Sequence[Any], str]]:
-    """List each task's images, and a stamp that changes when they do; files are not opened."""
+    """List each task's images, and a stamp that changes when they do; files are not decoded."""
     if isinstance(tasks, Mapping):
         named = {str(name): images.as_items(X) for name, X in tasks.items()}
     else:
@@ -257,7 +257,7 @@ def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Seq
         # Not our own features, where `out` lies among the tasks.
         ours = features.absolute()
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
-        named = {p.name: images.files(p) for p in folders}
+        named = {p.name: images.frames(images.files(p)) for p in folders}
     if not named:
         raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
     return {name: (items, _stamp(items, image_size)) for name, items in named.items()}
@@ -266,10 +266,11 @@ def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Seq
 def _stamp(items: Sequence[Any], image_size: int) -> str:
     digest = hashlib.sha256()
     for index, item in enumerate(items):
-        if isinstance(item, (str, os.PathLike)):
-            path = Path(item)
+        if isinstance(item, (str, os.PathLike, images.Frame)):
+            path = Path(item.path if isinstance(item, images.Frame) else item)
             entry = path.stat() if path.exists() else None
             said = f"{path.absolute()} {entry.st_size} {entry.st_mtime_ns}" if entry else f"{path.absolute()}"
+            said += f" {item.index}" if isinstance(item, images.Frame) else ""
         else:
             try:
                 said = image_hash(images.load(item, index, image_size))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import hashlib
 import html
 import io
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Sequence
 from importlib import resources
@@ -26,8 +24,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from tqdm.auto import tqdm
 
 from . import __version__, checkpoints, images
-from .exceptions import DiskFullError, ImageError, ReportError
-from .explanation import as_uint8
+from .exceptions import ImageError
+from .explanation import as_uint8, opacity
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 # Less than an image takes up in any report, bytes: a disk with less room is refused at once.
 _LEAST = 2000
 _QUALITY = 80
-# How far below the threshold a map's colour begins, and how far above it is full: this share of `offset_`.
-_REACH = 0.25
 # An EXIF orientation of at least this swaps width and height.
 _ORIENTATION, _SIDEWAYS = 0x0112, 5
 
@@ -52,7 +48,7 @@ def write_report(
     force: bool = False,
     max_side: int | None = 256,
     progress: bool = False,
-) -> Path:
+) -> list[tuple[str, str]]:
     """Score images and write a report to look through: one HTML file that needs no network.
 
     It shows the images, most anomalous first, under their anomaly maps, with a slider for the threshold, a histogram
@@ -80,12 +76,12 @@ def write_report(
 
     Returns
     -------
-    Path
-        Of the report.
+    list of (str, str)
+        Files that could not be read, and why.
 
     Raises
     ------
-    ReportError
+    OutputExistsError, OutputError
         `out` exists, or cannot be written; told before anything is scored.
     DiskFullError
         Too little room; what was there before stays.
@@ -96,9 +92,8 @@ def write_report(
 
     Notes
     -----
-    An image takes up about 15 to 30 kB. Colour is on one scale for all maps, that of `Explanation.excess`: half as
-    strong as it can be at 0, where a place is as hot as the hottest places of an image at the threshold; none at a
-    quarter of `offset_` below, full at as much above.
+    An image takes up about 15 to 30 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
+    image's `level`, which its hottest places are above where it is called anomalous.
     """
     check_is_fitted(det)
     if max_side is not None and not (isinstance(max_side, (int, np.integer)) and max_side >= 1):
@@ -106,14 +101,14 @@ def write_report(
     items = images.as_items(paths)
     labels = _labels(y, items)
     out = Path(out)
-    _check_destination(out, len(items), force)
+    checkpoints.check_destination(out, force=force, least=len(items) * _LEAST)
 
     records, unreadable = _collect(det, items, _names(items), labels, max_side, progress)
     if not records:
         raise ImageError(f"None of the {len(items)} files could be read: {' '.join(unreadable[0])}")
     data = _data(det, records, unreadable, title, labels is not None)
     checkpoints.write_atomically(out, _document(data).encode("utf-8", "replace"))
-    return out
+    return unreadable
 
 
 def _labels(y: Any, items: Sequence[Any]) -> np.ndarray | None:
@@ -126,31 +121,6 @@ def _labels(y: Any, items: Sequence[Any]) -> np.ndarray | None:
             f"y has the labels {np.unique(labels)[:5].tolist()}; accepted are +1 normal, -1 anomalous and 0 not known."
         )
     return labels
-
-
-def _check_destination(out: Path, n_images: int, force: bool) -> None:
-    """Find out what can be known before the work: a name that is taken, no such folder, no rights, no room."""
-    # os.path tells of a name that is too long that it does not exist; the probe below tells why.
-    if os.path.isdir(out):
-        raise ReportError(errno.EISDIR, f"{out} is a folder. Name a file in it, for instance {out / 'report.html'}")
-    if os.path.exists(out) and not force:
-        raise ReportError(errno.EEXIST, f"{out} exists. Pass force=True to replace it, or another name")
-    if not os.path.isdir(out.parent):
-        raise ReportError(errno.ENOENT, f"{out} cannot be written: there is no folder {out.parent}. Make it first")
-    try:
-        checkpoints.write_atomically(out.with_name(f".{out.name}.probe"), b"")
-        out.with_name(f".{out.name}.probe").unlink()
-    except OSError as error:
-        raise ReportError(
-            error.errno, f"{out} cannot be written ({error.strerror}). Choose another folder or name"
-        ) from error
-    free = shutil.disk_usage(out.parent).free
-    if free < n_images * _LEAST:
-        raise DiskFullError(
-            errno.ENOSPC,
-            f"{out} of {n_images} images needs at least {n_images * _LEAST / 1e6:.1f} MB, and {free / 1e6:.1f} MB are "
-            "free. Make room, or write elsewhere",
-        )
 
 
 def _names(items: Sequence[Any]) -> list[str]:
@@ -189,7 +159,7 @@ def _collect(
             "label": 0 if labels is None else int(labels[i]),
             "picture": _jpeg(picture),
             "aspect": _aspect(items[i]),
-            **_explained(det, explanation),
+            **_explained(explanation),
         })  # fmt: skip
     unreadable = []
     for i in sorted(errors):
@@ -198,12 +168,12 @@ def _collect(
     return records, unreadable
 
 
-def _explained(det: DualDistillationDetector, found: Explanation) -> dict[str, Any]:
+def _explained(found: Explanation) -> dict[str, Any]:
     """Encode an explanation, so that its arrays need not be kept."""
     match = found.matches
     return {
         "score": float(found.decision),
-        "map": _mask(found, det.offset_),
+        "map": _mask(found),
         "patch": float(found.patch_size),
         "hot": [int(place) for place in found.hot_spot],
         "weights": [round(float(weight), 4) for weight in found.support_weights],
@@ -237,10 +207,9 @@ def _jpeg(pixels: np.ndarray) -> str:
     return _url("jpeg", file)
 
 
-def _mask(found: Explanation, threshold: float) -> str:
-    """Make a map the transparency of the colour that is laid over the image: half at the threshold."""
-    opacity = np.clip(0.5 + found.excess / (2 * _REACH * (abs(threshold) or 1.0)), 0, 1)
-    alpha = Image.fromarray(np.rint(255 * opacity).astype(np.uint8))
+def _mask(found: Explanation) -> str:
+    """Make a map the transparency of the colour that is laid over the image."""
+    alpha = Image.fromarray(np.rint(255 * opacity(found)).astype(np.uint8))
     file = io.BytesIO()
     Image.merge("LA", (Image.new("L", alpha.size), alpha)).save(file, "PNG", optimize=True)
     return _url("png", file)

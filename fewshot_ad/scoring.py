@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .features import FeatureExtractor, in_chunks, plain
+from .features import FeatureExtractor, run_network
 from .networks.losses import cosine_distance
 from .networks.student import Student
 from .runtime import Runtime
@@ -280,7 +281,7 @@ def student_evidence(
     maps: Sequence[torch.Tensor],
     exclude: torch.Tensor,
     runtime: Runtime,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Compare a student's maps with its weighted support (SSD) and with the teacher's (TSD).
 
     Parameters
@@ -296,8 +297,8 @@ def student_evidence(
 
     Returns
     -------
-    ssd, tsd : torch.Tensor
-        (N, S, S): 1 - cosine at each position, enlarged and summed over scales.
+    ssd, tsd : list of torch.Tensor
+        (N, H_l, W_l) for each scale: 1 - cosine at each position.
     weights : torch.Tensor
         (N, K), the attention's, averaged over scales.
     """
@@ -309,9 +310,8 @@ def student_evidence(
         for i in range(len(exclude))
     ]
     references = [torch.cat(level) for level in zip(*(row[0] for row in rows), strict=True)]
-    size = images.shape[-1]
-    ssd = upsampled_sum(map(cosine_distance, found, references), size)
-    tsd = upsampled_sum(map(cosine_distance, maps[:3], found), size)
+    ssd = list(map(cosine_distance, found, references))
+    tsd = list(map(cosine_distance, maps[:3], found))
     return ssd, tsd, torch.cat([row[1] for row in rows]).mean(1)
 
 
@@ -319,38 +319,38 @@ def run_student(
     student: Student, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime
 ) -> list[torch.Tensor]:
     """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, S, S), given the teacher's."""
-
-    @torch.inference_mode()
-    def forward(inputs: torch.Tensor) -> list[torch.Tensor]:
-        with runtime.autocast():
-            found = student(runtime.to_device(inputs).contiguous(memory_format=torch.channels_last))
-        return [plain(m, runtime.dtype) for m in found]
-
-    return in_chunks(forward, student.inputs(images, maps))
+    return run_network(student, student.inputs(images, maps), runtime)
 
 
-def upsampled_sum(distances: Iterable[torch.Tensor], size: int) -> torch.Tensor:
-    """Enlarge (N, H_l, W_l) maps to (N, size, size), bilinear, and add them."""
+def to_pixels(distances: Sequence[torch.Tensor], size: int, sigma: float) -> torch.Tensor:
+    """Enlarge maps (N, H_l, W_l) of several scales to (N, size, size), bilinear, add them, and blur the sum.
+
+    The blur is a Gaussian, its kernel cut at 4 sigma, never across images. Enlarging and blurring are both linear along
+    rows and along columns: together they are one small matrix on either side of a map.
+    """
+    sides = [[_enlarging(n, size, sigma).to(d.device, d.dtype) for n in d.shape[-2:]] for d in distances]
+    # One image at a time, for the same reason as in `patch_evidence`.
     return torch.stack(
-        [F.interpolate(d[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0] for d in distances]
-    ).sum(0)
+        [
+            torch.stack(
+                [rows @ d[i].clone() @ columns.T for d, (rows, columns) in zip(distances, sides, strict=True)]
+            ).sum(0)
+            for i in range(len(distances[0]))
+        ]
+    )
 
 
-def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of the last two dimensions of (N, E, H, W), kernel cut at 4 sigma; never across images."""
-    if sigma == 0:
-        return maps
+@functools.lru_cache(maxsize=32)
+def _enlarging(n: int, size: int, sigma: float) -> torch.Tensor:
+    """Make the matrix (size, n) that enlarges a column of n values, and blurs it."""
+    columns = F.interpolate(torch.eye(n, dtype=torch.float64)[None], size=size, mode="linear", align_corners=False)
     # Reflection needs a border narrower than the map.
-    radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
-    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    radius = min(math.ceil(4 * sigma), size - 1)
+    if radius == 0:
+        return columns[0].T
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, 0)
-    # Along one axis, then the other: torchvision's blur is one two-dimensional convolution, many times slower. One map
-    # at a time: several threads share out, and round, several maps in another way than one.
-    blurred = []
-    for one in maps.flatten(0, 1):
-        padded = F.pad(one[None, None], [radius] * 4, mode="reflect")
-        blurred.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)))
-    return torch.cat(blurred).view(maps.shape)
+    return F.conv1d(F.pad(columns, [radius] * 2, mode="reflect")[0, :, None], kernel.view(1, 1, -1))[:, 0].T
 
 
 def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
@@ -446,15 +446,19 @@ class Scorer:
             found["embedding"] = distance[:, None, None].expand(-1, size, size)
         if self.bank is not None:
             distance, weights = patch_evidence(maps[:3], self.bank, exclude)
-            found["patch"] = upsampled_sum([distance], size)
+            found["patch"] = to_pixels([distance], size, self.sigma)
         if self.experts:
             says = [student_evidence(expert, images, maps, exclude, self.extract.runtime) for expert in self.experts]
-            ssd, tsd, by_expert = (torch.stack(part) for part in zip(*says, strict=True))
-            share = self._share(exclude).to(ssd)
-            found["ssd"] = torch.einsum("fn,fnhw->nhw", share, ssd)
-            found["tsd"] = torch.einsum("fn,fnhw->nhw", share, tsd)
-            weights = torch.einsum("fn,fnk->nk", share, by_expert)
-        return blur(torch.stack([found[name] for name in self.weights], 1), self.sigma).cpu(), weights.cpu()
+            *by_kind, by_expert = zip(*says, strict=True)
+            share = self._share(exclude).to(by_expert[0])
+            for name, of_experts in zip(("ssd", "tsd"), by_kind, strict=True):
+                if name in self.weights:
+                    levels = [
+                        torch.einsum("fn,fnhw->nhw", share, torch.stack(d)) for d in zip(*of_experts, strict=True)
+                    ]
+                    found[name] = to_pixels(levels, size, self.sigma)
+            weights = torch.einsum("fn,fnk->nk", share, torch.stack(by_expert))
+        return torch.stack([found[name] for name in self.weights], 1).cpu(), weights.cpu()
 
     def _share(self, exclude: torch.Tensor) -> torch.Tensor:
         """Weigh the experts for each query, (F, N): those that never saw what is left out, if there are such."""
@@ -481,7 +485,7 @@ class Scorer:
 
     def reduce(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., S, S) to one number each (...)."""
-        found = [  # one map at a time, as in `blur`
+        found = [  # one map at a time: several threads share out, and round, several in another way
             self.peak(one) - self.contrast * one.mean() for one in maps.reshape(-1, *maps.shape[-2:])
         ]
         return torch.stack(found).view(maps.shape[:-2])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fewshot_ad.calibration import offset
+from fewshot_ad.calibration import OTHER_THAN_VIEWS, offset
 
 
 @pytest.mark.parametrize("k", [2, 4, 8, 100])
@@ -35,3 +35,13 @@ def test_few_or_equal_scores_give_a_finite_threshold_that_they_pass(scores):
 def test_threshold_scales_with_the_scores():
     scores = -np.array([1.0, 1.2, 0.9, 1.1])
     assert offset(7 * scores, "auto") == pytest.approx(7 * offset(scores, "auto"))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_views_of_the_only_image_read_lower_than_other_images_would(share):
+    rng = np.random.default_rng(0)
+    views = -np.exp(rng.normal(0.0, 0.2, 8))
+    mean, sd = OTHER_THAN_VIEWS
+    others = -np.exp(np.log(-views).mean() + rng.normal(mean, sd, 20_000))
+    threshold = offset(views, "auto" if share == 0.05 else share, of_views=True)
+    assert np.mean(others < threshold) == pytest.approx(share, abs=0.01)

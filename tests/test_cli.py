@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from helpers import spoilt, stripes, write_random_weights
 from PIL import Image
@@ -28,7 +30,7 @@ def command(tmp_path):
     return ["pretrain", str(tasks), "--out", str(out), "--weights", str(weights), *options.split()]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["score", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["report", "--help"], ["--version"]])
 def test_help_brings_nothing_heavy(arguments):
     code = (
         "import sys, fewshot_ad.cli\n"
@@ -64,7 +66,7 @@ def test_every_argument_of_pretrain_can_be_given(command):
 
     from fewshot_ad import pretrain
 
-    given = vars(cli._parser().parse_args([*command, "--cache", "x"])).keys() - {"run"}
+    given = vars(cli._parser().parse_args([*command, "--cache", "x"])).keys() - {"run", "json"}
     assert given == inspect.signature(pretrain).parameters.keys()
     bare = cli._parser().parse_args(["pretrain", "tasks", "--out", "x"])
     for name, parameter in inspect.signature(pretrain).parameters.items():
@@ -75,7 +77,7 @@ def test_every_argument_of_pretrain_can_be_given(command):
 def test_errors_are_one_line(command, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     command[1] = str(tmp_path / "empty")
-    assert cli.main(command) == 1
+    assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert said.startswith("fewshot-ad: error: ")
     assert "holds no tasks" in said
@@ -135,10 +137,12 @@ def test_score_says_what_is_wrong(pictures, capsys, monkeypatch):
         cli.main([*command, "-o", "scores.txt"])
     assert stop.value.code == 2
     assert "neither in .csv nor in .parquet" in capsys.readouterr().err
-    assert cli.main(["score", str(pictures / "nowhere"), "--support", "x"]) == 1
-    assert "nowhere is not a folder" in capsys.readouterr().err
+    assert cli.main(["score", str(pictures / "nowhere"), "--support", "x"]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+    assert cli.main(command[:2]) == 2
+    assert "Which images are normal?" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert cli.main([*command, "-o", "scores.parquet"]) == 1
+    assert cli.main([*command, "-o", "scores.parquet"]) == 2
     assert 'pip install "fewshot-ad[ray]"' in capsys.readouterr().err
 
 
@@ -159,3 +163,140 @@ def test_a_stopped_command_says_how_to_go_on(command, tmp_path, number):
     assert "Traceback" not in said
     subprocess.run([*start, *command, "--resume"], check=True, env=environment)
     assert load_student(tmp_path / "student.safetensors")[1]["settings"]["n_steps"] == 300
+
+
+@pytest.fixture
+def model(pictures, capsys):
+    """A model file, from the command."""
+    out = pictures / "model.fsad"
+    assert cli.main(["fit", str(pictures / "support"), "-o", str(out), "--image-size", "64", "--quiet"]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    return out
+
+
+def test_fit_then_score(model, pictures, capsys):
+    assert cli.main(["score", str(model), str(pictures / "new"), "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    paths = [str(pictures / "new" / f"{i}.png") for i in range(3)]
+    det = DualDistillationDetector(image_size=64, random_state=0).fit(sorted((pictures / "support").glob("*.png")))
+    assert [row["path"] for row in found["images"]] == paths
+    assert [row["score"] for row in found["images"]] == det.score_samples(paths).tolist()
+    assert (found["n_images"], found["n_failed"]) == (3, 0)
+    assert found["n_anomalous"] == (det.predict(paths) == -1).sum()
+
+
+def test_fit_keeps_what_is_there(model, pictures, capsys, monkeypatch):
+    before = model.read_bytes()
+    monkeypatch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)  # told before the work
+    assert cli.main(["fit", str(pictures / "support"), "-o", str(model)]) == 2
+    assert "exists. Pass --force" in capsys.readouterr().err
+    assert model.read_bytes() == before
+
+
+def test_fit_passes_its_settings_on(pictures, capsys):
+    out = pictures / "model.fsad"
+    settings = "--evidence patch tsd --lam auto --contamination 0.2 --value-range 0 200 --no-augment --keep-support"
+    command = ["fit", str(pictures / "support"), "-o", str(out), "--image-size", "64", "--json", "--quiet"]
+    assert cli.main([*command, *settings.split()]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in said["support"]] == [f"{i}.png" for i in range(4)]
+    det = DualDistillationDetector.load(out)
+    assert det.support_.shape == (4, 3, 64, 64)
+    expected = {"lam": "auto", "contamination": 0.2, "augment": False, "image_size": 64, "random_state": 0}
+    assert {name: det.get_params()[name] for name in expected} == expected
+    assert list(det.evidence) == ["patch", "tsd"]
+    assert list(det.value_range) == [0, 200]
+
+
+def test_info(model, capsys):
+    assert cli.main(["info", str(model)]) == 0
+    said = capsys.readouterr().out
+    assert "backbone: compact" in said
+    assert "support_names: 0.png, 1.png, 2.png, 3.png" in said
+    assert cli.main(["info", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_support"] == 4
+    assert cli.main(["info", str(model.parent / "none.fsad")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_map(model, pictures, capsys):
+    (pictures / "new" / "below" / "broken.png").write_bytes(b"no image")
+    Image.fromarray(stripes(1)[0]).save(pictures / "new" / "below" / "0.png")
+    out = pictures / "maps"
+    command = ["map", str(model), str(pictures / "new"), "-o", str(out), "--quiet"]
+    assert cli.main(command) == 1
+    assert "broken.png could not be read" in capsys.readouterr().err
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+    stems = ["0.png", "1.png", "2.png", "below/0.png"]
+    assert names == sorted(stem + ending for stem in stems for ending in (".map.tiff", ".overlay.png"))
+    det = DualDistillationDetector.load(model)
+    (shown,) = det.anomaly_map([pictures / "new" / "2.png"])
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "2.png.map.tiff")), shown)
+    assert Image.open(out / "2.png.overlay.png").size == (64, 64)
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    assert "exists. Pass --force" in capsys.readouterr().err
+    assert cli.main([*command, "--force", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert len(said["written"]) == 8
+    assert list(said["failed"]) == [str(pictures / "new" / "below" / "broken.png")]
+
+
+def test_map_does_not_write_two_images_to_one_file(model, pictures, capsys):
+    same = [str(pictures / folder / "0.png") for folder in ("support", "new")]
+    assert cli.main(["map", str(model), *same, "-o", str(pictures / "maps"), "--quiet"]) == 2
+    assert "Two of the images" in capsys.readouterr().err
+    assert not (pictures / "maps").exists()
+
+
+def test_report_knows_labels_by_their_folders(model, pictures, capsys):
+    labelled = pictures / "labelled"
+    for kind in ("good", "bad"):
+        (labelled / kind).mkdir(parents=True)
+        Image.fromarray(stripes(1, seed=3)[0]).save(labelled / kind / "0.png")
+    out = pictures / "report.html"
+    assert cli.main(["report", str(model), str(labelled), "-o", str(out), "--title", "Stripes", "--quiet"]) == 0
+    assert "2 of 2 images" in capsys.readouterr().out
+    text = out.read_text()
+    assert "<title>Stripes</title>" in text
+    assert '"labelled":true' in text
+    assert cli.main(["report", str(model), str(pictures / "new"), "-o", str(out), "--quiet", "--force"]) == 0
+    assert '"labelled":false' in out.read_text()
+    assert cli.main(["report", str(model), str(pictures / "new"), "-o", str(pictures / "no" / "r.html")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    (pictures / "empty").mkdir()
+    assert cli.main(["report", str(model), str(pictures / "empty"), "-o", str(pictures / "r.html")]) == 2
+    assert "There are no images in" in capsys.readouterr().err
+
+
+def test_evaluate(pictures, capsys):
+    for kind, arrays in {"good": stripes(6), "bad": spoilt(stripes(3, seed=1))}.items():
+        (pictures / "task" / kind).mkdir(parents=True)
+        for i, pixels in enumerate(arrays):
+            Image.fromarray(pixels).save(pictures / "task" / kind / f"{i}.png")
+    command = ["evaluate", str(pictures / "task"), "--shots", "2", "4", "--seeds", "2", "--image-size", "64", "--quiet"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "| normal images | image_auroc |" in said
+    assert "tested on 4 normal and 3 anomalous images" in said
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["shots"], row["seed"]) for row in found["draws"]] == [(2, 0), (2, 1), (4, 0), (4, 1)]
+    assert found["means"][0]["aupro"] is None
+    assert cli.main(["evaluate", str(pictures / "new")]) == 2
+    assert "good/" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert cli.main(["demo", "-o", str(out), "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_anomalous_right"] >= 18
+    assert found["n_normal_right"] >= 19
+    assert len((out / "scores.csv").read_text().splitlines()) == 41
+    assert len(list((out / "maps").iterdir())) == 40
+    assert (out / "report.html").stat().st_size > 100_000
+    assert DualDistillationDetector.load(out / "model.fsad").support_.shape[0] == 4
+    assert cli.main(["demo", "-o", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err

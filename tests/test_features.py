@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+
 import joblib
 import pytest
 import torch
+from joblib import numpy_pickle
 
 from fewshot_ad import DualDistillationDetector, features
 from fewshot_ad.exceptions import OutOfMemoryError
-from fewshot_ad.features import CHUNK, FeatureExtractor, in_chunks
+from fewshot_ad.features import CHUNK, FeatureExtractor, in_chunks, run_network
 from fewshot_ad.networks.teacher import build_backbone
 from fewshot_ad.runtime import resolve_runtime
 
@@ -84,6 +87,64 @@ def test_chunks_are_padded_to_one_size():
     (result,) = in_chunks(double, torch.arange(float(CHUNK + 1)).view(-1, 1))
     assert sizes == [CHUNK, CHUNK]
     assert result.flatten().tolist() == [2.0 * i for i in range(CHUNK + 1)]
+
+
+def test_a_full_disk_leaves_out_the_cache_and_says_so(teacher, images, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = extractor(teacher)(images)
+    monkeypatch.setattr(numpy_pickle, "dump", full)
+    extract = extractor(teacher, joblib.Memory(tmp_path, verbose=0))
+    with pytest.warns(Warning, match="Unable to cache.*No space left"):
+        found = extract(images)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class RoundsAlone(torch.nn.Module):
+    """A network that rounds differently for a batch of one, and counts its batches."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(channels))
+        self.sizes = []
+
+    def forward(self, batch):
+        self.sizes.append(len(batch))
+        return [batch * self.weight[0] + (1e-6 if len(batch) == 1 else 0.0)]
+
+    def extra_repr(self):
+        return str(self.weight.shape)
+
+
+def test_small_batches_are_taken_where_they_give_the_same_bits():
+    network, runtime = RoundsAlone(), resolve_runtime("cpu", "float32")
+    images = torch.rand(CHUNK + 3, 3, 4, 4)
+    (expected,) = run_network(network, images[:CHUNK], runtime)
+    assert network.sizes == [CHUNK]  # nothing is tried where nothing is to be gained
+    (one,) = run_network(network, images[:1], runtime)
+    (three,) = run_network(network, images[:3], runtime)
+    (all_,) = run_network(network, images, runtime)
+    assert network.sizes[-4:] == [2, 4, CHUNK, 4]
+    assert torch.equal(one, expected[:1])
+    assert torch.equal(three, expected[:3])
+    assert torch.equal(all_[:CHUNK], expected)
+    # Tried once for each architecture, not for each student of a search.
+    again = RoundsAlone()
+    run_network(again, images[:1], runtime)
+    assert again.sizes == [2]
+    wider = RoundsAlone(5)
+    run_network(wider, images[:1], runtime)
+    assert len(wider.sizes) > 1
+
+
+def test_small_batches_that_do_not_fit_are_not_taken():
+    class Full(torch.nn.Module):
+        def forward(self, batch):
+            raise torch.OutOfMemoryError("no room")
+
+    with pytest.warns(ResourceWarning), pytest.raises(OutOfMemoryError, match="on 4 images at once"):
+        run_network(Full(), torch.zeros(1, 3, 4, 4), resolve_runtime("cpu", "float32"))
 
 
 def test_out_of_memory_goes_on_with_half_a_batch():

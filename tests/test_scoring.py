@@ -9,23 +9,20 @@ from torch.nn import functional as F
 from fewshot_ad import scoring
 
 
-def test_blur_is_scipys_gaussian_within_each_map():
-    maps = torch.rand(3, 2, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    blurred = scoring.blur(maps, 2.0)
-    for i in range(3):
-        for j in range(2):
-            expected = gaussian_filter(maps[i, j].numpy(), 2.0, mode="mirror", radius=8)
-            np.testing.assert_allclose(blurred[i, j].numpy(), expected, atol=1e-12)
+def test_to_pixels_is_bilinear_enlargement_then_scipys_gaussian():
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.rand(3, *shape, dtype=torch.float64, generator=generator) for shape in ((6, 6), (3, 5))]
+    for sigma in (0.0, 2.0):
+        shown = scoring.to_pixels(maps, 24, sigma)
+        large = sum(F.interpolate(m[:, None], size=(24, 24), mode="bilinear", align_corners=False)[:, 0] for m in maps)
+        for one, plain in zip(shown, large, strict=True):
+            expected = gaussian_filter(plain.numpy(), sigma, mode="mirror", radius=8) if sigma else plain.numpy()
+            np.testing.assert_allclose(one.numpy(), expected, atol=1e-12)
 
 
-def test_blur_of_a_map_narrower_than_the_kernel():
-    blurred = scoring.blur(torch.full((1, 1, 5, 5), 3.0), 4.0)
-    torch.testing.assert_close(blurred, torch.full((1, 1, 5, 5), 3.0))
-
-
-def test_no_blur():
-    maps = torch.rand(1, 1, 4, 4)
-    assert scoring.blur(maps, 0.0) is maps
+def test_blur_wider_than_the_map():
+    shown = scoring.to_pixels([torch.full((1, 2, 2), 3.0)], 5, 4.0)
+    torch.testing.assert_close(shown, torch.full((1, 5, 5), 3.0))
 
 
 def test_border_is_faded():
@@ -143,11 +140,6 @@ def test_embedding_evidence_is_the_distance_to_the_nearest_view(maps):
     left = scoring.embedding_evidence(maps, bank, exclude.roll(1, 0))[0]
     nearest = [pooled[0] @ pooled[2], max(pooled[1] @ pooled[0], pooled[1] @ pooled[1]), pooled[2] @ bank[0].T]
     torch.testing.assert_close(1 - left, torch.stack([torch.as_tensor(n).max() for n in nearest]))
-
-
-def test_upsampled_sum():
-    small, large = torch.ones(2, 2, 2), 2 * torch.ones(2, 4, 4)
-    torch.testing.assert_close(scoring.upsampled_sum([small, large], 8), 3 * torch.ones(2, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import sklearn
@@ -14,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 from fewshot_ad import DualDistillationDetector, KShotSplit
+from fewshot_ad.features import FeatureExtractor, image_hash
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,25 @@ def test_clone_and_set_params(toy, normal, anomalous):
     np.testing.assert_array_equal(again.fit(normal[:4]).score_samples(anomalous), det.score_samples(anomalous))
     again.set_params(evidence="patch").fit(normal[:4])
     assert list(again.scales_) == ["patch"]
+
+
+def test_a_grid_with_memory_shows_the_teacher_each_image_once(toy, normal, anomalous, tmp_path, monkeypatch):
+    seen = Counter()
+    compute = FeatureExtractor._compute
+
+    def counted(self, images):
+        seen.update(map(image_hash, images))
+        return compute(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "_compute", counted)
+    X, y = [*normal, *anomalous], np.repeat([1, -1], [len(normal), len(anomalous)])
+    search = GridSearchCV(
+        DualDistillationDetector(**{**toy, "n_steps": 1}, augment=False, memory=tmp_path),
+        {"lam": [0.01, 0.03, 0.1, 0.3, 1.0]},
+        cv=KShotSplit(4, 3, random_state=0),
+        scoring="roc_auc",
+        refit=False,
+    )
+    search.fit(X, y)
+    assert set(seen.values()) == {1}
+    assert len(seen) > len(X)

@@ -31,7 +31,7 @@ class LearnToWeight(nn.Module):
     def __init__(self, channels: Sequence[int], attention: bool = True, sharpness: float = 1.0) -> None:
         super().__init__()
         self.attention = attention
-        self.sharpness = sharpness
+        self.sharpness = float(sharpness)
         self.phi = nn.ModuleList(nn.Conv2d(c, c, 1) for c in channels) if attention else nn.ModuleList()
 
     def keys(self, support: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,550 @@
+"""Fitted detectors on disk: the same scores after loading, and clear refusals of anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from helpers import stripes, write_random_weights
+from make_model_file import MODEL, SCORES, scores
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from fewshot_ad import DualDistillationDetector, checkpoints, model_file
+from fewshot_ad.exceptions import CheckpointError, FewShotADError, OutputExistsError, WeightsNotFoundError
+
+load = DualDistillationDetector.load
+pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:X does not have valid feature names")
+
+
+@pytest.fixture
+def make(toy):
+    return lambda **parameters: DualDistillationDetector(**{**toy, "decoder_blocks": (1, 1, 1), **parameters})
+
+
+@pytest.fixture(scope="module")
+def fitted(toy, normal) -> DualDistillationDetector:
+    return DualDistillationDetector(**{**toy, "decoder_blocks": (1, 2, 1)}).fit(normal[:4])
+
+
+@pytest.fixture(scope="module")
+def saved(fitted, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model.fsad"
+    fitted.save(path)
+    return path
+
+
+@pytest.fixture
+def forged(saved, tmp_path):
+    """Write the saved file again, altered, with a checksum that fits."""
+
+    def write(change):
+        tensors, header = checkpoints.load(saved, model_file.FORMAT, "")
+        del header["sha256"]
+        change(header, tensors)
+        path = tmp_path / "forged.fsad"
+        checkpoints.save(path, tensors, model_file.FORMAT, {**header, "sha256": model_file._digest(header, tensors)})
+        return path
+
+    return write
+
+
+def assert_same(one: DualDistillationDetector, two: DualDistillationDetector, queries: np.ndarray) -> None:
+    np.testing.assert_array_equal(one.decision_function(queries), two.decision_function(queries))
+    np.testing.assert_array_equal(one.anomaly_map(queries), two.anomaly_map(queries))
+    np.testing.assert_array_equal(one.support_weights(queries), two.support_weights(queries))
+
+
+def refusal(path, read=load) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+# ---- the same after loading
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"student": "encoder"},
+        {"weighting": "uniform"},
+        {"precision": "float64", "lam": float("inf")},
+        {"precision": "bfloat16", "lam": "auto", "n_steps": 1},
+        {"evidence": {"tsd": 0.5, "ssd": 2.0, "patch": 1.0}},
+        {"evidence": "embedding", "random_state": np.random.RandomState(0)},
+        {"evidence": ["ssd"], "sharpness": np.float32(0.5), "image_size": np.int64(40), "aggregation": "max"},
+        {"evidence": "patch", "augment": False, "value_range": (0, 200), "contamination": 0.1, "max_pixels": 2000},
+    ],
+    ids="default encoder uniform float64 bfloat16 dict embedding ssd patch".split(),
+)
+@pytest.mark.parametrize("support", [False, True])
+def test_loaded_scores_are_the_same_bits(make, normal, anomalous, tmp_path, parameters, support):
+    det = make(**parameters).fit(normal[:3])
+    det.save(tmp_path / "model.fsad", support=support)
+    again = load(tmp_path / "model.fsad")
+    assert_same(det, again, np.concatenate([normal[1:5], anomalous]))
+    assert vars(det).keys() - vars(again).keys() == (set() if support else {"support_"})
+    assert vars(again).keys() <= vars(det).keys()
+    assert (again.offset_, again.lam_, again.scales_) == (det.offset_, det.lam_, det.scales_)
+    assert (again.loss_curve_, again.row_range_) == (det.loss_curve_, det.row_range_)
+    np.testing.assert_array_equal(again.support_scores_, det.support_scores_)
+    given, found = det.get_params(), again.get_params()
+    for name in given.keys() - {"evidence", "random_state"}:
+        assert found[name] == (str(given[name]) if name == "weights" else given[name]), name
+    assert list(found["evidence"]) == list(given["evidence"])
+    assert found["random_state"] == (0 if given["random_state"] == 0 else None)
+
+
+def test_a_student_trained_on_other_tasks(make, normal, anomalous, tmp_path):
+    det = make().fit(normal[:3], auxiliary={"other": stripes(6, seed=7)})
+    det.save_student(tmp_path / "student.safetensors")
+    for one in (det, make(init=tmp_path / "student.safetensors", decoder_blocks=(2, 2, 2), n_steps=0).fit(normal[:3])):
+        one.save(tmp_path / "model.fsad", force=True)
+        (tmp_path / "student.safetensors").unlink(missing_ok=True)  # it is in the model file
+        assert_same(one, load(tmp_path / "model.fsad"), anomalous)
+
+
+@pytest.mark.parametrize("with_names", [False, True])
+def test_rows(make, normal, tmp_path, with_names):
+    rows = normal[:, ::4, ::4, 0].reshape(len(normal), -1).astype(float)
+    if with_names:
+        rows = pytest.importorskip("pandas").DataFrame(rows, columns=[f"pixel {i}" for i in range(rows.shape[1])])
+    det = make(image_shape=(10, 10)).fit(rows[:4])
+    det.save(tmp_path / "model.fsad")
+    again = load(tmp_path / "model.fsad")
+    np.testing.assert_array_equal(again.score_samples(rows), det.score_samples(rows))
+    assert again.row_range_ == det.row_range_
+    assert again.n_features_in_ == 100
+    if with_names:
+        assert list(again.feature_names_in_) == list(det.feature_names_in_)
+        assert again.feature_names_in_.dtype == object
+        with pytest.raises(ValueError, match="feature names"):
+            again.predict(rows.rename(columns={"pixel 3": "other"}))
+    with pytest.raises(ValueError, match="100 features"):
+        again.predict(np.zeros((2, 99)))
+
+
+def test_the_support_is_in_the_file_only_if_asked_for(make, normal, anomalous, tmp_path):
+    det = make().fit(normal[:3])
+    det.save(tmp_path / "without.fsad")
+    det.save(tmp_path / "with.fsad", support=True)
+    image = det.support_[0].tobytes()
+    assert image in (tmp_path / "with.fsad").read_bytes()
+    assert image not in (tmp_path / "without.fsad").read_bytes()
+
+    without = load(tmp_path / "without.fsad")
+    assert not hasattr(without, "support_")
+    with pytest.raises(ValueError, match="holds no support images"):
+        without.partial_fit(normal[3:5])
+    with pytest.raises(CheckpointError, match="holds no support images"):
+        without.save(tmp_path / "again.fsad", support=True)
+    without.save(tmp_path / "again.fsad")
+    assert (tmp_path / "again.fsad").read_bytes() == (tmp_path / "without.fsad").read_bytes()
+    without.fit(normal[:4])
+    assert without.support_.shape == (4, 3, 32, 32)
+
+    added = load(tmp_path / "with.fsad").partial_fit(normal[3:5])
+    assert_same(added, det.partial_fit(normal[3:5]), anomalous)
+
+
+def test_a_support_image_is_still_not_held_against_itself(fitted, saved, normal):
+    np.testing.assert_array_equal(load(saved).score_samples(normal[:4]), fitted.support_scores_)
+
+
+def test_folders_of_the_support_are_not_in_the_file(make, normal, tmp_path):
+    folder = tmp_path / "patient_4711"
+    folder.mkdir()
+    for i, image in enumerate(normal[:2]):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    det = make(evidence="patch").fit(sorted(folder.iterdir()))
+    det.save(tmp_path / "model.fsad")
+    assert b"4711" not in (tmp_path / "model.fsad").read_bytes()
+    assert model_file.describe(tmp_path / "model.fsad")["support_names"] == ["0.png", "1.png"]
+
+
+def test_clone_and_pickle_of_a_loaded_detector(fitted, saved, anomalous):
+    again = load(saved)
+    copy = pickle.loads(pickle.dumps(again))
+    assert_same(copy, fitted, anomalous)
+    # Each tensor by itself, not the whole file for each.
+    assert len(pickle.dumps(again)) < len(pickle.dumps(fitted))
+    assert not hasattr(clone(again), "offset_")
+
+
+def test_the_file_may_change_once_it_is_loaded(make, fitted, normal, anomalous, tmp_path):
+    fitted.save(tmp_path / "model.fsad")
+    again = load(tmp_path / "model.fsad")
+    with (tmp_path / "model.fsad").open("r+b") as file:
+        file.truncate(10)
+    assert_same(again, fitted, anomalous)
+
+
+@pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
+def test_device(saved, device):
+    assert load(saved, device=device).device == ("auto" if device is None else device)
+
+
+def test_a_device_that_is_not_here(saved):
+    with pytest.raises(ValueError, match="cannot be used here"):
+        load(saved, device="cuda:99")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_saved_on_a_gpu(toy, normal, anomalous, tmp_path):
+    det = DualDistillationDetector(**toy, device="cuda").fit(normal[:4])
+    det.save(tmp_path / "model.fsad")
+    assert_same(load(tmp_path / "model.fsad", device="cuda"), det, anomalous)
+    assert_same(load(tmp_path / "model.fsad", device="cpu"), det.set_params(device="cpu"), anomalous)
+
+
+def test_a_subclass_loads_as_itself(saved, anomalous, fitted):
+    class Mine(DualDistillationDetector):
+        pass
+
+    again = Mine.load(saved)
+    assert type(again) is Mine
+    assert_same(again, fitted, anomalous)
+
+
+# ---- writing
+
+
+def test_the_same_detector_is_the_same_bytes(fitted, saved, tmp_path):
+    for i in range(5):
+        fitted.save(tmp_path / f"{i}.fsad")
+        assert (tmp_path / f"{i}.fsad").read_bytes() == saved.read_bytes()
+
+
+def test_an_existing_file_is_not_replaced_unasked(fitted, make, normal, tmp_path):
+    path = tmp_path / "model.fsad"
+    path.write_text("precious")
+    with pytest.raises(OutputExistsError, match="force=True") as caught:
+        fitted.save(path)
+    assert isinstance(caught.value, FileExistsError)
+    assert path.read_text() == "precious"
+    fitted.save(path, force=True)
+    assert load(path).offset_ == fitted.offset_
+
+
+def test_a_failed_write_leaves_the_old_file(fitted, tmp_path, monkeypatch):
+    path = tmp_path / "model.fsad"
+    fitted.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        fitted.save(path, force=True)
+    assert os.listdir(tmp_path) == ["model.fsad"]
+    assert path.read_bytes() == before
+
+
+def test_where_nothing_can_be_written(fitted, tmp_path):
+    with pytest.raises(CheckpointError, match="no folder"):
+        fitted.save(tmp_path / "missing" / "model.fsad")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        fitted.save(tmp_path, force=True)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_saved(make, fitted, toy, normal, tmp_path):
+    path = tmp_path / "model.fsad"
+    with pytest.raises(NotFittedError):
+        make().save(path)
+    det = clone(fitted).set_params(evidence="patch").fit(normal[:2])
+    for name, value, message in [
+        ("init", object(), "init=.*object"),
+        ("blur_sigma", -1, "blur_sigma=-1"),
+        ("backbone", "hf-hub:somebody/something", "not a network that timm"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            pickle.loads(pickle.dumps(det)).set_params(**{name: value}).save(path)
+    assert os.listdir(tmp_path) == []
+
+
+# ---- the teacher
+
+
+def test_the_teachers_weights_may_be_elsewhere(toy, normal, anomalous, tmp_path):
+    weights = write_random_weights("toy_resnet", tmp_path / "toy.safetensors")
+    det = DualDistillationDetector(**{**toy, "weights": weights, "evidence": "patch"}).fit(normal[:2])
+    det.save(tmp_path / "model.fsad")
+    expected = det.score_samples(anomalous)
+    weights.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(WeightsNotFoundError) as caught:
+        load(tmp_path / "model.fsad")
+    for part in ("toy_resnet", str(weights), det.teacher_fingerprint_[:12], "weights=FILE", "from the hub"):
+        assert part in str(caught.value)
+    again = load(tmp_path / "model.fsad", weights=tmp_path / "moved.safetensors")
+    np.testing.assert_array_equal(again.score_samples(anomalous), expected)
+    assert again.weights == tmp_path / "moved.safetensors"
+
+    other = write_random_weights("toy_resnet", tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(WeightsNotFoundError, match=r"not those.*weights=FILE"):
+        load(tmp_path / "model.fsad", weights=other)
+    other.rename(weights)
+    with pytest.raises(WeightsNotFoundError, match="not those"):
+        load(tmp_path / "model.fsad")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/something", "local-dir:/", "no_such_network"])
+def test_a_backbone_that_timm_does_not_know_is_not_looked_for(forged, name, monkeypatch):
+    path = forged(lambda header, _: header["parameters"].update(backbone=name))
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    assert "not a network that timm" in refusal(path)
+
+
+# ---- other versions
+
+
+def test_a_file_of_version_1_is_still_read():
+    assert model_file.describe(MODEL)["format"] == "fewshot_ad model 1"
+    golden = json.loads(SCORES.read_text())
+    for name, values in scores(load(MODEL)).items():
+        np.testing.assert_allclose(values, golden[name], rtol=1e-4, err_msg=name)
+
+
+def test_names_of_the_format(saved):
+    # Whoever changes these writes another version of the format.
+    tensors, header = checkpoints.load(saved, "fewshot_ad model 1", "")
+    plain = {name for name in tensors if not name.startswith("students.")}
+    assert plain == {"support_scores", "loss_curve", "patches", "embeddings"}
+    assert {"students.0.seen", "students.1.maps.2", "students.1.keys.0", "students.0.weighting.phi.0.weight"} <= set(
+        tensors
+    )
+    assert {f"students.0.net.stages.1.{i}.branch.0.weight" for i in range(2)} <= set(tensors)
+    assert header.keys() == {"versions", "parameters", "fitted", "support_images", "students", "sha256"}
+
+
+@pytest.mark.parametrize("read", [load, model_file.describe])
+def test_a_newer_version(saved, tmp_path, read):
+    tensors, header = checkpoints.load(saved, model_file.FORMAT, "")
+    checkpoints.save(tmp_path / "new.fsad", tensors, "fewshot_ad model 2", header)
+    assert "version 2 of its format" in refusal(tmp_path / "new.fsad", read)
+
+
+@pytest.mark.parametrize("extra", [True, False])
+def test_other_parameters_than_this_releases(forged, extra):
+    def change(header, _):
+        if extra:
+            header["parameters"]["from_the_future"] = 1
+        else:
+            del header["parameters"]["blur_sigma"]
+
+    message = refusal(forged(change))
+    assert ("from_the_future" if extra else "blur_sigma") in message
+
+
+# ---- damage
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("the pickle was loaded",)
+
+
+@pytest.mark.parametrize("read", [load, model_file.describe])
+def test_other_files(fitted, normal, make, tmp_path, read):
+    path = tmp_path / "file"
+    assert "does not exist" in refusal(path, read)
+    assert "does not exist" in refusal(tmp_path, read)
+    for data in (b"", b"text", pickle.dumps(Bomb()), b"\xff" * 100):
+        path.write_bytes(data)
+        assert "not a readable safetensors file" in refusal(path, read)
+    make(n_steps=1).fit(normal[:2], auxiliary={"other": normal[:4]}).save_student(path)
+    assert "save()" in refusal(path, read)
+    assert "'fewshot_ad student 1'" in refusal(path, read)
+
+
+@pytest.mark.parametrize("keep", [1, 8, 200, 5000, -1])
+def test_truncated(saved, tmp_path, keep):
+    path = tmp_path / "cut.fsad"
+    path.write_bytes(saved.read_bytes()[:keep])
+    refusal(path)
+
+
+def test_flipped_bits(saved, tmp_path):
+    data = saved.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    end = len(data[:header].rstrip(b" "))  # beyond it spaces fill up to eight bytes
+    rng = np.random.default_rng(0)
+    places = [*range(8), *rng.integers(8, end, 60), *rng.integers(header, len(data), 60), len(data) - 1]
+    path = tmp_path / "flipped.fsad"
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        refusal(path)
+
+
+def set_entry(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(header, _):
+        for key in keys:
+            header = header[key]
+        header[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_entry("versions", None),
+        set_entry("versions", {"fewshot_ad": 1, "torch": "2", "timm": "1"}),
+        set_entry("parameters", []),
+        set_entry("fitted", "offset_"),
+        set_entry("students", {}),
+        set_entry("students", [{}]),
+        set_entry("students", 0, "student", ["decoder"]),
+        set_entry("students", 0, "decoder_blocks", [1, 2]),
+        set_entry("students", 0, "decoder_blocks", [1, 2, 0]),
+        set_entry("students", 0, "decoder_blocks", [10**9] * 3),
+        set_entry("students", 0, "sharpness", "1"),
+        set_entry("students", []),
+        set_entry("support_images", 1),
+        set_entry("support_images", True),
+        set_entry("fitted", "offset_", None),
+        set_entry("fitted", "offset_", float("nan")),
+        set_entry("fitted", "offset_", 10**400),
+        set_entry("fitted", "lam_", "0.1"),
+        set_entry("fitted", "scales_", {"patch": 0}),
+        set_entry("fitted", "scales_", [1.0]),
+        set_entry("fitted", "row_range_", [1, 0]),
+        set_entry("fitted", "n_features_in_", True),
+        set_entry("fitted", "feature_names_in_", [1]),
+        set_entry("fitted", "_held_out_seed", -1),
+        set_entry("fitted", "_support_hashes", ["0" * 32]),
+        set_entry("fitted", "_support_hashes", ["z" * 32] * 4),
+        set_entry("fitted", "_support_names", []),
+        set_entry("fitted", "teacher_fingerprint_", None),
+        set_entry("fitted", "__class__", "x"),
+        set_entry("fitted", "fit", "x"),
+        set_entry("parameters", "backbone", ["compact"]),
+        set_entry("parameters", "weights", {"file": "x"}),
+        set_entry("parameters", "init", 3),
+        set_entry("parameters", "image_size", 10**6),
+        set_entry("parameters", "image_size", 32.5),
+        set_entry("parameters", "image_size", 64),
+        set_entry("parameters", "image_shape", [[3], 4]),
+        set_entry("parameters", "decoder_blocks", 3),
+        set_entry("parameters", "evidence", [["patch"]]),
+        set_entry("parameters", "evidence", {"patch": "x"}),
+        set_entry("parameters", "value_range", ["a", "b"]),
+        set_entry("parameters", "precision", ["float32"]),
+        set_entry("parameters", "precision", "float64"),
+        set_entry("parameters", "random_state", "0"),
+        set_entry("parameters", "augment", "yes"),
+        set_entry("parameters", "lam", None),
+    ],
+)
+def test_headers_that_cannot_be_right(forged, change):
+    path = forged(change)
+    started = time.monotonic()
+    message = refusal(path)
+    assert len(message) < 1000
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("header", ["[]", "1", "null", "[" * 100_000, "1" + "0" * 5000])
+def test_headers_that_are_no_dict(saved, tmp_path, header, monkeypatch):
+    tensors, _ = checkpoints.load(saved, model_file.FORMAT, "")
+    with monkeypatch.context() as patch:
+        dumps = json.dumps
+        patch.setattr(json, "dumps", lambda value, **options: header if value == "x" else dumps(value, **options))
+        checkpoints.save(tmp_path / "model.fsad", tensors, model_file.FORMAT, "x")
+    refusal(tmp_path / "model.fsad")
+    refusal(tmp_path / "model.fsad", model_file.describe)
+
+
+def without(name):
+    return lambda _, tensors: tensors.pop(name)
+
+
+def replaced(name, function):
+    return lambda _, tensors: tensors.update({name: function(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (without("patches"), "patches"),
+        (without("embeddings"), "embeddings"),
+        (without("loss_curve"), "loss_curve"),
+        (without("students.1.keys.2"), "students.1.keys.2"),
+        (without("students.0.seen"), "students.0.seen"),
+        (without("students.0.weighting.phi.1.bias"), "students.0.weighting.phi.1.bias"),
+        (replaced("patches", lambda t: t[:2]), "patches"),
+        (replaced("patches", lambda t: t[..., :5]), "patches"),
+        (replaced("patches", torch.Tensor.half), "patches"),
+        (replaced("support_scores", torch.Tensor.float), "support_scores"),
+        (replaced("support_scores", lambda t: t[None]), "support_scores"),
+        (replaced("students.0.maps.1", lambda t: t[:, :, :1]), "students.0.maps.1"),
+        (replaced("students.0.seen", torch.Tensor.int), "students.0.seen"),
+        (replaced("students.1.weighting.phi.0.weight", lambda t: t[:1]), "students.1.weighting.phi.0.weight"),
+        (lambda _, tensors: tensors.update(more=torch.zeros(1)), "more"),
+        (lambda _, tensors: tensors.update({"students.2.seen": torch.zeros(4, dtype=torch.uint8)}), "students.2.seen"),
+    ],
+)
+def test_tensors_that_cannot_be_right(forged, change, name):
+    assert repr(name) in refusal(forged(change))
+
+
+def test_a_wrong_checksum_is_said(saved, tmp_path):
+    data = bytearray(saved.read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.fsad").write_bytes(data)
+    assert "altered or damaged" in refusal(tmp_path / "model.fsad")
+
+
+# ---- what is said of it
+
+
+def test_describe_reads_the_header_alone(fitted, saved, tmp_path):
+    data = saved.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    path = tmp_path / "model.fsad"
+    path.write_bytes(data[:header] + bytes(len(data) - header))
+    found = model_file.describe(path)
+    json.dumps(found)
+    assert found["bytes"] == len(data)
+    assert found["backbone"] == "toy_resnet"
+    assert found["teacher_fingerprint"] == fitted.teacher_fingerprint_
+    assert found["n_support"] == 4
+    assert found["support_names"] == [f"image {i}" for i in range(4)]
+    assert found["support_images"] is False
+    assert found["offset_"] == fitted.offset_
+    assert found["n_features_in_"] is None
+    assert [student["decoder_blocks"] for student in found["students"]] == [[1, 2, 1]] * 2
+    assert found["parameters"]["image_size"] == 32
+    assert found["parameters"].keys() == fitted.get_params().keys() - {"device", "memory", "verbose"}
+    assert issubclass(CheckpointError, FewShotADError)
+
+
+def test_notebooks_show_what_was_fitted(fitted, saved, make):
+    assert "Fitted" not in make()._repr_html_().partition("<style>")[0]
+    for det in (fitted, load(saved)):
+        for shown in (det._repr_html_(), det._repr_mimebundle_()["text/html"]):
+            summary = shown.partition("<style>")[0]
+            for part in ("4 images", f"{det.offset_:.4g}", "0.1", "toy_resnet", det.teacher_fingerprint_[:12]):
+                assert part in summary
+            assert "sk-top-container" in shown
+    with sklearn.config_context(display="text"):
+        assert not hasattr(fitted, "_repr_html_")
+        assert "text/html" not in fitted._repr_mimebundle_()
+
+
+def test_names_are_escaped_in_notebooks(fitted):
+    det = pickle.loads(pickle.dumps(fitted)).set_params(backbone="<script>alert(1)</script>")
+    assert "<script>alert" not in det._repr_html_()
+    assert "&lt;script&gt;alert(1)" in det._repr_html_()
