@@ -14,6 +14,9 @@ PRIOR_WEIGHT = 1.0
 # one does: of the means of eleven tasks, -0.4 to 1.3, and of the images of each, 0.3 (docs/experiments.md).
 OTHER_THAN_VIEWS = (0.75, 0.65)
 
+# Share of the median reading that counts as the lowest one.
+_LEAST = 0.05
+
 
 def offset(scores: np.ndarray, contamination: str | float, of_views: bool = False) -> float:
     """Choose the score below which an image is called anomalous.
@@ -34,7 +37,9 @@ def offset(scores: np.ndarray, contamination: str | float, of_views: bool = Fals
     float
         `offset_`.
     """
-    logs = np.log(np.maximum(-scores, np.finfo(float).tiny))
+    # An image that reads as good as nothing has its like in the support: that says nothing of how normal ones spread.
+    least = max(_LEAST * float(np.median(-scores)), float(np.finfo(float).tiny))
+    logs = np.log(np.maximum(-scores, least))
     if of_views:
         share = 0.05 if contamination == "auto" else float(contamination)
         return -float(np.exp(logs.mean() + stats.norm(*OTHER_THAN_VIEWS).isf(share)))

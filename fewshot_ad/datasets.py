@@ -195,7 +195,8 @@ def _size(path: Path) -> tuple[int, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=images._FORMATS) as picture:
-                turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                # The base class's: that of PNG files decodes the picture first.
+                turned = Image.Image.getexif(picture).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
                 return picture.size[::-1] if turned else picture.size
     except Exception:  # Pillow's readers raise whatever a damaged file leads them to
         return None

@@ -78,21 +78,24 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         untrained student.
     lam : float or "auto", default=0.1
         Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score. 0 is SSD alone, inf is TSD
-        alone. "auto" trains with 0.1, and scores with another value if that tells views of the support, each held
-        against the other images, much better from the same views spoilt (as `SyntheticAnomalyScorer` does).
+        alone. Without a student (see `evidence`) it is not used. "auto" trains with 0.1, and scores with another value
+        if that tells views of the support, each held against the other images, much better from the same views spoilt
+        (as `SyntheticAnomalyScorer` does).
     weighting : {"attention", "uniform"}, default="attention"
         Learn-to-weight, or the plain mean of the support.
     sharpness : float, default=1.0
         Factor on the attention's logits; 1 is the published softmax, which is close to one-hot.
     loss : {"position", "flattened"}, default="position"
         Cosine over channels at each position, or of whole feature maps (as the published code trains).
-    evidence : str, sequence of str, or dict, default=("ssd", "tsd", "patch", "embedding")
+    evidence : str, sequence of str, or dict, default="auto"
         What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
         patches against the most similar one of the support; "embedding": the teacher's deepest stage, pooled, against
         the most similar view of the support, the same at every pixel. Of several names, "ssd" and "tsd" make one part,
         SSD + lam * TSD, and each other one a part; each part is divided by what it reads on the support's held-out
         views, and they are added by `scoring.SHARES`: 0.1 for the student, 1 for "patch", 0.2 for "embedding". A dict
-        gives the weights of a sum of unscaled maps.
+        gives the weights of a sum of unscaled maps. "auto" is all four where a student comes with the teacher, as with
+        the packaged one, or is asked for: by `init`, `student`, `weighting`, `n_steps` or `auxiliary`. Else it is
+        ("patch", "embedding"): a student that is trained on the support alone takes time and was found to add nothing.
     aggregation : {"max", "mean"} or float, default=0.01
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
     blur_sigma : float, default=4.0
@@ -156,6 +159,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         `score_samples` of each support image held against the others.
     support_ : ndarray of shape (K, 3, image_size, image_size)
         The support images, float32 in [0, 1]. Not there after `load`, unless they were saved too.
+    evidence_ : str, tuple of str, or dict
+        `evidence`, as "auto" was resolved.
     lam_ : float
         Weight of TSD beside SSD in the score.
     scales_ : dict
@@ -212,7 +217,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         weighting: str = "attention",
         sharpness: float = 1.0,
         loss: str = "position",
-        evidence: str | Sequence[str] | Mapping[str, float] = ("ssd", "tsd", "patch", "embedding"),
+        evidence: str | Sequence[str] | Mapping[str, float] = "auto",
         aggregation: str | float = 0.01,
         blur_sigma: float = 4.0,
         border_weight: float = 0.5,
@@ -335,6 +340,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     def _fit(self, X: Any, y: Any, auxiliary: Mapping[str, Any] | None) -> DualDistillationDetector:
         self._check_parameters()
+        self.evidence_ = self._resolve_evidence(auxiliary)
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=4).tolist()
         runtime = resolve_runtime(self.device, self.precision)
         support, names = self._load_support(X, y)
@@ -370,7 +376,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if self._steps(auxiliary) == 0:
             if self._init_file() is None or auxiliary is not None:
                 raise ValueError(
-                    f"n_steps=0 trains no student, but evidence={self.evidence!r} needs one"
+                    f"n_steps=0 trains no student, but evidence={self.evidence_!r} needs one"
                     + (" and auxiliary= was given to train it" if auxiliary is not None else "")
                     + ". Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'."
                 )
@@ -437,7 +443,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         if not self.experts_ or self.experts_[0].seen.any():
             raise ValueError(
-                f"There is no student to save: evidence={self.evidence!r} trains none."
+                f"There is no student to save: evidence={self.evidence_!r} trains none."
                 if not self.experts_
                 else "A student that was trained on the support is good for that support only. Pass auxiliary= to "
                 "fit, images of other kinds, to train one that can be used elsewhere."
@@ -706,13 +712,23 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         shape = self.image_shape
         if shape is not None and not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
             raise ValueError(f"image_shape={shape!r} was given; accepted are (H, W), (H, W, 1) and (H, W, 3).")
-        self._kinds()
+        if self.evidence != "auto":
+            scoring.parse_evidence(self.evidence, _USUAL_LAM)
+
+    def _resolve_evidence(self, auxiliary: Mapping[str, Any] | None) -> str | tuple[str, ...] | dict[str, float]:
+        if isinstance(self.evidence, Mapping):
+            return dict(self.evidence)
+        if self.evidence != "auto":
+            return self.evidence if isinstance(self.evidence, str) else tuple(self.evidence)
+        usual = (self.init, self.student, self.weighting, self.n_steps) == ("auto", "decoder", "attention", "auto")
+        student = not usual or auxiliary is not None or self._init_file() is not None
+        return scoring.EVIDENCE if student else tuple(name for name in scoring.EVIDENCE if name not in ("ssd", "tsd"))
 
     def _n_support(self) -> int:
         return len(self._support_hashes)
 
     def _kinds(self) -> set[str]:
-        return set(scoring.parse_evidence(self.evidence, _USUAL_LAM)[0])
+        return set(scoring.parse_evidence(self.evidence_, _USUAL_LAM)[0])
 
     def _needs_student(self) -> bool:
         return bool({"ssd", "tsd"} & self._kinds())
@@ -880,7 +896,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         own = self._exclude(support)
         held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
         of_views = self._read(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
-        if self.lam == "auto" and {"ssd", "tsd"} <= self._kinds() and not isinstance(self.evidence, Mapping):
+        if self.lam == "auto" and {"ssd", "tsd"} <= self._kinds() and not isinstance(self.evidence_, Mapping):
             self.lam_ = self._choose_lam(support, own, extract)
         self.scales_ = self._scales(of_views, self.lam_, extract)
         scorer = self._scorer(extract)
@@ -902,7 +918,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     def _scales(self, of_views: torch.Tensor, lam: float, extract: FeatureExtractor) -> dict[str, float]:
         """Compute what each kind of evidence is divided by, from that (N, E, S, S) of normal images."""
-        weights, parts = scoring.parse_evidence(self.evidence, lam)
+        weights, parts = scoring.parse_evidence(self.evidence_, lam)
         scales = dict.fromkeys(weights, 1.0)
         scorer = self._scorer(extract)
         for part, share in parts.items():
@@ -966,7 +982,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def _scorer(
         self, extract: FeatureExtractor, lam: float | None = None, scales: Mapping[str, float] | None = None
     ) -> scoring.Scorer:
-        weights = scoring.parse_evidence(self.evidence, self.lam_ if lam is None else lam)[0]
+        weights = scoring.parse_evidence(self.evidence_, self.lam_ if lam is None else lam)[0]
         scales = self.scales_ if scales is None else scales
         weights = {name: weight / scales.get(name, 1.0) for name, weight in weights.items()}
         final = (self.aggregation, float(self.blur_sigma), float(self.border_weight), float(self.contrast))
@@ -1053,7 +1069,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if not hasattr(self, "offset_"):
             return ""
         shown = {
-            "support": f"{self._n_support()} images" + ("" if hasattr(self, "support_") else ", not in memory"),
+            "support": f"{self._n_support()} images" + ("" if hasattr(self, "support_") else " (not kept)"),
             "offset_": f"{self.offset_:.4g}",
             "lam_": f"{self.lam_:g}",
             "teacher": f"{self.backbone} ({self.teacher_fingerprint_[:12]})",

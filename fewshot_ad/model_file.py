@@ -21,7 +21,7 @@ from .features import FeatureExtractor
 from .networks.student import Decoder, Student, build_student
 from .packaged import PACKAGED, timm_name
 from .runtime import PRECISIONS
-from .scoring import Expert
+from .scoring import Expert, parse_evidence
 
 FORMAT = "fewshot_ad model 1"
 _WHAT = "a detector's model file"
@@ -46,7 +46,7 @@ def save(path: str | os.PathLike, detector: Any, *, support: bool = False, force
     tensors = _tensors(detector, support)
     header = _header(detector, tensors)
     _check_header(path, header)  # what cannot be read is not written
-    _make(path, header["parameters"], type(detector), {})
+    _make(path, header, type(detector), {})
     checkpoints.save(path, tensors, FORMAT, {**header, "sha256": _digest(header, tensors)})
 
 
@@ -66,13 +66,14 @@ def load(
             "where it came from, or save the detector again."
         )
     _check_header(path, header)
-    parameters = header["parameters"]
-    hint = parameters["weights"]
+    hint = header["parameters"]["weights"]
     if weights is None and hint is not None and os.path.isfile(os.path.expanduser(hint)):
         weights = hint
-    detector: Any = _make(path, parameters, make, {"device": "auto" if device is None else device, "weights": weights})
+    detector: Any = _make(path, header, make, {"device": "auto" if device is None else device, "weights": weights})
     for name, value in header["fitted"].items():
         setattr(detector, name, value)
+    if isinstance(detector.evidence_, list):
+        detector.evidence_ = tuple(detector.evidence_)
     detector.row_range_ = None if detector.row_range_ is None else tuple(detector.row_range_)
     detector._support_hashes = np.array(detector._support_hashes)
     if hasattr(detector, "feature_names_in_"):
@@ -232,6 +233,14 @@ def _is_hex(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{32,64}", value) is not None
 
 
+def _is_evidence(value: Any) -> bool:
+    try:
+        parse_evidence(value, 0.1)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _is_student(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() != {"student", "decoder_blocks", "weighting", "sharpness"}:
         return False
@@ -263,6 +272,7 @@ _HEADER: dict[str, _Check] = {
 _FITTED: dict[str, _Check] = {
     "teacher_fingerprint_": (_is_hex, "a hexadecimal hash"),
     "offset_": _NUMBERS,
+    "evidence_": (_is_evidence, "kinds of evidence"),
     "lam_": (lambda v: v == float("inf") or _is_number(v), "a number"),
     "scales_": (
         lambda v: isinstance(v, dict) and all(_is_number(scale) and scale > 0 for scale in v.values()),
@@ -331,16 +341,18 @@ def _differences(found: Iterable[str], expected: Iterable[str], optional: Iterab
 
 
 def _make(
-    path: str | os.PathLike,
-    parameters: Mapping[str, Any],
-    make: Callable[..., _Detector],
-    here: dict[str, Any],
+    path: str | os.PathLike, header: Mapping[str, Any], make: Callable[..., _Detector], here: dict[str, Any]
 ) -> _Detector:
     """Make a detector that is not fitted; `here` are parameters that do not come from the file."""
+    parameters = header["parameters"]
     probe: Any = make()
-    wrong = _differences(parameters, set(probe.get_params(deep=False)) - set(_LEFT_OUT))
-    if wrong:
-        raise CheckpointError(f"{path} does not have this release's parameters: it has {wrong}.")
+    # One that is not in the file came later, and has its default.
+    unknown = sorted(parameters.keys() - set(probe.get_params(deep=False)) | parameters.keys() & set(_LEFT_OUT))
+    if unknown:
+        raise CheckpointError(
+            f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} cannot take from a file. "
+            f"Install the release that wrote it, {header['versions']['fewshot_ad']:.40}, or a newer one."
+        )
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
     try:
         detector: Any = make(**{**values, **here})
@@ -399,7 +411,7 @@ def _put_tensors(
         detector.support_ = take("support", (k, 3, size, size), torch.float32).numpy()
     if detector._needs_student() and not header["students"]:
         raise CheckpointError(
-            f"{path} cannot be right: evidence={detector.evidence!r} needs a student, and it has none."
+            f"{path} cannot be right: evidence={detector.evidence_!r} needs a student, and it has none."
         )
 
     shapes = [(k, c, *shape) for c, shape in zip(teacher.channels[:3], teacher.shapes[:3], strict=True)]

@@ -231,7 +231,7 @@ def _data(
     n_support = len(records[0]["weights"])
     known = [(record["label"], record["score"]) for record in records if record["label"]]
     auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
-    evidence = det.evidence if isinstance(det.evidence, str) else ", ".join(det.evidence)
+    evidence = det.evidence_ if isinstance(det.evidence_, str) else ", ".join(det.evidence_)
     return {
         "title": title or "Anomaly report",
         "summary": f"{_number(len(records), 'image')}, most anomalous first; "

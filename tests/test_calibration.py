@@ -45,3 +45,10 @@ def test_views_of_the_only_image_read_lower_than_other_images_would(share):
     others = -np.exp(np.log(-views).mean() + rng.normal(mean, sd, 20_000))
     threshold = offset(views, "auto" if share == 0.05 else share, of_views=True)
     assert np.mean(others < threshold) == pytest.approx(share, abs=0.01)
+
+
+def test_an_image_that_reads_nothing_does_not_spread_the_rest():
+    readings = np.array([0.0, 1.0, 1.1, 1.2])
+    threshold = -offset(-readings, "auto")
+    assert 1.2 < threshold < 100
+    assert -offset(-np.zeros(4), "auto") < 1e-300

@@ -574,3 +574,31 @@ def test_verbose_shows_progress(make, normal, capsys):
     assert "auxiliary: 100%" in shown
     assert "training: 100%" in shown
     assert "scoring: 100%" in shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "kinds"),
+    [
+        ({}, ("patch", "embedding")),  # no student comes with this teacher
+        ({"n_steps": 2}, ("ssd", "tsd", "patch", "embedding")),
+        ({"init": None}, ("ssd", "tsd", "patch", "embedding")),
+        ({"weighting": "uniform"}, ("ssd", "tsd", "patch", "embedding")),
+        ({"evidence": ["patch", "tsd"]}, ("patch", "tsd")),
+    ],
+)
+def test_a_student_is_trained_only_where_it_is_asked_for(toy, normal, monkeypatch, asked, kinds):
+    monkeypatch.setattr(detector, "_STEPS", 2)
+    toy = {name: value for name, value in toy.items() if name != "n_steps"}
+    det = DualDistillationDetector(**toy, **asked).fit(normal[:3])
+    assert det.evidence_ == kinds
+    assert set(det.scales_) == set(kinds)
+    assert bool(det.experts_) == bool({"ssd", "tsd"} & set(kinds))
+    assert det.get_params()["evidence"] == asked.get("evidence", "auto")
+
+
+def test_auxiliary_images_ask_for_a_student(toy, normal, anomalous):
+    toy = {name: value for name, value in toy.items() if name != "n_steps"}
+    det = DualDistillationDetector(**toy)
+    assert det.fit(normal[:3]).evidence_ == ("patch", "embedding")
+    det.set_params(n_steps=2).fit(normal[:3], auxiliary={"other": anomalous})
+    assert "ssd" in det.evidence_

@@ -332,16 +332,15 @@ def test_a_newer_version(saved, tmp_path, read):
     assert "version 2 of its format" in refusal(tmp_path / "new.fsad", read)
 
 
-@pytest.mark.parametrize("extra", [True, False])
-def test_other_parameters_than_this_releases(forged, extra):
-    def change(header, _):
-        if extra:
-            header["parameters"]["from_the_future"] = 1
-        else:
-            del header["parameters"]["blur_sigma"]
+@pytest.mark.parametrize("name", ["from_the_future", "device"])
+def test_a_parameter_that_no_file_of_this_release_has(forged, name):
+    assert repr(name) in refusal(forged(lambda header, _: header["parameters"].update({name: "cpu"})))
 
-    message = refusal(forged(change))
-    assert ("from_the_future" if extra else "blur_sigma") in message
+
+def test_a_parameter_that_came_later_has_its_default(forged, fitted, anomalous):
+    again = load(forged(lambda header, _: header["parameters"].pop("contrast")))
+    assert again.contrast == 0.5
+    assert_same(again, fitted, anomalous)
 
 
 # ---- damage

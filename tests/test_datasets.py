@@ -1,0 +1,241 @@
+"""Folders of labelled images: what is found, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewshot_ad import DualDistillationDetector, images
+from fewshot_ad.datasets import load_folder
+from fewshot_ad.exceptions import ImageError
+
+
+def write(root: Path, *names: str, size: tuple[int, int] = (20, 16)) -> None:
+    """Make grey pictures of this width and height."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size, 128).save(root / name)
+
+
+def names(root: Path, files: list) -> list[str | None]:
+    return [None if file is None else file.relative_to(root).as_posix() for file in files]
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(ImageError) as caught:
+        load_folder(root)
+    assert str(root) in str(caught.value)
+    return str(caught.value)
+
+
+def test_good_and_bad(tmp_path):
+    write(tmp_path, "good/b.png", "good/a.jpg", "bad/a.png", "bad/c.bmp", "masks/a.png")
+    found = load_folder(str(tmp_path))
+    assert names(tmp_path, found.paths) == ["good/a.jpg", "good/b.png", "bad/a.png", "bad/c.bmp"]
+    assert names(tmp_path, found.masks) == [None, None, "masks/a.png", None]
+    assert found.kinds == ["good", "good", "bad", "bad"]
+    np.testing.assert_array_equal(found.y, [1, 1, -1, -1])
+    np.testing.assert_array_equal(found.train, [False] * 4)
+    assert found.skipped == []
+
+
+def test_good_alone(tmp_path):
+    write(tmp_path, "good/a.png")
+    found = load_folder(tmp_path)
+    assert names(tmp_path, found.paths) == ["good/a.png"]
+    assert found.y.tolist() == [1]
+
+
+def test_mvtec(tmp_path):
+    write(tmp_path, "train/good/000.png", "train/good/001.png", "test/good/000.png")
+    write(tmp_path, "test/scratch/000.png", "test/crack/000.png", "test/crack/001.png", size=(30, 10))
+    write(tmp_path, "ground_truth/scratch/000_mask.png", "ground_truth/crack/001_mask.png", size=(30, 10))
+    (tmp_path / "readme.txt").write_text("MVTec")
+    found = load_folder(tmp_path)
+    assert names(tmp_path, found.paths) == [
+        "train/good/000.png", "train/good/001.png", "test/good/000.png", "test/crack/000.png", "test/crack/001.png",
+        "test/scratch/000.png",
+    ]  # fmt: skip
+    assert names(tmp_path, found.masks) == [
+        None, None, None, None, "ground_truth/crack/001_mask.png", "ground_truth/scratch/000_mask.png",
+    ]  # fmt: skip
+    assert found.kinds == ["good"] * 3 + ["crack", "crack", "scratch"]
+    np.testing.assert_array_equal(found.y, [1, 1, 1, -1, -1, -1])
+    np.testing.assert_array_equal(found.train, [True, True, False, False, False, False])
+    assert [(path.name, reason.partition(" ")[0]) for path, reason in found.skipped] == [("readme.txt", "not")]
+
+
+@pytest.mark.parametrize("mask", ["masks/1.png", "masks/1_mask.png", "masks/bad/1.png", "ground_truth/bad/1_mask.png"])
+def test_test_folders_without_train(tmp_path, mask):
+    write(tmp_path, "test/good/1.png", "test/bad/1.png", mask)
+    found = load_folder(tmp_path)
+    assert names(tmp_path, found.paths) == ["test/good/1.png", "test/bad/1.png"]
+    assert names(tmp_path, found.masks) == [None, mask]
+    assert not found.train.any()
+
+
+def test_masks_of_normal_images(tmp_path):
+    write(tmp_path, "good/1.png", "good/2_mask.png", "bad/3.png", "masks/1.png", "masks/2_mask.png", "masks/3.png")
+    assert names(tmp_path, load_folder(tmp_path).masks) == ["masks/1.png", "masks/2_mask.png", "masks/3.png"]
+
+
+def test_what_is_skipped_is_said(tmp_path):
+    write(tmp_path, "good/a.png", "good/.hidden.png", "good/deeper/b.png", "bad/c.png", "masks/.c.png", "masks/c.png")
+    write(tmp_path, "other/d.png", ".cache/e.png", "masks/bad/deeper/c.png")
+    for name in ("good/Thumbs.db", "masks/notes.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "good" / "folder.png").mkdir()
+    found = load_folder(tmp_path)
+    assert names(tmp_path, found.paths) == ["good/a.png", "bad/c.png"]
+    skipped = {path.relative_to(tmp_path).as_posix(): reason for path, reason in found.skipped}
+    assert skipped == {
+        "good/.hidden.png": "hidden",
+        "good/deeper": "a folder",
+        "good/folder.png": "a folder",
+        "good/Thumbs.db": "not an image, by its name",
+        "masks/.c.png": "hidden",
+        "masks/notes.txt": "not an image, by its name",
+        "masks/bad/deeper": "a folder",
+        ".cache": "hidden",
+        "other": "not one of the folders bad, good, ground_truth, masks",
+    }
+
+
+def test_files_among_the_kinds_are_skipped(tmp_path):
+    write(tmp_path, "test/good/1.png", "test/2.png", "test/.thumbnails/3.png")
+    found = load_folder(tmp_path)
+    assert names(tmp_path, found.paths) == ["test/good/1.png"]
+    assert [path.name for path, _ in found.skipped] == [".thumbnails", "2.png"]
+
+
+def test_no_pixel_is_decoded(tmp_path, monkeypatch):
+    write(tmp_path, "good/1.png", "bad/1.png", "masks/1.png")
+    (tmp_path / "good" / "damaged.png").write_bytes(b"\x89PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("a picture was decoded"))
+    found = load_folder(tmp_path)
+    assert len(found.paths) == 3
+
+
+def test_a_damaged_image_is_left_to_its_use(tmp_path):
+    write(tmp_path, "good/1.png", "masks/2.png")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "2.png").write_bytes(b"\x89PNG")
+    found = load_folder(tmp_path)
+    assert names(tmp_path, found.masks) == [None, "masks/2.png"]
+    with pytest.raises(ImageError, match=r"2\.png could not be read"):
+        images.load(found.paths[1], 0, 8)
+
+
+def test_a_turned_photograph_has_its_mask_as_shown(tmp_path):
+    write(tmp_path, "good/1.png", "masks/2.png", size=(16, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: 20 x 16 is shown as 16 x 20
+    (tmp_path / "bad").mkdir()
+    Image.new("RGB", (20, 16)).save(tmp_path / "bad" / "2.jpg", exif=exif)
+    assert names(tmp_path, load_folder(tmp_path).masks) == [None, "masks/2.png"]
+
+
+# ---- refusals
+
+
+def test_no_folder(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "missing")
+    write(tmp_path, "file.png")
+    assert "is a file" in refusal(tmp_path / "file.png")
+
+
+@pytest.mark.parametrize(
+    ("files", "parts"),
+    [
+        ([], ["no good/", "nothing"]),
+        (["a.png", "b.png"], ["no good/", "a.png, b.png"]),
+        (["normal/a.png", "bad/b.png"], ["no good/", "bad/, normal/", "train/good/"]),
+        (["test/crack/a.png"], ["no image in", "test/good", "test/"]),
+        (["train/crack/a.png", "test/crack/a.png"], ["train/good or", "test/good"]),
+    ],
+)
+def test_good_is_missing(tmp_path, files, parts):
+    write(tmp_path, *files)
+    message = refusal(tmp_path)
+    for part in parts:
+        assert part in message
+
+
+def test_good_is_empty(tmp_path):
+    write(tmp_path, "bad/1.png")
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "readme.txt").write_text("x")
+    assert f"no image in {tmp_path / 'good'}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "mask", ["masks/7.png", "masks/bad/7_mask.png", "masks/other/1.png", "ground_truth/good/9.png"]
+)
+def test_a_mask_of_no_image(tmp_path, mask):
+    write(tmp_path, "good/1.png", "bad/1.png", mask)
+    message = refusal(tmp_path)
+    assert str(tmp_path / mask) in message
+    assert "belongs to no image" in message
+
+
+def test_masks_of_training_images_are_not_expected(tmp_path):
+    write(tmp_path, "train/good/1.png", "test/good/2.png", "masks/1.png")
+    assert "belongs to no image" in refusal(tmp_path)
+
+
+def test_a_mask_of_several_images(tmp_path):
+    write(tmp_path, "test/good/0.png", "test/crack/1.png", "test/hole/1.png", "masks/1.png")
+    message = refusal(tmp_path)
+    assert "could belong to" in message
+    assert str(tmp_path / "test/crack/1.png") in message
+
+
+def test_two_masks_of_one_image(tmp_path):
+    write(tmp_path, "good/1.png", "bad/1.png", "masks/1.png", "masks/1_mask.png")
+    message = refusal(tmp_path)
+    assert "has two masks" in message
+    assert "1_mask.png" in message
+
+
+def test_a_mask_of_another_size(tmp_path):
+    write(tmp_path, "good/1.png", "bad/1.png")
+    write(tmp_path, "masks/1.png", size=(16, 20))
+    message = refusal(tmp_path)
+    assert "16 x 20" in message
+    assert "20 x 16" in message
+
+
+def test_a_damaged_mask(tmp_path):
+    write(tmp_path, "good/1.png", "bad/1.png")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "1.png").write_bytes(b"no picture")
+    assert "cannot be read" in refusal(tmp_path)
+
+
+# ---- in use
+
+
+def test_fit_on_a_folder(toy, normal, anomalous, tmp_path):
+    for kind, batch in (("train/good", normal[:3]), ("test/good", normal[3:6]), ("test/square", anomalous[:3])):
+        (tmp_path / kind).mkdir(parents=True)
+        for i, image in enumerate(batch):
+            Image.fromarray(image).save(tmp_path / kind / f"{i}.png")
+    found = load_folder(tmp_path)
+    paths = np.array(found.paths, dtype=object)
+    det = DualDistillationDetector(**toy, evidence="patch").fit(paths[found.train])
+    scores = det.score_samples(paths[~found.train])
+    np.testing.assert_array_equal(scores, det.score_samples([*normal[3:6], *anomalous[:3]]))
+    np.testing.assert_array_equal(det.fit(found.paths, found.y).support_.shape[0], 6)
+
+
+@pytest.mark.shared
+def test_real_folders(real_data):
+    found = load_folder(real_data / "busi")
+    assert (found.y == -1).sum() == 200
+    with_mask = [mask is not None for mask in found.masks]
+    assert sum(with_mask) == 84
+    assert (found.y[with_mask] == -1).all()
+    assert all(mask.stem == path.stem for path, mask in zip(found.paths, found.masks, strict=True) if mask)
