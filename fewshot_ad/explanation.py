@@ -115,17 +115,15 @@ def _highest(values: np.ndarray) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def opacity(share: np.ndarray) -> np.ndarray:
-    """Tell how opaque the colour over an image is, in [0, 1], where its map is such a share of the level.
-
-    None up to 0.7 of it, half at it, full from 1.3 of it.
-    """
+def opacity(found: Explanation) -> np.ndarray:
+    """Tell how opaque the colour over an image is, (S, S) in [0, 1]: none up to 0.7 of `level`, full from 1.3 of it."""
+    share = found.faded / found.level if found.level > 0 else np.ones_like(found.faded)
     return np.clip((share - 0.7) / 0.6, 0, 1)
 
 
 def overlay(found: Explanation) -> np.ndarray:
     """Lay the map over its image, in `COLOUR`, so that the image still shows: (S, S, 3) uint8."""
-    alpha = 0.7 * opacity(found.faded / found.level if found.level > 0 else np.ones_like(found.faded))[..., None]
+    alpha = 0.7 * opacity(found)[..., None]
     return np.rint((1 - alpha) * found.image + alpha * np.array(COLOUR)).astype(np.uint8)
 
 

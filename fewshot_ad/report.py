@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from tqdm.auto import tqdm
 
-from . import __version__, checkpoints, images, scoring
+from . import __version__, checkpoints, images
 from .exceptions import ImageError
 from .explanation import as_uint8, opacity
 
@@ -92,9 +92,8 @@ def write_report(
 
     Notes
     -----
-    An image takes up about 25 kB. Colour is on one scale for all maps, by the level that takes an image to the
-    threshold: none up to 0.7 of it, half at it, full from 1.3 of it. An image's own level is the `aggregation` of its
-    map plus its `decision_function`; the scale's is the median of all.
+    An image takes up about 15 to 30 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
+    image's `level`, which its hottest places are above where it is called anomalous.
     """
     check_is_fitted(det)
     if max_side is not None and not (isinstance(max_side, (int, np.integer)) and max_side >= 1):
@@ -160,7 +159,7 @@ def _collect(
             "label": 0 if labels is None else int(labels[i]),
             "picture": _jpeg(picture),
             "aspect": _aspect(items[i]),
-            **_explained(det, explanation),
+            **_explained(explanation),
         })  # fmt: skip
     unreadable = []
     for i in sorted(errors):
@@ -169,14 +168,12 @@ def _collect(
     return records, unreadable
 
 
-def _explained(det: DualDistillationDetector, found: Explanation) -> dict[str, Any]:
+def _explained(found: Explanation) -> dict[str, Any]:
     """Encode an explanation, so that its arrays need not be kept."""
-    faded = scoring.fade_border(torch.from_numpy(found.map), det.border_weight)
     match = found.matches
     return {
         "score": float(found.decision),
-        "level": float(scoring.aggregate(faded, det.aggregation) + found.decision),
-        "map": _quantised(found.map),
+        "map": _mask(found),
         "patch": float(found.patch_size),
         "hot": [int(place) for place in found.hot_spot],
         "weights": [round(float(weight), 4) for weight in found.support_weights],
@@ -210,20 +207,9 @@ def _jpeg(pixels: np.ndarray) -> str:
     return _url("jpeg", file)
 
 
-def _quantised(values: np.ndarray) -> tuple[bytes, float, float]:
-    """Compress a map: 8-bit PNG, and the values that its 0 and 255 stand for."""
-    low, high = float(values.min()), float(values.max())
-    file = io.BytesIO()
-    Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue(), low, high
-
-
-def _mask(png: bytes, low: float, high: float, level: float) -> str:
-    """Make a quantised map the transparency of the colour that is laid over the image."""
-    values = low + (high - low) * np.arange(256) / 255
-    alphas = np.rint(255 * opacity(values / level)).astype(int)
-    with Image.open(io.BytesIO(png)) as picture:
-        alpha = picture.point(alphas.tolist())
+def _mask(found: Explanation) -> str:
+    """Make a map the transparency of the colour that is laid over the image."""
+    alpha = Image.fromarray(np.rint(255 * opacity(found)).astype(np.uint8))
     file = io.BytesIO()
     Image.merge("LA", (Image.new("L", alpha.size), alpha)).save(file, "PNG", optimize=True)
     return _url("png", file)
@@ -241,11 +227,7 @@ def _data(
     labelled: bool,
 ) -> dict[str, Any]:
     """Put together what the template's script reads."""
-    level = max(float(np.median([record.pop("level") for record in records])), float(np.finfo(np.float32).tiny))
-    for record in records:
-        png, low, high = record["map"]
-        record["map"] = _mask(png, low, high, level)
-        patch = record.pop("patch")
+    patches = {record.pop("patch") for record in records}
     n_support = len(records[0]["weights"])
     known = [(record["label"], record["score"]) for record in records if record["label"]]
     auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
@@ -257,7 +239,7 @@ def _data(
         "labelled": labelled,
         "auroc": auroc,
         "size": int(det.image_size),
-        "patch": patch,
+        "patch": patches.pop(),
         "detector": [
             ["fewshot_ad", __version__],
             ["Teacher", f"{det.backbone}, {det.teacher_fingerprint_[:12]}"],

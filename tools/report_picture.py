@@ -1,4 +1,4 @@
-"""Make the picture of docs/report.md: screenshots of a report on the pictures of examples/01_quickstart.py.
+"""Make the picture of docs/report.md: screenshots of a report on the pictures of the demo.
 
 python tools/report_picture.py --out docs/images/report.png
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import runpy
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from fewshot_ad import DualDistillationDetector
+from fewshot_ad import DualDistillationDetector, demo
 from fewshot_ad.report import write_report
 
 WIDTH, HEIGHT = 1180, 700
@@ -28,14 +27,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("report.png"))
     args = parser.parse_args()
 
-    paint = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "01_quickstart.py"))["paint_a_dataset"]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        paint(folder)
+        folder = demo.write_images(scratch)
         good, bad = (sorted((folder / kind).glob("*.png")) for kind in ("good", "bad"))
         det = DualDistillationDetector(random_state=0).fit(good[:4])
         y = [1] * len(good[4:]) + [-1] * len(bad)
-        report = write_report(det, [*good[4:], *bad], folder / "report.html", y=y, title="Scratched photographs")
+        report = folder / "report.html"
+        write_report(det, [*good[4:], *bad], report, y=y, title="Scratched photographs")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
