@@ -157,7 +157,9 @@ def check_destination(path: str | os.PathLike, *, force: bool, least: int = 0) -
         write_atomically(probe, b"")
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}). Choose another folder or name") from error
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}). Choose another folder or name"
+        ) from error
     free = shutil.disk_usage(path.parent).free
     if free < least:
         raise DiskFullError(
