@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--out", type=_table_name, default=None, metavar="FILE",
         help="table to write, .csv or .parquet; without it CSV on standard output",
     )  # fmt: skip
+    _force(add)
     add("--engine", choices=("local", "ray"), default="local", help="this process, or the actors of a Ray cluster")
     add("--num-actors", type=int, default=None, metavar="N", help="of engine ray; one for each GPU, else processor")
     add("--address", default=None, help="of a running Ray cluster; $RAY_ADDRESS, or one is started here")

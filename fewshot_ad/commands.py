@@ -94,14 +94,18 @@ def score(
     paths: Sequence[Path],
     support: Sequence[Path] | None,
     out: Path | None,
+    force: bool,
     engine: str,
     num_actors: int | None,
     address: str | None,
     **settings: Any,
 ) -> Outcome:
     """Score images into a table."""
-    if out is not None and out.suffix == ".parquet":
-        _import_parquet()  # before the work, not after it
+    if out is not None:  # before the work, not after it
+        out.parent.mkdir(parents=True, exist_ok=True)
+        check_destination(out, force=force)
+        if out.suffix == ".parquet":
+            _import_parquet()
     det, given = _detector(paths, support, settings)
     items = distributed.list_files([item for item, _ in _list(given)])
     if engine == "ray":
@@ -270,7 +274,6 @@ def _import_parquet() -> Any:
 
 def _write_table(rows: Sequence[Row], out: Path) -> None:
     """Write rows of `_COLUMNS` as CSV or Parquet, atomically."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
         write_atomically(out, _csv(rows).encode())
         return

@@ -7,10 +7,14 @@ without reading a pixel, `load` turns one of them into a square float tensor.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import numbers
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,10 @@ from .exceptions import ImageError, ImageSkippedWarning, MissingExtraError, Mixe
 from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, File, Frame, Pixels, narrow, open_file
 
 MAX_PIXELS = 50_000_000
+# A JPEG is decoded to no less than so many times the side that it is resized to.
+_SPARE = 4
+# Images that are read before they are asked for.
+_AHEAD = 16
 # Named one by one: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Of these, a file's further pictures are images of their own; those of an MPO are the camera's variants of one.
@@ -254,7 +262,7 @@ def load(
     """
     name = label(item, index)
     if isinstance(item, _SINGLE):
-        pixels = _read_picture(item, name, max_pixels, value_range)
+        pixels = _read_picture(item, name, size, max_pixels, value_range)
     elif isinstance(item, (np.ndarray, torch.Tensor)):
         pixels = Pixels(_read_array(item, name), value_range)
     else:
@@ -269,7 +277,7 @@ def load(
 def load_each(
     items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], **options: Any
 ) -> Iterator[tuple[int, torch.Tensor | None]]:
-    """Read images one after the other.
+    """Read images in their order, some ahead of those that were asked for, in as many threads as torch has.
 
     Parameters
     ----------
@@ -292,9 +300,9 @@ def load_each(
     ImageError
         The first unreadable image, with on_error="raise".
     """
-    for index, item in enumerate(items):
+    for index, read in enumerate(_read_ahead(items, options)):
         try:
-            yield index, load(item, index, **options)
+            yield index, read()
         except ImageError as error:
             if on_error == "raise":
                 raise ImageError(
@@ -305,6 +313,23 @@ def load_each(
             else:
                 warnings.warn(f"Skipped: {error}", ImageSkippedWarning, stacklevel=2)
             yield index, None
+
+
+def _read_ahead(items: Sequence[Any], options: dict[str, Any]) -> Iterator[Callable[[], torch.Tensor]]:
+    """Yield for each image what returns it, or raises its error."""
+    calls = (functools.partial(load, item, index, **options) for index, item in enumerate(items))
+    n_threads = min(torch.get_num_threads(), len(items))
+    if n_threads == 1:
+        yield from calls
+        return
+    pool = ThreadPoolExecutor(n_threads)
+    try:
+        ahead = deque(pool.submit(call) for call in itertools.islice(calls, _AHEAD))
+        while ahead:
+            yield ahead.popleft().result
+            ahead.extend(pool.submit(call) for call in itertools.islice(calls, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
@@ -326,12 +351,13 @@ def _read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
 def _read_picture(
     item: str | os.PathLike[str] | Frame | Image.Image,
     name: str,
+    side: int,
     max_pixels: int,
     value_range: tuple[float, float] | None,
 ) -> Pixels:
     try:
         if not isinstance(item, Image.Image):
-            return _read_file(item, name, max_pixels, value_range)
+            return _read_file(item, name, side, max_pixels, value_range)
         # A picture that Pillow has opened may still be undecoded, and fail like a file.
         _check_size(item.size, name, max_pixels)
         return Pixels(_decode(item), value_range)
@@ -351,7 +377,7 @@ def _read_picture(
 
 
 def _read_file(
-    item: str | os.PathLike[str] | Frame, name: str, max_pixels: int, value_range: tuple[float, float] | None
+    item: str | os.PathLike[str] | Frame, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None
 ) -> Pixels:
     path = Path(item.path if isinstance(item, Frame) else item)
     if path.is_dir():
@@ -360,7 +386,7 @@ def _read_file(
         raise ImageError(f"{name} does not exist. Pass the path of an image file.")
     if path.stat().st_size == 0:
         raise ImageError(f"{name} is an empty file. Accepted are {_READABLE}.")
-    with _opened(path) as file:
+    with _opened(path, side) as file:
         index = item.index if isinstance(item, Frame) else 0
         if not 0 <= index < file.n_images:
             raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
@@ -377,20 +403,17 @@ def _read_file(
     return pixels
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[File]:
-    with warnings.catch_warnings():
-        # Pillow warns at a size of its own, where max_pixels decides; pydicom of each field that is out of order.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", module="pydicom")
-        with contextlib.closing(open_file(path) or _Picture(path)) as file:
-            yield file
+def _opened(path: Path, side: int = 0) -> contextlib.closing[File]:
+    """Open a file; `side` is what its images will be resized to, if that is known."""
+    # Pillow may warn of a size that max_pixels allows, and pydicom of fields: filters are not for one thread alone.
+    return contextlib.closing(open_file(path) or _Picture(path, side))
 
 
 class _Picture(File):
     """A file that Pillow reads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, side: int) -> None:
+        self.side = side
         self.picture = Image.open(path, formats=_FORMATS)
         self.n_images = getattr(self.picture, "n_frames", 1) if self.picture.format in _SEVERAL else 1
 
@@ -400,6 +423,10 @@ class _Picture(File):
 
     def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
         self.picture.seek(index)
+        if self.side and self.picture.format == "JPEG":
+            # Decodes to a half, a quarter or an eighth: in a third of the time, and the pixels of the resized image
+            # change by less than a rounding to 8 bits (docs/formats.md).
+            self.picture.draft(None, (_SPARE * self.side, _SPARE * self.side))
         return Pixels(_decode(self.picture), value_range)
 
     def close(self) -> None:

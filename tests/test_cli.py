@@ -107,6 +107,9 @@ def test_score_writes_a_table(pictures, capsys):
     assert [int(row["label"]) for row in rows] == det.predict(paths).tolist()
     assert cli.main(command) == 0
     assert capsys.readouterr().out == out.read_text()
+    assert cli.main([*command, "-o", str(out)]) == 2
+    assert "exists. Pass --force" in capsys.readouterr().err
+    assert cli.main([*command, "-o", str(out), "--force"]) == 0
 
 
 def test_score_counts_what_it_could_not_read(pictures, capsys):

@@ -205,12 +205,11 @@ def test_samples_of_one_colour_picture_load_alike(kind):
         ("badVR.dcm", ["could not be read"]),
     ],
 )
+@pytest.mark.filterwarnings("ignore:::pydicom")
 def test_samples_that_hold_no_readable_image(name, words):
     path = get_testdata_file(name, download=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_refused(path, path, *words)
-        assert frames(path) == [path]
+    assert_refused(path, path, *words)
+    assert frames(path) == [path]
 
 
 def test_an_unsupported_transfer_syntax(tmp_path):

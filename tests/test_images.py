@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import sparse
 
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
@@ -517,8 +517,7 @@ def test_a_file_that_pillow_takes_for_a_bomb(tmp_path, side, max_pixels):
 def test_between_pillows_warning_and_its_error_only_max_pixels_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = save(tmp_path, "a.png", GREY)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(Image.DecompressionBombWarning):  # Pillow's own word, which is no reason to refuse
         assert_same(path, GREY)
 
 
@@ -547,3 +546,59 @@ def test_skip_is_silent_when_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(image is not None for _, image in load_each([GREY, COLOUR], "skip", size=SIZE))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_reading_ahead_keeps_order_and_errors(tmp_path):
+    paths = [tmp_path / f"{i:02}.png" for i in range(40)]
+    for i, path in enumerate(paths):
+        Image.new("L", (4, 4), 5 * i).save(path)
+    paths[7].write_bytes(b"no image")
+    failed = []
+    found = list(load_each(paths, lambda i, error: failed.append((i, str(error))), size=4))
+    assert [i for i, _ in found] == list(range(40))
+    assert [round(255 * float(image[0, 0, 0])) for i, image in found if i != 7] == [5 * i for i in range(40) if i != 7]
+    assert found[7][1] is None
+    assert [i for i, _ in failed] == [7]
+    assert "07.png could not be read" in failed[0][1]
+    with pytest.raises(ImageError, match=r"8 of 40 images: .*07\.png"):
+        list(load_each(paths, "raise", size=4))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_reading_ahead_ends_with_whoever_asked(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("fewshot_ad.images.load", lambda item, index, **_: seen.append(index))
+    reader = load_each(list(range(1000)), "raise", size=4)
+    assert next(reader) == (0, None)
+    reader.close()
+    assert len(seen) < 30
+
+
+def test_large_jpegs_are_decoded_smaller(tmp_path, monkeypatch):
+    rows, columns = np.mgrid[:1200, :1600]
+    wave = 128 + 100 * np.sin(rows / 40) * np.cos(columns / 55)
+    path = tmp_path / "large.jpg"
+    Image.fromarray(wave.astype(np.uint8)).save(path, quality=90)
+    with Image.open(path) as picture:
+        expected = load(np.asarray(picture), 0, 64)
+    sizes = []
+    exif_transpose = ImageOps.exif_transpose
+    monkeypatch.setattr(
+        ImageOps, "exif_transpose", lambda picture: sizes.append(picture.size) or exif_transpose(picture)
+    )
+    found = load(path, 0, 64)
+    assert sizes == [(400, 300)]  # never below four times what is wanted
+    assert (found - expected).abs().max() < 0.005
+    with pytest.raises(ImageError, match="1600 x 1200"):  # its own size is what is allowed or not
+        load(path, 0, 64, max_pixels=1_000_000)
+    load(path, 0, 128)
+    assert sizes[1:] == [(800, 600)]
