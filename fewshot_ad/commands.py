@@ -77,6 +77,7 @@ def demo(out: Path, random_state: int, verbose: int) -> Outcome:
 def fit(support: Sequence[Path], out: Path, keep_support: bool, force: bool, **settings: Any) -> Outcome:
     """Fit a detector and save it."""
     check_destination(out, force=force)  # before the work, not after it
+    _check_existence(support)
     det = _fit(support, settings)
     det.save(out, support=keep_support, force=force)
     names = [Path(name).name for name in det._support_names]
@@ -169,15 +170,23 @@ def evaluate(folder: Path, shots: Sequence[int], seeds: int, verbose: int, **set
     names = evaluation.METRICS
     lines = [f"| normal images | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for mean in means:
-        cells = ["–" if mean[name] is None else "{:.3f} ± {:.3f}".format(*mean[name]) for name in names]
+        cells = [_mean_and_error(mean[name]) for name in names]
         lines.append(f"| {mean['shots']} | {' | '.join(cells)} |")
+    drawn = f"Mean ± standard error over {seeds} draws" if seeds > 1 else "One draw"
     lines.append(
-        f"\nMean ± standard error over {seeds} draw(s) of the support, tested on {rows[0]['n_normal']} normal and "
-        f"{rows[0]['n_anomalous']} anomalous images."
+        f"\n{drawn} of the support, tested on {rows[0]['n_normal']} normal and {rows[0]['n_anomalous']} anomalous "
+        "images."
     )
     n_failed = max(row["n_failed"] for row in rows)
     note = f"{n_failed} images could not be read, and do not count" if n_failed else ""
     return Outcome("\n".join(lines), {"folder": str(folder), "means": means, "draws": rows}, n_failed, note)
+
+
+def _mean_and_error(found: tuple[float, float] | None) -> str:
+    if found is None:
+        return "–"
+    mean, error = found
+    return f"{mean:.3f}" + (f" ± {error:.3f}" if np.isfinite(error) else "")
 
 
 def info(model: Path) -> Outcome:
@@ -209,9 +218,7 @@ def _detector(
     paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
 ) -> tuple[DualDistillationDetector, Sequence[Path]]:
     """Load the model that is named first, or fit on the support; and return the paths that are to be looked at."""
-    for path in [*paths, *(support or ())]:
-        if not path.exists():
-            raise ImageError(f"{path} does not exist. Name image files, or folders of them.")
+    _check_existence([*paths, *(support or ())])
     if support is not None:
         return _fit(support, settings), paths
     if paths[0].is_dir() or len(paths) < 2:
@@ -221,6 +228,12 @@ def _detector(
         )
     det = DualDistillationDetector.load(paths[0])
     return det.set_params(verbose=settings["verbose"], on_error="skip"), paths[1:]
+
+
+def _check_existence(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            raise ImageError(f"{path} does not exist. Name image files, or folders of them.")
 
 
 def _list(paths: Iterable[Path]) -> Iterator[tuple[Any, Path]]:

@@ -194,6 +194,8 @@ def test_fit_keeps_what_is_there(model, pictures, capsys, monkeypatch):
     assert cli.main(["fit", str(pictures / "support"), "-o", str(model)]) == 2
     assert "exists. Pass --force" in capsys.readouterr().err
     assert model.read_bytes() == before
+    assert cli.main(["fit", str(pictures / "gone.png"), "-o", str(model), "--force"]) == 2
+    assert "gone.png does not exist" in capsys.readouterr().err
 
 
 def test_fit_passes_its_settings_on(pictures, capsys):
@@ -282,6 +284,9 @@ def test_evaluate(pictures, capsys):
     said = capsys.readouterr().out
     assert "| normal images | image_auroc |" in said
     assert "tested on 4 normal and 3 anomalous images" in said
+    assert "±" in said
+    assert cli.main([*command, "--seeds", "1"]) == 0
+    assert "nan" not in capsys.readouterr().out
     assert cli.main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(row["shots"], row["seed"]) for row in found["draws"]] == [(2, 0), (2, 1), (4, 0), (4, 1)]
