@@ -319,7 +319,7 @@ def _read_ahead(items: Sequence[Any], options: dict[str, Any]) -> Iterator[Calla
     """Yield for each image what returns it, or raises its error."""
     calls = (functools.partial(load, item, index, **options) for index, item in enumerate(items))
     n_threads = min(torch.get_num_threads(), len(items))
-    if n_threads == 1:
+    if n_threads <= 1:
         yield from calls
         return
     pool = ThreadPoolExecutor(n_threads)
