@@ -210,7 +210,7 @@ def _command(commands: Any, name: str, short: str, description: str, example: st
         name, help=short, description=description, epilog=f"Example:\n  {example}", argument_default=argparse.SUPPRESS,
         formatter_class=_Formatter,
     )  # fmt: skip
-    parser.set_defaults(run="report_" if name == "report" else name)
+    parser.set_defaults(run=name)
     return parser.add_argument
 
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import datasets, distributed, evaluation, images, model_file, pretraining, report
+from . import datasets, distributed, evaluation, images, model_file, pretraining
 from .checkpoints import check_destination, write_atomically
 from .demo import write_images
 from .detector import DualDistillationDetector
 from .exceptions import ImageError, MissingExtraError, OutputExistsError
 from .explanation import overlay
+from .report import write_report
 
 # Of the table that `score` writes.
 _COLUMNS = ("path", "score", "label", "error")
@@ -58,7 +59,7 @@ def demo(out: Path, random_state: int, verbose: int) -> Outcome:
     for _ in _write_maps(det, [(path, Path(path.name)) for path in bad], out / "maps", False):
         pass
     y = [1] * len(normal) + [-1] * len(bad)
-    report.write_report(det, [*normal, *bad], out / "report.html", y=y)
+    write_report(det, [*normal, *bad], out / "report.html", y=y)
     right = [label == known for (_, _, label, _), known in zip(rows, y, strict=True)]
     n_normal, n_bad = sum(right[: len(normal)]), sum(right[len(normal) :])
     found = {
@@ -142,7 +143,7 @@ def map(paths: Sequence[Path], support: Sequence[Path] | None, out: Path, force:
     )
 
 
-def report_(
+def report(
     paths: Sequence[Path], support: Sequence[Path] | None, out: Path, title: str | None, force: bool, **settings: Any
 ) -> Outcome:
     """Write the page to look through."""
@@ -155,7 +156,7 @@ def report_(
         items, y = [folder.paths[i] for i in tested], folder.y[tested]
     if not items:
         raise ImageError(f"There are no images in {', '.join(str(path) for path in given)}.")
-    unreadable = report.write_report(det, items, out, y=y, title=title, force=force)
+    unreadable = write_report(det, items, out, y=y, title=title, force=force)
     size = out.stat().st_size
     found = {"report": str(out), "bytes": size, "n_images": len(items), "failed": dict(unreadable)}
     text = f"wrote {out} ({size / 1e6:.1f} MB): {len(items) - len(unreadable)} of {len(items)} images"
