@@ -58,7 +58,7 @@ across images that are sorted by class, drops the last incomplete batch, and kee
 test images. Ours are scored image by image, with the training's length fixed beforehand. "Leaky" (--leaky) scores the
 same maps with that blur, to show what it alone is worth; it is not a measurement of anything.
 """
-QUICK = {"shots": [2, 4], "seeds": 2, "steps": 40, "images": 40, "auxiliary": 40, "domains": 4}
+QUICK = {"shots": [2, 4], "seeds": 2, "steps": 60, "images": 40, "auxiliary": 40, "domains": 4}
 
 
 def parse() -> argparse.Namespace:

@@ -188,9 +188,7 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
         The DICOM files are of several series, or sizes.
     """
     found: list[Any] = []
-    series: set[str] = set()
-    sizes: set[tuple[int, int]] = set()
-    n_dicom = 0
+    kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
     for path in [paths] if isinstance(paths, (str, os.PathLike, Frame)) else paths:
         if isinstance(path, Frame):
             found.append(path)
@@ -200,19 +198,22 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
             with _opened(Path(path)) as file:
                 n_images = file.n_images
                 if file.series is not None:
-                    series.add(file.series)
-                    sizes.add(file.size(0))
-                    n_dicom += 1
+                    kinds.setdefault((file.series, file.size(0)), []).append(str(path))
         except MissingExtraError:
             raise
         except Exception:  # readers raise whatever a damaged file leads them to; `load` explains it
             n_images = 1
         found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
-    if len(series) > 1 or len(sizes) > 1:
+    if len(kinds) > 1:
+        series, sizes = {uid for uid, _ in kinds}, {size for _, size in kinds}
         listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:5])
+        most = max(kinds.values(), key=len)
+        others = [name for names in kinds.values() if names is not most for name in names]
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         warnings.warn(
-            f"{n_dicom} DICOM files belong to {len(series)} series and have {len(sizes)} size(s) ({listed}). Images of "
-            "unlike kinds make a poor support: pass those of one series.",
+            f"{len(most) + len(others)} DICOM files belong to {len(series)} series and have {len(sizes)} size(s) "
+            f"({listed}). Images of unlike kinds make a poor support: pass those of one series. Unlike most are "
+            f"{', '.join(others[:5])}{more}.",
             MixedSeriesWarning,
             stacklevel=2,
         )

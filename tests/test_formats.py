@@ -522,6 +522,7 @@ def test_mixed_series_are_told_once(tmp_path):
     with pytest.warns(MixedSeriesWarning, match="6 DICOM files belong to 2 series and have 2 size") as caught:
         assert frames(paths) == paths
     assert len(caught) == 1
+    assert "Unlike most are " in str(caught[0].message)
     with pytest.warns(MixedSeriesWarning, match=r"1 series .* \(40 x 4, 40 x 36\)"):
         frames([paths[0], paths[-1]])
     with warnings.catch_warnings():
