@@ -26,13 +26,12 @@ from torch.nn import functional as F
 
 import fewshot_ad
 from fewshot_ad import DualDistillationDetector, images, pretrain
+from fewshot_ad.evaluation import N_ANOMALOUS, N_NORMAL, PIXELS
 from fewshot_ad.features import CHUNK, image_hash, load_teacher
 from fewshot_ad.metrics import aupro
 from fewshot_ad.runtime import resolve_runtime
 from fewshot_ad.scoring import Scorer
 
-N_NORMAL, N_BAD = 150, 100
-PIXELS = 256
 MAX_FPR = 0.3
 # Of the published code's test loader.
 LEAKY_BATCH = 16
@@ -122,11 +121,11 @@ def draw(task: Path, n_shots: int, seed: int, *, n_spoilt: int = 0, limit: int |
     if not normal or not bad:
         raise SystemExit(f"{task} has {len(pool)} normal and {len(bad)} anomalous images: none is left to test on.")
     if n_spoilt:
-        spare = bad[N_BAD:] if len(bad) >= N_BAD + n_spoilt and not split else bad
+        spare = bad[N_ANOMALOUS:] if len(bad) >= N_ANOMALOUS + n_spoilt and not split else bad
         chosen = np.random.default_rng((seed, 1)).permutation(len(spare))[:n_spoilt]
         support = support[:-n_spoilt] + [spare[i] for i in chosen]
         bad = [path for path in bad if path not in support]
-    bad = bad if split else bad[:N_BAD]
+    bad = bad if split else bad[:N_ANOMALOUS]
     masks = (task / "test" if split else task) / "masks"
     return Draw(support, normal[:limit], bad[:limit], masks)
 

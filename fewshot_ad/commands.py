@@ -152,8 +152,11 @@ def report(
     items, y = [item for item, _ in _list(given)], None
     if len(given) == 1 and any((given[0] / name).is_dir() for name in ("good", "test")):
         folder = datasets.load_folder(given[0])
-        tested = np.flatnonzero(~folder.train)
-        items, y = [folder.paths[i] for i in tested], folder.y[tested]
+        labels = {
+            path: label for path, label, train in zip(folder.paths, folder.y, folder.train, strict=True) if not train
+        }
+        items = images.frames(labels)
+        y = [labels[Path(item.path if isinstance(item, images.Frame) else item)] for item in items]
     if not items:
         raise ImageError(f"There are no images in {', '.join(str(path) for path in given)}.")
     unreadable = write_report(det, items, out, y=y, title=title, force=force)
@@ -166,7 +169,7 @@ def report(
 def evaluate(folder: Path, shots: Sequence[int], seeds: int, verbose: int, **settings: Any) -> Outcome:
     """Measure accuracy on images of both kinds."""
     det = DualDistillationDetector(**settings, on_error="skip")
-    rows = evaluation.evaluate(det, folder, n_shots=shots, n_seeds=seeds)
+    rows = evaluation.evaluate(det, folder, n_shots=shots, n_seeds=seeds, progress=bool(verbose))
     means = list(evaluation.summary(rows))
     names = evaluation.METRICS
     lines = [f"| normal images | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
