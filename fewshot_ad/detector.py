@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
 from tqdm.auto import tqdm
 
-from . import calibration, checkpoints, explanation, images, model_file, scoring, views
+from . import calibration, checkpoints, explanation, images, matching, model_file, scoring, views
 from .episodes import Task
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
 from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
@@ -959,16 +959,16 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def _store_banks(self, support: torch.Tensor, extract: FeatureExtractor) -> None:
         kinds = self._kinds()
         self.patches_ = self.embeddings_ = None
-        self._bank: tuple[Runtime, scoring.PatchBank] | None = None
+        self._bank: tuple[Runtime, matching.PatchBank] | None = None
         if not {"patch", "embedding"} & kinds:
             return
         bank = views.turned_and_mirrored(support) if self.augment else support[:, None]
         maps = extract(bank.flatten(0, 1))
         if "patch" in kinds:
-            patches = scoring.patch_features(maps[:3])
+            patches = matching.patch_features(maps[:3])
             self.patches_ = patches.view(len(support), -1, patches.shape[-1]).cpu()
         if "embedding" in kinds:
-            self.embeddings_ = scoring.pooled_embedding(maps).view(*bank.shape[:2], -1).cpu()
+            self.embeddings_ = matching.pooled_embedding(maps).view(*bank.shape[:2], -1).cpu()
 
     @torch.inference_mode()
     def _show_support(self, expert: scoring.Expert, support: torch.Tensor, extract: FeatureExtractor) -> scoring.Expert:
@@ -989,12 +989,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         bank = self._patch_bank(extract.runtime)
         return scoring.Scorer(extract, self.experts_, bank, self.embeddings_, weights, *final)
 
-    def _patch_bank(self, runtime: Runtime) -> scoring.PatchBank | None:
+    def _patch_bank(self, runtime: Runtime) -> matching.PatchBank | None:
         """Prepare the support's patches for the search, once."""
         if self.patches_ is None:
             return None
         if self._bank is None or self._bank[0] != runtime:
-            self._bank = runtime, scoring.PatchBank(self.patches_.to(runtime.device), runtime.matching_dtype)
+            self._bank = runtime, matching.PatchBank(self.patches_.to(runtime.device), runtime.matching_dtype)
         return self._bank[1]
 
     def _exclude(self, batch: torch.Tensor) -> torch.Tensor:

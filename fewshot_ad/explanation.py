@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .scoring import Match, Scorer
+from .matching import Match, match
+from .scoring import Scorer
 
 # Hardly any tissue or material is of this blue, and colour-blind readers see it.
 COLOUR = (0, 200, 255)
@@ -91,7 +92,9 @@ def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset:
     fused, scores = scorer.fuse(evidence), -scorer.score(evidence).double()
     faded = [scorer.fade(one) for one in fused]
     spots = [_highest(one.numpy()) for one in faded]
-    matches = scorer.match(maps, exclude, spots, size)
+    matches: list[Match | None] = [None] * len(spots)
+    if scorer.bank is not None:
+        matches = [*match(maps, scorer.bank, exclude, spots, size)]
     pixels = as_uint8(images)
     for i, spot in enumerate(spots):
         decision = float(scores[i] - offset)

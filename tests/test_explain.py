@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
-from fewshot_ad import DualDistillationDetector, scoring
+from fewshot_ad import DualDistillationDetector, matching, scoring
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
 from fewshot_ad.views import turned_and_mirrored
 
@@ -92,7 +92,7 @@ def test_a_patch_is_found_where_it_is_in_the_unturned_support(by_patch, view):
     nothing = torch.zeros(1, 3, dtype=torch.bool)
     half = 4  # the toy's middle stage has a stride of 8 pixels
     for row, column in [(3, 2), (4, 12), (12, 26), (27, 31)]:
-        (match,) = scorer.match(maps, nothing, [(row, column)], 32)
+        (match,) = matching.match(maps, scorer.bank, nothing, [(row, column)], 32)
         assert match.similarity == pytest.approx(1, abs=1e-5)
         assert match.support_index == 1
         centre = (row // 8 * 8 + half, column // 8 * 8 + half)
@@ -104,7 +104,7 @@ def test_a_patch_is_found_where_it_is_in_the_unturned_support(by_patch, view):
 def test_the_match_is_the_most_similar_of_all_patches(by_patch):
     queries = spoilt(stripes(3, size=32, seed=1))  # of the detector's size, so that what it saw is known exactly
     maps = by_patch._extractor()(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
-    for e, patches in zip(by_patch.explain(queries), scoring.patch_features(maps[:3]), strict=True):
+    for e, patches in zip(by_patch.explain(queries), matching.patch_features(maps[:3]), strict=True):
         cell = e.hot_spot[0] // 8 * 4 + e.hot_spot[1] // 8
         similarity = (by_patch.patches_ @ patches[cell]).numpy()
         assert e.matches.similarity == pytest.approx(similarity.max(), abs=1e-6)
@@ -132,7 +132,7 @@ def test_locate_compares_in_full_and_prefers_the_image_itself():
     bank = F.normalize(1 + 0.1 * torch.randn(3, 50, 16, generator=generator), dim=-1)
     bank[:, 30] = bank[:, 7]  # the same patch in two views
     for lowered in (None, torch.bfloat16):
-        searched = scoring.PatchBank(bank, lowered)
+        searched = matching.PatchBank(bank, lowered)
         for support in range(3):
             nothing = torch.zeros(3, dtype=torch.bool)
             similarity, *place = searched.locate(bank[support, 7], nothing)

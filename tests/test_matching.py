@@ -1,0 +1,109 @@
+"""Patches and embeddings of the support, and the most similar ones of a query."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fewshot_ad import matching
+
+
+def _descriptor_by_hand(maps, n, row, column):
+    parts = []
+    for stage in maps:
+        c, h, w = stage.shape[1:]
+        mean = torch.zeros(c, h, w, dtype=stage.dtype)
+        for i in range(h):
+            for j in range(w):
+                mean[:, i, j] = stage[n, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((1, 2))
+        unit = mean / mean.norm(dim=0)
+        size = maps[1].shape[2:]
+        parts.append(F.interpolate(unit[None], size=size, mode="bilinear", align_corners=False)[0, :, row, column])
+    joined = torch.cat(parts)
+    return joined / joined.norm()
+
+
+@pytest.fixture
+def maps() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4, 8, 8), (3, 5, 4, 4), (3, 6, 2, 2)]
+    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+
+
+def test_patch_features_against_a_loop(maps):
+    patches = matching.patch_features(maps)
+    assert patches.shape == (3, 16, 15)
+    for n, row, column in [(0, 0, 0), (1, 2, 3), (2, 3, 1)]:
+        expected = _descriptor_by_hand(maps, n, row, column)
+        torch.testing.assert_close(patches[n, row * 4 + column], expected)
+
+
+def test_patch_evidence_against_a_loop(maps):
+    patches = matching.patch_features(maps)
+    bank = patches[1:].view(2, 16, -1)
+    searched = matching.PatchBank(bank)
+    exclude = torch.tensor([[False, False], [True, False], [False, True]])
+    distance, weights = matching.patch_evidence(maps, searched, exclude)
+    for n in range(3):
+        for p in range(16):
+            similarity = [
+                -np.inf if exclude[n, k] else max(float(patches[n, p] @ row) for row in bank[k]) for k in range(2)
+            ]
+            assert distance[n].flatten()[p].item() == pytest.approx(1 - max(similarity), abs=1e-12)
+    assert weights[1].tolist() == [0.0, 1.0]
+    assert weights[2].tolist() == [1.0, 0.0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_support_image_finds_itself_unless_it_is_left_out(maps):
+    bank = matching.PatchBank(matching.patch_features(maps))
+    nothing = torch.zeros(3, 3, dtype=torch.bool)
+    assert matching.patch_evidence(maps, bank, nothing)[0].abs().max() < 1e-12
+    assert matching.patch_evidence(maps, bank, torch.eye(3, dtype=torch.bool))[0].min() > 1e-3
+
+
+def test_searching_in_bfloat16_finds_what_is_as_near():
+    generator = torch.Generator().manual_seed(0)
+    # As those of a network: alike, around a common mean.
+    patches = F.normalize(1 + 0.3 * torch.randn(5, 200, 48, generator=generator), dim=-1)
+    bank, query = patches[:4], patches[4]
+    plain, lowered = matching.PatchBank(bank), matching.PatchBank(bank, torch.bfloat16)
+    for left_out in ([0, 0, 0, 0], [1, 0, 1, 1]):
+        best, _ = plain.nearest(query, torch.tensor(left_out, dtype=torch.bool))
+        found, match = lowered.nearest(query, torch.tensor(left_out, dtype=torch.bool))
+        # The cosine of a patch that is there, and the largest up to the rounding of the search.
+        assert not torch.tensor(left_out, dtype=torch.bool)[match].any()
+        there = (query @ bank.flatten(0, 1).T).view(200, 4, 200)[torch.arange(200), match]
+        assert (there - found[:, None]).abs().amin(1).max() < 1e-6
+        assert (found <= best + 1e-6).all()
+        assert ((1 - found) / (1 - best)).max() < 1.01
+        assert (found > best - 1e-6).float().mean() > 0.9
+    itself, match = lowered.nearest(bank[2], torch.zeros(4, dtype=torch.bool))
+    assert (match == 2).all()
+    assert (itself - 1).abs().max() < 1e-6
+
+
+def test_leading_directions_hold_what_differs():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5000, 5, generator=generator) @ torch.randn(5, 96, generator=generator)
+    basis = matching.leading_directions(rows + 0.01 * torch.randn(5000, 96, generator=generator), 8)
+    assert basis.shape == (96, 8)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(8), atol=1e-5, rtol=0)
+    assert (rows - rows @ basis @ basis.T).norm() < 0.01 * rows.norm()
+    assert matching.leading_directions(rows[:, :6], 8).shape == (6, 6)
+
+
+def test_embedding_evidence_is_the_distance_to_the_nearest_view(maps):
+    pooled = matching.pooled_embedding(maps)
+    expected = maps[2][0].mean((1, 2))
+    torch.testing.assert_close(pooled[0], expected / expected.norm())
+    bank = torch.stack([pooled[[1, 0]], pooled[[2, 2]]])  # two images in two views, one like the first query
+    exclude = torch.tensor([[False, False], [False, True], [True, False]])
+    distance, weights = matching.embedding_evidence(maps, bank, exclude)
+    torch.testing.assert_close(distance, torch.zeros(3, dtype=torch.float64))
+    assert weights.tolist() == [[1, 0], [1, 0], [0, 1]]
+    left = matching.embedding_evidence(maps, bank, exclude.roll(1, 0))[0]
+    nearest = [pooled[0] @ pooled[2], max(pooled[1] @ pooled[0], pooled[1] @ pooled[1]), pooled[2] @ bank[0].T]
+    torch.testing.assert_close(1 - left, torch.stack([torch.as_tensor(n).max() for n in nearest]))
