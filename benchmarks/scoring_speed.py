@@ -1,11 +1,13 @@
 """Images a second that a fitted detector scores from files, in one process, and memory: Markdown on standard output.
 
 python benchmarks/scoring_speed.py FOLDER --threads 1 2
+python benchmarks/scoring_speed.py FOLDER --threads 2 1 --small
 python benchmarks/scoring_speed.py FOLDER --rounds 0 --many 20000
 
 The first four files of the folder are the support. Threads are timed in turn, and the median of the rounds is shown.
 Processor time, beside the clock's, does not count what other programs took. --many scores the files again and again, so
 many in one call, and tells how much the peak of the resident memory grows after the first 1,000 of a call before.
+--small times one array at a time, and 32 of the files as arrays and as JPEGs of several sizes, in turn.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fewshot_ad import DualDistillationDetector, images
 
@@ -28,6 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--files", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="one image, and JPEGs against arrays, instead")
     parser.add_argument("--many", type=int, metavar="N", help="files in one call, to see the memory grow")
     args = parser.parse_args()
 
@@ -37,7 +42,9 @@ def main() -> None:
     if args.many:
         torch.set_num_threads(args.threads[0])
         show_growth(detector, files, args.many)
-    if args.rounds:
+    if args.small:
+        show_small(args, detector, files)
+    elif args.rounds:
         show_speed(args, detector, files)
 
 
@@ -48,6 +55,35 @@ def show_growth(detector: DualDistillationDetector, files: list[Path], n: int) -
         detector.score_samples([files[i % len(files)] for i in range(count)])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{count} files in one call: {count / (time.perf_counter() - start):.1f} images/s, peak {peak:.0f} MiB")
+
+
+def show_small(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:
+    """Time one array at a time, and JPEGs of several sizes against arrays; print medians and middle halves."""
+    pictures = [Image.open(file).convert("RGB").resize([detector.image_size] * 2) for file in files[:32]]
+    arrays = [np.asarray(picture) for picture in pictures]
+
+    def seconds(X: list) -> float:
+        start = time.perf_counter()
+        detector.anomaly_score(X)
+        return time.perf_counter() - start
+
+    def middle(values: list[float]) -> str:
+        low, median, high = statistics.quantiles(values, n=4)
+        return f"{median:.3g} ({low:.3g} to {high:.3g})"
+
+    for n in args.threads:
+        torch.set_num_threads(n)
+        one = [1e3 * seconds([array]) for array in [*arrays, *arrays]][len(arrays) :]
+        print(f"{n} thread(s), one array: {middle(one)} ms")
+        for side in (128, 512, 1500):
+            with tempfile.TemporaryDirectory() as folder:
+                jpegs = [Path(folder) / f"{i}.jpg" for i in range(len(pictures))]
+                for picture, jpeg in zip(pictures, jpegs, strict=True):
+                    picture.resize((side, side)).save(jpeg, quality=90)
+                pairs = [(seconds(arrays), seconds(jpegs)) for _ in range(args.rounds + 1)][1:]
+            speed = [len(jpegs) / of_files for _, of_files in pairs]
+            ratio = [of_arrays / of_files for of_arrays, of_files in pairs]
+            print(f"{n} thread(s), JPEGs of {side} px: {middle(speed)} images/s, {middle(ratio)} of those from arrays")
 
 
 def show_speed(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:

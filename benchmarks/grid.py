@@ -1,0 +1,58 @@
+"""What a grid search with `memory=` takes beside its training steps: one line on standard output.
+
+python benchmarks/grid.py --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
+
+Five values of lambda, three splits, twelve normal and eight anomalous images of `fewshot-ad demo`; a student is trained
+at every fit. Processor time of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import GridSearchCV
+
+from fewshot_ad import DualDistillationDetector, KShotSplit, detector, images
+from fewshot_ad.demo import write_images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="compact")
+    parser.add_argument("--weights", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    training = 0.0
+    train = detector.train
+
+    def timed(*given: Any, **options: Any) -> Any:
+        nonlocal training
+        start = time.process_time()
+        curve = train(*given, **options)
+        training += time.process_time() - start
+        return curve
+
+    detector.train = timed
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_images(Path(scratch) / "images")
+        X = [*images.files(folder / "good")[:12], *images.files(folder / "bad")[:8]]
+        det = DualDistillationDetector(
+            args.backbone, weights=args.weights, init=None, tol=0, random_state=0, memory=Path(scratch) / "features"
+        )
+        grid = {"lam": [0.01, 0.03, 0.1, 0.3, 1.0]}
+        splits = KShotSplit(4, 3, random_state=0)
+        start = time.process_time()
+        GridSearchCV(det, grid, cv=splits, scoring="roc_auc", refit=False).fit(X, np.repeat([1, -1], [12, 8]))
+        total = time.process_time() - start
+    print(f"{total:.0f} s in all, {training:.0f} s of them training: {total / training:.2f} times")
+
+
+if __name__ == "__main__":
+    main()
