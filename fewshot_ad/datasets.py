@@ -72,9 +72,13 @@ def load_folder(root: str | os.PathLike) -> ImageFolder:
 
     Examples
     --------
-    >>> folder = load_folder("mvtec/screw")  # doctest: +SKIP
-    >>> paths = np.array(folder.paths, dtype=object)  # doctest: +SKIP
-    >>> det.fit(paths[folder.train][:4]).predict(paths[~folder.train])  # doctest: +SKIP
+    >>> import tempfile
+    >>> from fewshot_ad.datasets import load_folder
+    >>> from fewshot_ad.demo import write_images
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = load_folder(write_images(folder, n_normal=3, n_anomalous=1))
+    >>> found.y.tolist(), found.kinds, found.masks[-1].name
+    ([1, 1, 1, -1], ['good', 'good', 'good', 'bad'], '0003.png')
     """
     root = Path(root)
     if not root.is_dir():

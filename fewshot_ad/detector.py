@@ -197,11 +197,20 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     Examples
     --------
+    Four cut-outs of a photograph to fit on; of two others, one has a scratch. Paths of files would do as well.
+
+    >>> from sklearn.datasets import load_sample_image
     >>> from fewshot_ad import DualDistillationDetector
-    >>> det = DualDistillationDetector(random_state=0)
-    >>> det.fit(["normal1.png", "normal2.png", "normal3.png", "normal4.png"])  # doctest: +SKIP
-    >>> det.predict(["new.png"])  # doctest: +SKIP
-    array([-1])
+    >>> photograph = load_sample_image("china.jpg")
+    >>> support = [photograph[80:240, x : x + 160] for x in (100, 110, 120, 130)]
+    >>> det = DualDistillationDetector(random_state=0).fit(support)
+    >>> clean = photograph[80:240, 115:275]
+    >>> scratched = clean.copy()
+    >>> scratched[60:66, 40:110] = 255
+    >>> det.predict([clean, scratched])
+    array([ 1, -1])
+    >>> det.anomaly_map([scratched]).shape
+    (1, 128, 128)
     """
 
     def __init__(
@@ -399,10 +408,14 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
         """Add support images without training again; the threshold follows.
 
+        On a detector that is not fitted yet this is `fit`.
+
         Parameters
         ----------
-        X, y
-            As for `fit`. On a detector that is not fitted yet this is `fit`.
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+        y : array-like of shape (n_samples,), optional
+            Rows labelled -1 are left out of the support.
 
         Returns
         -------

@@ -67,6 +67,18 @@ def evaluate(
         See `datasets.load_folder`.
     ValueError
         Too few normal images, or none or only anomalous ones to test on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fewshot_ad import DualDistillationDetector
+    >>> from fewshot_ad.demo import write_images
+    >>> from fewshot_ad.evaluation import evaluate
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_images(folder, n_normal=6, n_anomalous=3)
+    ...     rows = evaluate(DualDistillationDetector(), folder, n_shots=[2, 4], n_seeds=1)
+    >>> [(row["shots"], row["n_normal"], row["n_anomalous"]) for row in rows]
+    [(2, 4, 3), (4, 2, 3)]
     """
     folder = load_folder(root)
     y, split = folder.y, bool(folder.train.any())
@@ -129,6 +141,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     Parameters
     ----------
     rows : sequence of dict
+        From `evaluate`.
 
     Yields
     ------

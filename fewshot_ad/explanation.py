@@ -125,7 +125,17 @@ def opacity(found: Explanation) -> np.ndarray:
 
 
 def overlay(found: Explanation) -> np.ndarray:
-    """Lay the map over its image, in `COLOUR`, so that the image still shows: (S, S, 3) uint8."""
+    """Lay the map over its image, in one colour, so that the image still shows.
+
+    Parameters
+    ----------
+    found : Explanation
+        From `DualDistillationDetector.explain`.
+
+    Returns
+    -------
+    ndarray of shape (S, S, 3), uint8
+    """
     alpha = 0.7 * opacity(found)[..., None]
     return np.rint((1 - alpha) * found.image + alpha * np.array(COLOUR)).astype(np.uint8)
 

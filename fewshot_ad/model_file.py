@@ -95,8 +95,8 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
     dict
         JSON types. "format", "bytes" (of the file), "versions" (of fewshot_ad, torch and timm that wrote it),
         "backbone", "teacher_fingerprint" (sha256), "n_support", "support_names" (without folders), "support_images"
-        (whether they are in the file), "offset_", "lam_", "scales_", "n_features_in_" (None unless fitted on rows),
-        "students" (form of each), "parameters" (of the constructor).
+        (whether they are in the file), `"offset_"`, `"lam_"`, `"scales_"`, `"n_features_in_"` (None unless fitted on
+        rows), "students" (form of each), "parameters" (of the constructor).
 
     Raises
     ------

@@ -79,15 +79,33 @@ def pretrain(
         that `DualDistillationDetector.fit` takes. Unreadable images are left out, with a warning.
     out : path
         The file to write, safetensors. What is needed to go on after a stop is kept beside it.
-    backbone, weights, image_size, student, decoder_blocks, weighting, sharpness, lam, loss
-        As for `DualDistillationDetector`.
-    n_shots, batch_size : int
-        K and B of an episode.
-    n_steps : int
+    backbone : str, default="compact"
+        The teacher, as all up to `loss` as for `DualDistillationDetector`.
+    weights : path, optional
+        The teacher's.
+    image_size : int, default=128
+        Side of the images, pixels.
+    student : {"decoder", "encoder"}, default="decoder"
+        Form of the student.
+    decoder_blocks : tuple of three ints, default=(2, 2, 2)
+        Residual blocks of the decoder.
+    weighting : {"attention", "uniform"}, default="attention"
+        Of the support.
+    sharpness : float, default=1.0
+        Factor on the attention's logits.
+    lam : float, default=0.1
+        Weight of TSD.
+    loss : {"position", "flattened"}, default="position"
+        Form of the cosine.
+    n_shots : int, default=4
+        Support images of an episode, K.
+    n_steps : int, default=5000
         Episodes.
-    learning_rate : float
+    batch_size : int, default=16
+        Queries of an episode, B.
+    learning_rate : float, default=1e-3
         Of Adam, at the start.
-    held_out : float
+    held_out : float, default=0.2
         Share of the tasks that are not trained on, in [0, 0.5]. They choose among the students that were looked at
         twenty times in the course of the training: the one whose SSD to the support of its own task is the smallest
         beside its SSD to the support of another task. (SSD by itself would choose a student that makes everything
@@ -96,22 +114,24 @@ def pretrain(
         Folder for the teacher's features, which are kept there for other runs. By default a folder beside `out`,
         removed at the end. Features are stored in float16 and read from disk as they are needed: memory does not grow
         with their number. 10,000 images at 128 px take 0.9 GB on disk for mobilenetv2_100, 10 GB for wide_resnet50_2.
-    checkpoint_minutes : float
+    checkpoint_minutes : float, default=5.0
         Time between two checkpoints; 0 writes one after every step.
-    resume : bool
+    resume : bool, default=False
         Go on from the last checkpoint; where there is none, start. The other arguments must be the same. On the CPU the
         student is the same, bit for bit, as without the stop.
-    device, precision
+    device : str or torch.device, default="auto"
         As for `DualDistillationDetector`.
-    random_state : int
+    precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
+        As for `DualDistillationDetector`.
+    random_state : int, default=0
         Of the student's weights, the held-out tasks and the episodes.
     engine : {"local", "ray"}, default="local"
         "ray" shares each episode's queries among the workers of a Ray cluster (extra `ray`), for `student="decoder"`:
         losses and student are those of one process but for rounding. A run that lost a worker goes on from its last
         checkpoint. `tasks`, `out` and `cache` must be on storage that all workers reach.
-    num_workers : int
+    num_workers : int, default=2
         Of engine="ray": each takes one GPU where the cluster has as many, else one CPU.
-    verbose : int
+    verbose : int, default=1
         1 shows progress bars.
 
     Returns
@@ -133,6 +153,22 @@ def pretrain(
         As for `DualDistillationDetector.fit`.
     MissingExtraError
         Ray is not installed.
+
+    Examples
+    --------
+    Two steps over two kinds of images, which teach next to nothing; thousands are usual.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklearn.datasets import load_sample_image
+    >>> from fewshot_ad import DualDistillationDetector, pretrain
+    >>> photographs = {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
+    >>> tasks = {name: [p[80:240, x : x + 160] for x in range(0, 400, 80)] for name, p in photographs.items()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     student = pretrain(tasks, Path(folder) / "student.safetensors", n_steps=2, verbose=0)
+    ...     det = DualDistillationDetector(init=student).fit(tasks["china"])
+    >>> det.loss_curve_  # fitting makes no further step
+    []
     """
     arguments = dict(locals())
     out = Path(out)

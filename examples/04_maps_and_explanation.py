@@ -1,0 +1,64 @@
+"""
+Heat maps and explanation
+=========================
+
+Why is this image called anomalous? Three displays, the numbers behind them, and a page for somebody who has no Python.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.demo import write_images
+from fewshot_ad.plotting import AnomalyMapDisplay, ScoreHistogramDisplay, SupportWeightsDisplay
+from fewshot_ad.report import write_report
+
+scratch = tempfile.TemporaryDirectory()
+folder = write_images(scratch.name)
+good, bad = (sorted((folder / kind).glob("*")) for kind in ("good", "bad"))
+det = DualDistillationDetector(random_state=0).fit(good[:4])
+
+# %%
+# Where
+# -----
+# A row for each image: the image, its anomaly map, the normal image that counted most, and the patch of a normal image
+# that is most like the hottest spot. Colour begins just below the threshold, which is outlined in white: a normal image
+# has little or none.
+
+AnomalyMapDisplay.from_estimator(det, [good[10], *bad[:2]], y=[1, -1, -1])
+
+# %%
+# How the scores lie
+# ------------------
+# Below the threshold an image is called anomalous. The triangles are the normal images that it was fitted on, each held
+# against the others.
+
+ScoreHistogramDisplay.from_estimator(det, [*good[4:], *bad], y=np.repeat([1, -1], [len(good[4:]), len(bad)]))
+
+# %%
+# Whom an image was compared with
+# -------------------------------
+# The student's attention picks the normal image that is most like each query.
+
+SupportWeightsDisplay.from_estimator(det, bad[:6])
+
+# %%
+# The numbers
+# -----------
+# All of it is data too, the same as ``score_samples``, ``decision_function`` and ``anomaly_map`` give.
+
+e = det.explain(bad[:1])[0]
+print(f"decision {e.decision:+.2f} (below 0 = anomaly), hottest spot at row {e.hot_spot[0]}, column {e.hot_spot[1]}")
+print(f"support image {e.support_index} counted most, with a weight of {e.support_weights[e.support_index]:.2f}")
+print(f"most like the hottest spot: a patch of support image {e.matches.support_index}, cosine {e.matches.similarity:.2f}")
+
+# %%
+# A page to look through
+# ----------------------
+# One HTML file, with the images in it, that needs no network. Its threshold can be moved.
+
+report = Path(scratch.name) / "report.html"
+write_report(det, [*good[4:], *bad], report, y=np.repeat([1, -1], [len(good[4:]), len(bad)]))
+print(f"{report.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,66 @@
+"""
+Off line
+========
+
+The package brings a teacher and a student, so that nothing is fetched. Here any attempt to reach a network would fail.
+"""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: the hub's client does not even try
+
+import timm
+from safetensors.torch import save_file
+
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.demo import write_images
+from fewshot_ad.exceptions import WeightsNotFoundError
+from fewshot_ad.model_file import describe
+
+
+def refuse(*_):
+    raise OSError("There is no network here.")
+
+
+connect, socket.socket.connect = socket.socket.connect, refuse
+
+# %%
+# Fit, save, load, score: a file of ``save`` holds no pickle and no teacher.
+
+scratch = tempfile.TemporaryDirectory()
+folder = write_images(scratch.name, n_normal=6, n_anomalous=2)
+good, bad = (sorted((folder / kind).glob("*")) for kind in ("good", "bad"))
+
+model = Path(scratch.name) / "model.fsad"
+DualDistillationDetector(random_state=0).fit(good[:4]).save(model)
+det = DualDistillationDetector.load(model)
+print(det.predict([*good[4:], *bad]))
+
+# %%
+# What is in such a file, without its tensors:
+
+header = describe(model)
+for name in ("backbone", "n_support", "support_names", "support_images", "bytes"):
+    print(f"{name}: {header[name]}")
+
+# %%
+# Another network of timm's needs its weights. Where they are neither in the hub's cache nor given, that is an error:
+
+try:
+    DualDistillationDetector("resnet10t", evidence="patch").fit(good[:4])
+except WeightsNotFoundError as error:
+    print(error)
+
+# %%
+# On a machine with a network, write them to a file once, and take that along. (The weights here are random, a stand-in
+# for ``pretrained=True``.)
+
+weights = Path(scratch.name) / "resnet10t.safetensors"
+save_file(timm.create_model("resnet10t", pretrained=False).state_dict(), weights)
+det = DualDistillationDetector("resnet10t", weights=weights, evidence="patch").fit(good[:4])
+print(f"teacher {det.teacher_fingerprint_[:12]}, offset {det.offset_ < 0}")
+
+socket.socket.connect = connect
