@@ -38,16 +38,16 @@ print(f"with labels: lam={with_labels.best_params_['lam']:g}")
 # %%
 # Without labels
 # --------------
-# Eight normal images are all that there is: four to fit on, four that are spoilt and told apart from themselves, and the
-# other way round.
+# Eight normal images are all that there is: four to fit on, four that are spoilt and told apart from themselves, and
+# the other way round.
 
 scorer = SyntheticAnomalyScorer()
 without_labels = GridSearchCV(det, {"lam": lams}, cv=KFold(2), scoring=scorer).fit(normal[:8])
 print(f"without labels: lam={without_labels.best_params_['lam']:g}")
 
 # %%
-# Do the two agree? Spoilt regions are not what a user's anomalies look like, so the levels of the curves do not compare;
-# only where they are highest matters.
+# Do the two agree? Spoilt regions are not what a user's anomalies look like, so the levels of the curves do not
+# compare; only where they are highest matters.
 
 fig, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for search, label, style in ((with_labels, "scratches, with labels", "o-"), (without_labels, "spoilt images", "s--")):

@@ -52,7 +52,7 @@ SupportWeightsDisplay.from_estimator(det, bad[:6])
 e = det.explain(bad[:1])[0]
 print(f"decision {e.decision:+.2f} (below 0 = anomaly), hottest spot at row {e.hot_spot[0]}, column {e.hot_spot[1]}")
 print(f"support image {e.support_index} counted most, with a weight of {e.support_weights[e.support_index]:.2f}")
-print(f"most like the hottest spot: a patch of support image {e.matches.support_index}, cosine {e.matches.similarity:.2f}")
+print(f"most like the hottest spot: a patch of support image {e.matches.support_index} ({e.matches.similarity:.2f})")
 
 # %%
 # A page to look through

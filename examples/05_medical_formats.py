@@ -53,8 +53,8 @@ slices = np.stack([render(rng)[::-1, ::-1].T for _ in range(8)], axis=-1)
 nibabel.save(nibabel.Nifti1Image(slices.astype(np.int16), np.eye(4)), folder / "normal.nii.gz")
 
 # %%
-# Four DICOM files, the last two with a lesion. As in a scanner's files, stored values are turned into Hounsfield units by
-# a slope and an intercept.
+# Four DICOM files, the last two with a lesion. As in a scanner's files, stored values are turned into Hounsfield units
+# by a slope and an intercept.
 
 
 def write_dicom(path, values):

@@ -57,8 +57,8 @@ axes[0].set_ylabel("support_scores_")
 axes[0].legend(loc="lower left")
 
 # %%
-# The bad image also moves the threshold: the spread of the support's scores grows, so that less is called anomalous. The
-# remedy is to fit without it, and to add another normal image where there is one.
+# The bad image also moves the threshold: the spread of the support's scores grows, so that less is called anomalous.
+# The remedy is to fit without it, and to add another normal image where there is one.
 
 clean = DualDistillationDetector(random_state=0).fit(good[:4]).partial_fit(good[4:5])
 print(f"AUROC {roc_auc_score(y, clean.decision_function(queries)):.3f}")

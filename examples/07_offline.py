@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: the hub's client does not even try
 
 import timm
+import torch
 from safetensors.torch import save_file
 
 from fewshot_ad import DualDistillationDetector
@@ -59,8 +60,9 @@ except WeightsNotFoundError as error:
 # for ``pretrained=True``.)
 
 weights = Path(scratch.name) / "resnet10t.safetensors"
+torch.manual_seed(0)
 save_file(timm.create_model("resnet10t", pretrained=False).state_dict(), weights)
 det = DualDistillationDetector("resnet10t", weights=weights, evidence="patch").fit(good[:4])
-print(f"teacher {det.teacher_fingerprint_[:12]}, offset {det.offset_ < 0}")
+print(f"fitted; the teacher has the fingerprint {det.teacher_fingerprint_[:12]}")
 
 socket.socket.connect = connect

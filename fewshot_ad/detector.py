@@ -202,9 +202,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     >>> from sklearn.datasets import load_sample_image
     >>> from fewshot_ad import DualDistillationDetector
     >>> photograph = load_sample_image("china.jpg")
-    >>> support = [photograph[80:240, x : x + 160] for x in (100, 110, 120, 130)]
+    >>> support = [photograph[200:360, x : x + 160] for x in (100, 104, 108, 112)]
     >>> det = DualDistillationDetector(random_state=0).fit(support)
-    >>> clean = photograph[80:240, 115:275]
+    >>> clean = photograph[200:360, 106:266]
     >>> scratched = clean.copy()
     >>> scratched[60:66, 40:110] = 255
     >>> det.predict([clean, scratched])

@@ -75,8 +75,8 @@ def evaluate(
     >>> from fewshot_ad.demo import write_images
     >>> from fewshot_ad.evaluation import evaluate
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_images(folder, n_normal=6, n_anomalous=3)
-    ...     rows = evaluate(DualDistillationDetector(), folder, n_shots=[2, 4], n_seeds=1)
+    ...     root = write_images(folder, n_normal=6, n_anomalous=3)
+    ...     rows = evaluate(DualDistillationDetector(), root, n_shots=[2, 4], n_seeds=1)
     >>> [(row["shots"], row["n_normal"], row["n_anomalous"]) for row in rows]
     [(2, 4, 3), (4, 2, 3)]
     """
