@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # gallery.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no example may fetch weights
 
 project = "fewshot_ad"
-author = "the fewshot_ad authors"
 version = release = fewshot_ad.__version__
 
 extensions = [
@@ -28,6 +27,7 @@ default_role = "literal"
 nitpicky = True
 
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"fewshot_ad {version}"
 
 # Headings of Markdown pages get the anchors that GitHub gives them.
@@ -59,9 +59,9 @@ sphinx_gallery_conf = {
     "reset_argv": "gallery.arguments",
     "reset_modules": ("matplotlib", "gallery.limit_time"),
     "reset_modules_order": "both",
+    "capture_repr": (),
     "download_all_examples": False,
     "show_signature": False,
-    "remove_config_comments": True,
 }
 
 # GitHub makes its headings' anchors with a script.
@@ -76,4 +76,5 @@ def _skip(app, what, name, obj, skip, options):
 
 
 def setup(app):
+    """Connect the hook above; called by Sphinx."""
     app.connect("autodoc-skip-member", _skip)

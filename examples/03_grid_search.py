@@ -46,8 +46,9 @@ without_labels = GridSearchCV(det, {"lam": lams}, cv=KFold(2), scoring=scorer).f
 print(f"without labels: lam={without_labels.best_params_['lam']:g}")
 
 # %%
-# Do the two agree? Spoilt regions are not what a user's anomalies look like, so the levels of the curves do not
-# compare; only where they are highest matters.
+# Do the two agree? Here they do: both want much of the teacher's part, "tsd", and level off there. Spoilt regions are
+# not what a user's anomalies look like, so the levels of the curves do not compare; only where they are highest
+# matters.
 
 fig, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for search, label, style in ((with_labels, "scratches, with labels", "o-"), (without_labels, "spoilt images", "s--")):

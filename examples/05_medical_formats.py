@@ -50,7 +50,7 @@ folder = Path(scratch.name)
 # A volume of eight normal slices. In a NIfTI array the first two axes run from left to right and from back to front.
 
 slices = np.stack([render(rng)[::-1, ::-1].T for _ in range(8)], axis=-1)
-nibabel.save(nibabel.Nifti1Image(slices.astype(np.int16), np.eye(4)), folder / "normal.nii.gz")
+nibabel.save(nibabel.Nifti1Image(slices.astype(np.int16), np.eye(4)), folder / "ct.nii.gz")
 
 # %%
 # Four DICOM files, the last two with a lesion. As in a scanner's files, stored values are turned into Hounsfield units
@@ -81,7 +81,7 @@ for i in range(4):
 # One window for all files makes them comparable: ``value_range`` is in the units that the file means, here Hounsfield
 # units. A volume holds several images, which ``frames`` lists.
 
-support = frames(folder / "normal.nii.gz")
+support = frames(folder / "ct.nii.gz")
 queries = [folder / f"{i}.dcm" for i in range(4)]
 print(*map(str, (frame.index for frame in support)))
 

@@ -43,11 +43,11 @@ student = pretrain(
 
 header = load_student(student)[1]
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-left.plot(header["loss_curve"])
-left.set(title="training tasks", xlabel="episode", ylabel="loss", ylim=(0, None))
 looks = header["held_out"]
+left.plot(np.linspace(0, looks[-1]["step"], len(header["loss_curve"])), header["loss_curve"])
+left.set(title="training tasks", xlabel="episode", ylabel="loss", ylim=(0, None))
 right.plot([look["step"] for look in looks], [look["contrast"] for look in looks], "o-")
-right.set(title="held-out tasks", xlabel="episode", ylabel="SSD, own over other support", ylim=(0, 1.02))
+right.set(title="held-out tasks", xlabel="episode", ylabel="SSD, own over other support", ylim=(0, None))
 
 # %%
 # The student goes into any number of detectors with the same teacher, and is not trained again. How do it and the
