@@ -1,4 +1,4 @@
-"""A fitted detector as one ONNX graph: teacher, students, support and scoring; `docs/deployment.md` says how to use it."""
+"""A fitted detector as one ONNX graph: teacher, students, support and scoring (`docs/deployment.md`)."""
 
 from __future__ import annotations
 
