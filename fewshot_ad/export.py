@@ -56,7 +56,7 @@ class Graph(nn.Module):
         rows, columns = (shrinking(n, self.size) for n in image.shape[-2:])
         image = (rows @ image @ columns.T).clamp(0, 1)
         maps = self.teacher(image)
-        seen = [student(student.inputs(image, maps)) for student in self.students]
+        seen = [expert.student(expert.student.inputs(image, maps)) for expert in self.scorer.experts]
         nothing = image.new_zeros(image.shape[0], self.n_support, dtype=torch.bool)
         evidence, _ = self.scorer.compare(maps, seen, nothing, self.size)
         return -self.scorer.judge(evidence), self.scorer.fuse(evidence)
@@ -68,8 +68,9 @@ def shrinking(n: int, size: int) -> torch.Tensor:
     ONNX has an operator for it, but OpenVINO leaves out its antialiasing without a word.
     """
     ratio = n / size
+    reach: Any = torch.sym_max(ratio, 1.0)  # in a graph n is free, and max() would ask for it
     centres = (torch.arange(size) + 0.5) * ratio
-    distances = (torch.arange(n) + 0.5 - centres[:, None]).abs() / torch.sym_max(ratio, 1.0)
+    distances = (torch.arange(n) + 0.5 - centres[:, None]).abs() / reach
     weights = (1 - distances).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
 
@@ -89,7 +90,7 @@ def _model(detector: Any) -> Any:
     with torch.no_grad():
         # Traced here, not by torch.onnx: where a size cannot be left free that would fix it, without a word.
         traced = torch.export.export(graph, (torch.rand(3, 3, 96, 112),), dynamic_shapes=(free,), strict=False)
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             traced, dynamo=True, opset_version=_OPSET, input_names=["image"], output_names=["score", "anomaly_map"],
             dynamic_shapes=(free,), verbose=False,
         )  # fmt: skip
