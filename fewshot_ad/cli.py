@@ -176,6 +176,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", default=False, help="JSON on standard output")
 
     add = _command(
+        commands, "export", "write a detector as ONNX, to run without this package",
+        "Writes a detector from `fewshot-ad fit` as one ONNX graph: image in [0, 1] in, score (high = normal) and "
+        "anomaly_map out; the threshold is in its metadata.",
+        "fewshot-ad export model.fsad -o model.onnx",
+    )  # fmt: skip
+    add("model", type=Path, metavar="MODEL", help="file from `fewshot-ad fit`")
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .onnx by convention")
+    _force(add)
+    add("--json", action="store_true", default=False, help="JSON on standard output")
+
+    add = _command(
         commands, "pretrain", "train a student on other kinds of normal images",
         "Trains a student by episodes over tasks of normal images, for DualDistillationDetector(backbone=NAME, "
         "init=FILE) or `fewshot-ad fit --backbone NAME --init FILE`.",

@@ -204,6 +204,18 @@ def info(model: Path) -> Outcome:
     return Outcome("\n".join(lines), found)
 
 
+def export(model: Path, out: Path, force: bool) -> Outcome:
+    """Write a detector as ONNX."""
+    check_destination(out, force=force)  # before the work, not after it
+    det = DualDistillationDetector.load(model)
+    det.export(out, force=force)
+    size = out.stat().st_size
+    return Outcome(
+        f"wrote {out} ({size / 1e6:.1f} MB): anomalous where score < {det.offset_:.6g}",
+        {"model": str(out), "bytes": size, "offset": det.offset_},
+    )
+
+
 def pretrain(**arguments: Any) -> Outcome:
     """Train a student by episodes."""
     out = pretraining.pretrain(**arguments)

@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
 from tqdm.auto import tqdm
 
-from . import calibration, checkpoints, explanation, images, matching, model_file, scoring, views
+from . import calibration, checkpoints, explanation, export, images, matching, model_file, scoring, views
 from .episodes import Task
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
 from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
@@ -534,6 +534,36 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         return model_file.load(path, cls, device=device, weights=weights)
 
+    def export(self, path: str | os.PathLike, *, force: bool = False) -> None:
+        """Write the fitted detector as one ONNX graph, for onnxruntime, OpenVINO and the like.
+
+        Teacher, students, support and scoring in float32. Input "image": (N, 3, H, W) float32 in [0, 1], of any N, H
+        and W; outputs "score": (N,), as `score_samples` gives it, high = normal, and "anomaly_map": (N, image_size,
+        image_size), high = anomalous. The metadata hold the threshold, "offset", and what the file is
+        (docs/deployment.md). The graph does not know a copy of a support image for one.
+
+        Parameters
+        ----------
+        path : path
+            The file to write, `.onnx` by convention. It is there whole, or not at all.
+        force : bool, default=False
+            Whether a file that exists is replaced.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            There is nothing to export yet.
+        MissingExtraError
+            onnx or onnxscript is not installed.
+        OutputExistsError
+            The file exists, and `force` is False.
+        OutputError
+            It cannot be written there.
+        DiskFullError
+            What was there before stays.
+        """
+        export.write(path, self, force=force)
+
     # ---- scoring
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -936,7 +966,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         scorer = self._scorer(extract)
         for part, share in parts.items():
             fused = torch.stack([of_views[:, i] * weights[name] for i, name in enumerate(weights) if name in part])
-            read = scorer.reduce(fused.sum(0)).double().mean().item()
+            read = torch.cat([scorer.reduce(one) for one in fused.sum(0).split(1)]).double().mean().item()
             scales |= dict.fromkeys(part, max(read, 1e-12) / share)
         return scales
 
@@ -988,9 +1018,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """Compute an expert's maps of the support; images that are new to it count as unseen."""
         seen = torch.zeros(len(support), dtype=torch.bool)
         seen[: len(expert.seen)] = expert.seen
-        student = scoring.Expert(expert.student, seen).to(extract.runtime.device).student
-        maps = scoring.run_student(student, support, extract(support), extract.runtime)
-        return scoring.Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu")
+        runtime = extract.runtime
+        student = scoring.Expert(expert.student, seen).to(runtime.device, runtime.dtype).student
+        maps = scoring.run_student(student, support, extract(support), runtime)
+        return scoring.Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu", runtime.dtype)
 
     def _scorer(
         self, extract: FeatureExtractor, lam: float | None = None, scales: Mapping[str, float] | None = None
@@ -1007,7 +1038,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if self.patches_ is None:
             return None
         if self._bank is None or self._bank[0] != runtime:
-            self._bank = runtime, matching.PatchBank(self.patches_.to(runtime.device), runtime.matching_dtype)
+            patches = self.patches_.to(runtime.device, runtime.dtype)
+            self._bank = runtime, matching.PatchBank(patches, runtime.matching_dtype)
         return self._bank[1]
 
     def _exclude(self, batch: torch.Tensor) -> torch.Tensor:

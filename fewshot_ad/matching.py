@@ -99,25 +99,25 @@ class PatchBank:
         Parameters
         ----------
         query : torch.Tensor
-            (P, D), rows of norm 1.
+            (..., P, D), rows of norm 1.
         left_out : torch.Tensor of bool
-            (K,), support images that must not count.
+            (..., K), support images that must not count.
 
         Returns
         -------
         similarity : torch.Tensor
-            (P,), cosine.
+            (..., P), cosine.
         match : torch.Tensor of int
-            (P,), the support image that it was found in.
+            (..., P), the support image that it was found in.
         """
         if self._basis is None:
-            similarity = (query @ self._searched).view(len(query), self.n_support, -1).amax(2)
+            similarity = (query @ self._searched).unflatten(-1, (self.n_support, -1)).amax(-1)
         else:
             shifted = F.pad((query - self._centre) @ self._basis, (0, 1), value=1.0).to(self._searched.dtype)
-            place = _argmax((shifted @ self._searched).view(len(query), self.n_support, -1))
+            place = _argmax((shifted @ self._searched).unflatten(-1, (self.n_support, -1)))
             candidates = self.patches[torch.arange(self.n_support, device=place.device), place]
-            similarity = torch.einsum("pd,pkd->pk", query, candidates)
-        best, match = similarity.masked_fill(left_out, -torch.inf).max(1)
+            similarity = torch.einsum("...pd,...pkd->...pk", query, candidates)
+        best, match = similarity.masked_fill(left_out[..., None, :], -torch.inf).max(-1)
         return best, match
 
     def locate(self, query: torch.Tensor, left_out: torch.Tensor) -> tuple[float, int, int]:
@@ -186,14 +186,9 @@ def patch_evidence(
     weights : torch.Tensor
         (N, K): share of the query's patches that found their match in each support image.
     """
-    distances, weights = [], []
-    # One image at a time: the product's shape, and so its rounding, is the same in any company.
-    for query, left_out in zip(patch_features(maps), exclude, strict=True):
-        similarity, match = bank.nearest(query.clone(), left_out)
-        distances.append(1 - similarity)
-        weights.append(torch.bincount(match, minlength=bank.n_support).to(query.dtype) / len(query))
-    height, width = maps[1].shape[2:]
-    return torch.stack(distances).view(-1, height, width), torch.stack(weights)
+    similarity, match = bank.nearest(patch_features(maps), exclude)
+    weights = F.one_hot(match, bank.n_support).to(similarity.dtype).mean(1)
+    return (1 - similarity).unflatten(1, maps[1].shape[2:]), weights
 
 
 def pooled_embedding(maps: Sequence[torch.Tensor]) -> torch.Tensor:

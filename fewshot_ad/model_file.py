@@ -139,8 +139,7 @@ def _header(detector: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any
                 f"{name}={value!r:.80} cannot be saved: {error}. Pass set_params a plain value first."
             ) from error
     fitted = {name: _plain(getattr(detector, name)) for name in _FITTED if hasattr(detector, name)}
-    # Folders say where, and often of whom, the images are.
-    fitted["_support_names"] = [re.split(r"[/\\]", name)[-1] for name in fitted["_support_names"]]
+    fitted["_support_names"] = support_names(detector)
     return {
         "versions": {"fewshot_ad": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
         "parameters": parameters,
@@ -158,6 +157,11 @@ def _header(detector: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any
             for expert in detector.experts_
         ],
     }
+
+
+def support_names(detector: Any) -> list[str]:
+    """List the names of the support's files without their folders: these say where, and often of whom, images are."""
+    return [re.split(r"[/\\]", name)[-1] for name in detector._support_names]
 
 
 def _tensors(detector: Any, support: bool) -> dict[str, torch.Tensor]:

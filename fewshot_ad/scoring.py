@@ -44,33 +44,27 @@ class Expert:
     maps: list[torch.Tensor] = field(default_factory=list)
     keys: list[torch.Tensor] = field(default_factory=list)
 
-    def to(self, device: torch.device | str) -> Expert:
-        """Return the same expert on a device."""
-        if next(self.student.parameters()).device == torch.device(device):
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Expert:
+        """Return the same expert on a device, in a format."""
+        weight, place = next(self.student.parameters()), (torch.device(device), dtype)
+        if (weight.device, weight.dtype) == place:
             return self
-        student = copy.deepcopy(self.student).to(device)
-        return Expert(student, self.seen, [m.to(device) for m in self.maps], [k.to(device) for k in self.keys])
+        student = copy.deepcopy(self.student).to(*place)
+        return Expert(student, self.seen, [m.to(*place) for m in self.maps], [k.to(*place) for k in self.keys])
 
 
 def student_evidence(
-    expert: Expert,
-    images: torch.Tensor,
-    maps: Sequence[torch.Tensor],
-    exclude: torch.Tensor,
-    runtime: Runtime,
+    expert: Expert, found: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], exclude: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Compare a student's maps with its weighted support (SSD) and with the teacher's (TSD).
 
     Parameters
     ----------
     expert : Expert
-    images : torch.Tensor
-        (N, 3, S, S), the queries.
-    maps : list of torch.Tensor
-        The teacher's maps of them.
+    found, maps : list of torch.Tensor
+        The student's and the teacher's maps of the queries, (N, C_l, H_l, W_l).
     exclude : torch.Tensor of bool
         (N, K), support images that must not count for a query.
-    runtime : Runtime
 
     Returns
     -------
@@ -79,17 +73,10 @@ def student_evidence(
     weights : torch.Tensor
         (N, K), the attention's, averaged over scales.
     """
-    student = expert.student
-    found = run_student(student, images, maps, runtime)
-    # One image at a time, for the same reason as in `patch_evidence`.
-    rows = [
-        student.weighting([m[i : i + 1].clone() for m in found], expert.maps, expert.keys, exclude[i : i + 1])
-        for i in range(len(exclude))
-    ]
-    references = [torch.cat(level) for level in zip(*(row[0] for row in rows), strict=True)]
+    references, weights = expert.student.weighting(found, expert.maps, expert.keys, exclude)
     ssd = list(map(cosine_distance, found, references))
     tsd = list(map(cosine_distance, maps[:3], found))
-    return ssd, tsd, torch.cat([row[1] for row in rows]).mean(1)
+    return ssd, tsd, weights.mean(1)
 
 
 def run_student(
@@ -106,15 +93,7 @@ def to_pixels(distances: Sequence[torch.Tensor], size: int, sigma: float) -> tor
     rows and along columns: together they are one small matrix on either side of a map.
     """
     sides = [[_enlarging(n, size, sigma).to(d.device, d.dtype) for n in d.shape[-2:]] for d in distances]
-    # One image at a time, for the same reason as in `patch_evidence`.
-    return torch.stack(
-        [
-            torch.stack(
-                [rows @ d[i].clone() @ columns.T for d, (rows, columns) in zip(distances, sides, strict=True)]
-            ).sum(0)
-            for i in range(len(distances[0]))
-        ]
-    )
+    return torch.stack([rows @ d @ columns.T for d, (rows, columns) in zip(distances, sides, strict=True)]).sum(0)
 
 
 @functools.lru_cache(maxsize=32)
@@ -180,11 +159,11 @@ class Scorer:
         border_weight: float,
         contrast: float,
     ) -> None:
-        device = extract.runtime.device
+        place = extract.runtime.device, extract.runtime.dtype
         self.extract = extract
-        self.experts = [expert.to(device) for expert in experts]
+        self.experts = [expert.to(*place) for expert in experts]
         self.bank = bank
-        self.embeddings = None if embeddings is None else embeddings.to(device)
+        self.embeddings = None if embeddings is None else embeddings.to(*place)
         self.weights = weights
         self.aggregation = aggregation
         self.sigma = sigma
@@ -215,9 +194,47 @@ class Scorer:
             else the share of matched patches; 1 for the most similar image where there is only "embedding".
         """
         maps = self.extract(images) if maps is None else maps
+        seen = [run_student(expert.student, images, maps, self.extract.runtime) for expert in self.experts]
         exclude = exclude.to(maps[0].device)
+        # One image at a time: kernels round by shape, and an image must read the same in any company.
+        rows = [
+            self.compare(
+                [m[i : i + 1].clone() for m in maps],
+                [[m[i : i + 1].clone() for m in found] for found in seen],
+                exclude[i : i + 1],
+                images.shape[-1],
+            )
+            for i in range(len(images))
+        ]
+        evidence, weights = zip(*rows, strict=True)
+        return torch.cat(evidence).cpu(), torch.cat(weights).cpu()
+
+    def compare(
+        self,
+        maps: Sequence[torch.Tensor],
+        seen: Sequence[Sequence[torch.Tensor]],
+        exclude: torch.Tensor,
+        size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do what `evidence` does from where the networks are done, with any number of images at once.
+
+        Parameters
+        ----------
+        maps : list of torch.Tensor
+            The teacher's, (N, C_l, H_l, W_l).
+        seen : list of lists of torch.Tensor
+            Each student's.
+        exclude : torch.Tensor of bool
+            (N, K), support images that must not count for a query.
+        size : int
+            Side of the images, pixels.
+
+        Returns
+        -------
+        evidence, weights : torch.Tensor
+            As of `evidence`, on the device of the maps.
+        """
         found: dict[str, torch.Tensor] = {}
-        size = images.shape[-1]
         if self.embeddings is not None:
             distance, weights = embedding_evidence(maps, self.embeddings, exclude)
             found["embedding"] = distance[:, None, None].expand(-1, size, size)
@@ -225,7 +242,7 @@ class Scorer:
             distance, weights = patch_evidence(maps[:3], self.bank, exclude)
             found["patch"] = to_pixels([distance], size, self.sigma)
         if self.experts:
-            says = [student_evidence(expert, images, maps, exclude, self.extract.runtime) for expert in self.experts]
+            says = [student_evidence(*both, maps, exclude) for both in zip(self.experts, seen, strict=True)]
             *by_kind, by_expert = zip(*says, strict=True)
             share = self._share(exclude).to(by_expert[0])
             for name, of_experts in zip(("ssd", "tsd"), by_kind, strict=True):
@@ -235,13 +252,13 @@ class Scorer:
                     ]
                     found[name] = to_pixels(levels, size, self.sigma)
             weights = torch.einsum("fn,fnk->nk", share, torch.stack(by_expert))
-        return torch.stack([found[name] for name in self.weights], 1).cpu(), weights.cpu()
+        return torch.stack([found[name] for name in self.weights], 1), weights
 
     def _share(self, exclude: torch.Tensor) -> torch.Tensor:
         """Weigh the experts for each query, (F, N): those that never saw what is left out, if there are such."""
         seen = torch.stack([expert.seen for expert in self.experts]).to(exclude.device)
         unbiased = ~(exclude[None] & seen[:, None]).any(2)
-        unbiased[:, ~unbiased.any(0)] = True
+        unbiased = unbiased | ~unbiased.any(0)
         return unbiased / unbiased.sum(0)
 
     def fuse(self, evidence: torch.Tensor) -> torch.Tensor:
@@ -251,6 +268,11 @@ class Scorer:
 
     def score(self, evidence: torch.Tensor) -> torch.Tensor:
         """Combine evidence (N, E, S, S) into anomaly scores (N,): of the map, and of the image as a whole."""
+        # One image at a time, for the same reason as in `evidence`.
+        return torch.cat([self.judge(one) for one in evidence.split(1)])
+
+    def judge(self, evidence: torch.Tensor) -> torch.Tensor:
+        """Do what `score` does, with any number of images at once."""
         found = self.reduce(self.fuse(evidence))
         whole = [name for name in self.weights if name in WHOLE]
         return found + self.reduce(self._sum(evidence, whole)) if 0 < len(whole) < len(self.weights) else found
@@ -262,18 +284,15 @@ class Scorer:
 
     def reduce(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., S, S) to one number each (...)."""
-        found = [  # one map at a time: several threads share out, and round, several in another way
-            self.peak(one) - self.contrast * one.mean() for one in maps.reshape(-1, *maps.shape[-2:])
-        ]
-        return torch.stack(found).view(maps.shape[:-2])
+        return self.peak(maps) - self.contrast * maps.mean((-2, -1))
 
-    def fade(self, one: torch.Tensor) -> torch.Tensor:
-        """Fade the border of a map (S, S) as far as the score does."""
-        return fade_border(one, self.border_weight)
+    def fade(self, maps: torch.Tensor) -> torch.Tensor:
+        """Fade the border of maps (..., S, S) as far as the score does."""
+        return fade_border(maps, self.border_weight)
 
-    def peak(self, one: torch.Tensor) -> torch.Tensor:
-        """Reduce a map (S, S) to how high its hottest pixels are."""
-        return aggregate(self.fade(one), self.aggregation)
+    def peak(self, maps: torch.Tensor) -> torch.Tensor:
+        """Reduce maps (..., S, S) to how high their hottest pixels are, (...)."""
+        return aggregate(self.fade(maps), self.aggregation)
 
 
 def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:

@@ -70,10 +70,10 @@ class LearnToWeight(nn.Module):
             if self.attention:
                 logits = g.flatten(1) @ key.flatten(1).T * (self.sharpness / g.shape[1] ** 0.5)
             else:
-                logits = g.new_zeros(len(g), len(s))
+                logits = g.new_zeros(g.shape[0], len(s))
             if exclude is not None:
                 logits = logits.masked_fill(exclude, -torch.inf)
             w = logits.softmax(1)
-            references.append((w @ s.flatten(1)).view(len(g), *s.shape[1:]))
+            references.append((w @ s.flatten(1)).unflatten(1, s.shape[1:]))
             weights.append(w)
         return references, torch.stack(weights, 1)

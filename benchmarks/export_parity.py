@@ -1,0 +1,137 @@
+"""How far an exported detector is from the package, on real images: Markdown on standard output.
+
+python benchmarks/export_parity.py DATA --shots 1 2 4 8 --seeds 1
+python benchmarks/export_parity.py DATA --shots 4 --seeds 3 --int8
+
+DATA has one folder for each task; supports and test images are those of quality.py. The graph is scored in onnxruntime
+and in OpenVINO, and compared with the package at --precision (float32 compares all patches, as the graph does): largest
+difference of a score and of a pixel of a map, and how many decisions differ. --int8 tells the image AUROC instead, of
+the graph as it is and with the teacher's convolutions in 8 bits (static, calibrated on the support's views), both in
+onnxruntime; the package does not offer that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from export_speed import in_onnxruntime, in_openvino
+from onnxruntime import quantization
+from protocol import Draw, Pictures, draw, find_tasks, shown, table
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from tqdm.auto import tqdm
+
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.features import CHUNK
+from fewshot_ad.views import turned_and_mirrored
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("data", type=Path, metavar="DATA")
+    add("--shots", type=int, nargs="+", default=[4], metavar="K")
+    add("--seeds", type=int, default=1)
+    add("--limit", type=int, metavar="N", help="at most so many test images of each kind")
+    add("--backbone", default="compact")
+    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
+    add("--precision", default="float32", help="of the package")
+    add("--threads", type=int, default=1)
+    add("--int8", action="store_true", help="image AUROC in 8 bits, instead")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+
+    tasks = find_tasks(args.data)
+    found = []
+    for task in tqdm(tasks):
+        pictures = Pictures(128)
+        for n_shots in args.shots:
+            for seed in range(args.seeds):
+                drawn = draw(task, n_shots, seed, limit=args.limit)
+                support, queries = pictures(drawn.support), pictures(drawn.queries)
+                det = DualDistillationDetector(
+                    args.backbone, weights=args.weights, precision=args.precision, device="cpu", random_state=seed
+                ).fit(support)
+                with tempfile.TemporaryDirectory() as folder:
+                    model = Path(folder, "model.onnx")
+                    det.export(model)
+                    if args.int8:
+                        found.append(aurocs(det, model, support, queries, drawn, args.threads))
+                    else:
+                        found.append(differences(det, model, queries, args.threads))
+    if args.int8:
+        by_task = np.array(found).reshape(len(tasks), -1, 2)
+        rows = [[t.name, *(shown(by_task[i : i + 1, :, j]) for j in (0, 1))] for i, t in enumerate(tasks)]
+        print(table(["task", "float32", "int8"], [*rows, ["mean", *(shown(by_task[..., j]) for j in (0, 1))]]))
+    else:
+        print(f"{sum(len(scores) for scores, *_ in found)} images, {len(found)} detectors")
+        rows = []
+        for i, name in enumerate(("onnxruntime", "OpenVINO"), 1):
+            score, pixel, decisions = zip(*(one[i] for one in found), strict=True)
+            rows.append([name, f"{max(score):.1e}", f"{max(pixel):.1e}", str(sum(decisions))])
+        nearest = min(np.abs(decision).min() for decision, *_ in found)
+        print(table(["", "score", "map", "other decisions"], rows) + f"nearest to a threshold: {nearest:.1e}")
+
+
+def differences(det: DualDistillationDetector, model: Path, queries: torch.Tensor, n_threads: int) -> list:
+    """Return the package's decision function, and how far the graph is from it in each runtime."""
+    score, pixels = det.score_samples(queries), det.anomaly_map(queries)
+    found = [score - det.offset_]
+    for run in (in_onnxruntime(model, n_threads), in_openvino(model, n_threads)):
+        parts = [run(batch.numpy()) for batch in queries.split(CHUNK)]
+        scores, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
+        other = (scores.astype(float) < det.offset_) != (found[0] < 0)
+        found.append((np.abs(scores - score).max(), np.abs(maps - pixels).max(), int(other.sum())))
+    return found
+
+
+def aurocs(
+    det: DualDistillationDetector,
+    model: Path,
+    support: torch.Tensor,
+    queries: torch.Tensor,
+    drawn: Draw,
+    n_threads: int,
+) -> list[float]:
+    """Compute the image AUROC of the graph in float32, and with the teacher in 8 bits."""
+    small = model.with_name("int8.onnx")
+    quantize(det, model, small, support)
+    found = []
+    for file in (model, small):
+        run = in_onnxruntime(file, n_threads)
+        scores = np.concatenate([run(batch.numpy())[0] for batch in queries.split(CHUNK)])
+        found.append(float(roc_auc_score(drawn.y, scores)))
+    return found
+
+
+def quantize(det: DualDistillationDetector, model: Path, out: Path, support: torch.Tensor) -> None:
+    """Write the graph with the teacher's convolutions in 8 bits: they are the first that it makes."""
+    n_convolutions = sum(isinstance(module, nn.Conv2d) for module in det._extractor().teacher.modules())
+    names = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"][:n_convolutions]
+    quantization.quantize_static(
+        model, out, Views(support), per_channel=True, nodes_to_quantize=names,
+        activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+    )  # fmt: skip
+
+
+class Views(quantization.CalibrationDataReader):
+    """The support, turned and mirrored, a few at a time."""
+
+    def __init__(self, support: torch.Tensor) -> None:
+        self.batches = iter(turned_and_mirrored(support).flatten(0, 1).split(CHUNK))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next few, or None after the last."""
+        batch = next(self.batches, None)
+        return None if batch is None else {"image": batch.contiguous().numpy()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A fitted detector as one ONNX graph: teacher, students, support and scoring (`docs/deployment.md`)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from . import __version__
+from .checkpoints import check_destination, write_atomically
+from .exceptions import MissingExtraError
+from .model_file import support_names
+from .scoring import Scorer
+
+FORMAT = "fewshot_ad onnx 1"
+SIGN = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
+# The first that onnxscript writes without converting.
+_OPSET = 18
+
+
+def write(path: str | os.PathLike, detector: Any, *, force: bool = False) -> None:
+    """Write a fitted detector as ONNX, atomically; see `DualDistillationDetector.export`."""
+    check_is_fitted(detector)
+    check_destination(path, force=force)
+    write_atomically(Path(path), _model(detector).SerializeToString(deterministic=True))
+
+
+class Graph(nn.Module):
+    """What is exported: from images of any one size to scores and maps, by the scorer's own functions.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        On the CPU.
+    size : int
+        Side that its teacher takes, pixels.
+    n_support : int
+    """
+
+    def __init__(self, scorer: Scorer, size: int, n_support: int) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.size = size
+        self.n_support = n_support
+        self.teacher = scorer.extract.teacher
+        self.students = nn.ModuleList(expert.student for expert in scorer.experts)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score images (N, 3, H, W) in [0, 1]: (N,), high = normal, and maps (N, S, S), high = anomalous."""
+        rows, columns = (shrinking(n, self.size) for n in image.shape[-2:])
+        image = (rows @ image @ columns.T).clamp(0, 1)
+        maps = self.teacher(image)
+        seen = [expert.student(expert.student.inputs(image, maps)) for expert in self.scorer.experts]
+        nothing = image.new_zeros(image.shape[0], self.n_support, dtype=torch.bool)
+        evidence, _ = self.scorer.compare(maps, seen, nothing, self.size)
+        return -self.scorer.judge(evidence), self.scorer.fuse(evidence)
+
+
+def shrinking(n: int, size: int) -> torch.Tensor:
+    """Make the matrix (size, n) that resizes a column of n pixels as `images.load` does, bilinear and antialiased.
+
+    ONNX has an operator for it, but OpenVINO leaves out its antialiasing without a word.
+    """
+    ratio = n / size
+    reach: Any = torch.sym_max(ratio, 1.0)  # in a graph n is free, and max() would ask for it
+    centres = (torch.arange(size) + 0.5) * ratio
+    distances = (torch.arange(n) + 0.5 - centres[:, None]).abs() / reach
+    weights = (1 - distances).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _model(detector: Any) -> Any:
+    """Trace the graph, and say in its metadata what it is."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f'Export needs onnx and onnxscript ({error}). Install the extra: pip install "fewshot-ad[export]".'
+        ) from error
+    plain = copy.copy(detector).set_params(device="cpu", precision="float32", memory=None)
+    graph = Graph(plain._scorer(plain._extractor()), detector.image_size, detector._n_support()).eval()
+    free = {axis: torch.export.Dim(name) for axis, name in ((0, "n"), (2, "height"), (3, "width"))}
+    with torch.no_grad():
+        # Traced here, not by torch.onnx: where a size cannot be left free that would fix it, without a word.
+        traced = torch.export.export(graph, (torch.rand(3, 3, 96, 112),), dynamic_shapes=(free,), strict=False)
+        program: Any = torch.onnx.export(
+            traced, dynamo=True, opset_version=_OPSET, input_names=["image"], output_names=["score", "anomaly_map"],
+            dynamic_shapes=(free,), verbose=False,
+        )  # fmt: skip
+    model = program.model_proto
+    # The tracer's notes: folders and lines of this machine's Python.
+    for part in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for key, value in _about(detector).items():
+        model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    return model
+
+
+def _about(detector: Any) -> dict[str, Any]:
+    names = support_names(detector)
+    return {
+        "format": FORMAT,
+        "fewshot_ad": __version__,
+        "offset": detector.offset_,
+        "sign": SIGN,
+        "image_size": detector.image_size,
+        "value_range": detector.value_range,
+        "evidence": detector.evidence_,
+        "backbone": detector.backbone,
+        "teacher_fingerprint": detector.teacher_fingerprint_,
+        "n_support": len(names),
+        "support_names": names,
+    }

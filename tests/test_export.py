@@ -1,0 +1,224 @@
+"""The exported graph in onnxruntime and OpenVINO: the package's scores, maps and decisions, from the same images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+from fewshot_ad import DualDistillationDetector, cli, images
+from fewshot_ad.demo import write_images
+from fewshot_ad.exceptions import MissingExtraError, OutputExistsError
+from fewshot_ad.export import shrinking
+from fewshot_ad.scoring import EVIDENCE
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+openvino = pytest.importorskip("openvino")
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:The support is a single image")
+
+
+@pytest.fixture(scope="module")
+def fitted(toy, normal) -> DualDistillationDetector:
+    """All kinds of evidence, two students."""
+    return DualDistillationDetector(
+        **{**toy, "evidence": EVIDENCE, "precision": "float32", "decoder_blocks": (1, 1, 1)}
+    ).fit(normal[:3])
+
+
+@pytest.fixture(scope="module")
+def exported(fitted, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    fitted.export(path)
+    return path
+
+
+def runtimes(path: Path) -> dict:
+    """What runs the graph: (N, 3, H, W) -> scores and maps."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    precisely = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(path, "CPU", precisely)
+
+    def in_openvino(batch: np.ndarray) -> list[np.ndarray]:
+        found = compiled(batch)
+        return [found["score"], found["anomaly_map"]]
+
+    return {"onnxruntime": lambda batch: session.run(None, {"image": batch}), "OpenVINO": in_openvino}
+
+
+def tensor(arrays: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, 3) of 8 bits as the graph takes them."""
+    return np.ascontiguousarray(arrays.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+
+
+def assert_same(det: DualDistillationDetector, path: Path, batches: list[np.ndarray]) -> None:
+    """Compare with the package: scores, maps, and decisions by the threshold in the file."""
+    offset = float(json.loads(metadata(path)["offset"]))
+    for name, run in runtimes(path).items():
+        for batch in batches:
+            native, maps = det.score_samples(batch), det.anomaly_map(batch)
+            scores, shown = run(tensor(batch))
+            assert (scores.dtype, scores.shape, shown.shape) == (np.float32, native.shape, maps.shape)
+            np.testing.assert_allclose(scores, native, rtol=0, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(shown, maps, rtol=0, atol=1e-3, err_msg=name)
+            assert np.abs(native - offset).min() > 1e-4  # nearer to the threshold the decision is rounding's
+            np.testing.assert_array_equal(np.where(scores < offset, -1, 1), det.predict(batch), err_msg=name)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_the_graph_is_the_detector_for_any_number_and_size_of_images(fitted, exported, normal, anomalous):
+    queries = np.concatenate([normal[3:7], anomalous[:4]])
+    wide = np.repeat(queries[:2], 3, axis=2)  # 40 x 120
+    assert_same(fitted, exported, [queries, queries[:3], queries[:1], wide, queries[:, :20, :24]])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {
+            "evidence": ("ssd", "tsd"), "student": "encoder", "weighting": "uniform", "aggregation": "max", "lam": 2.0,
+            "precision": "float64",
+        },
+        {
+            "evidence": {"patch": 2.0, "embedding": 1.0}, "aggregation": "mean", "blur_sigma": 0, "augment": False,
+            "precision": "auto",
+        },
+    ],
+    ids=["students", "no student"],
+)  # fmt: skip
+def test_whatever_the_settings_the_graph_is_in_float32(toy, normal, anomalous, tmp_path, changed):
+    det = DualDistillationDetector(**{**toy, **changed}).fit(normal[:1])
+    det.export(tmp_path / "model.onnx")
+    assert det.precision == changed["precision"]
+    assert_same(
+        det.set_params(precision="float32"), tmp_path / "model.onnx", [np.concatenate([normal[3:5], anomalous[:2]])]
+    )
+
+
+def test_the_graph_resizes_as_the_package_does():
+    generator = torch.Generator().manual_seed(0)
+    for height, width, size in ((301, 97, 32), (32, 32, 32), (20, 33, 48), (64, 48, 24)):
+        image = torch.rand(3, height, width, generator=generator)
+        shown = shrinking(height, size) @ image @ shrinking(width, size).T
+        torch.testing.assert_close(shown, images.load(image, 0, size), rtol=0, atol=2e-6)
+
+
+def test_a_copy_of_a_support_image_finds_itself(fitted, exported, normal):
+    found = runtimes(exported)["onnxruntime"](tensor(normal[:3]))[0]
+    fresh = DualDistillationDetector(**fitted.get_params())
+    fresh.__dict__ |= {**vars(fitted), "_support_hashes": np.array(["", "", ""])}
+    np.testing.assert_allclose(found, fresh.score_samples(normal[:3]), rtol=0, atol=1e-4)
+    assert (found > fitted.score_samples(normal[:3]) + 1e-3).all()  # the package leaves the copy out
+
+
+def test_the_file_says_what_it_is(fitted, exported):
+    said = metadata(exported)
+    sign = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
+    assert (said["format"], said["sign"]) == ("fewshot_ad onnx 1", sign)
+    found = {name: json.loads(said[name]) for name in ("offset", "image_size", "value_range", "evidence", "n_support")}
+    assert found == {
+        "offset": fitted.offset_, "image_size": 32, "value_range": None, "evidence": list(EVIDENCE), "n_support": 3,
+    }  # fmt: skip
+    assert said["teacher_fingerprint"] == fitted.teacher_fingerprint_
+    graph = onnx.load(exported).graph
+    sizes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim] for value in
+             (*graph.input, *graph.output)]  # fmt: skip
+    assert sizes == [["n", 3, "height", "width"], ["n"], ["n", 32, 32]]
+
+
+def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy, normal, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "secret folder"
+    folder.mkdir()
+    for i, image in enumerate(normal[:2]):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    det = DualDistillationDetector(**{**toy, "evidence": "embedding"}).fit(sorted(folder.iterdir()))
+    det.export(folder / "model.onnx")
+    content = (folder / "model.onnx").read_bytes()
+    assert json.loads(metadata(folder / "model.onnx")["support_names"]) == ["0.png", "1.png"]
+    for private in ("secret folder", str(ROOT), sys.prefix, ".py"):
+        assert private.encode() not in content
+    det.export(folder / "model.onnx", force=True)
+    assert (folder / "model.onnx").read_bytes() == content
+
+
+def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
+    with pytest.raises(NotFittedError):
+        DualDistillationDetector(**toy).export(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(OutputExistsError, match="force=True"):
+        fitted.export(tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"fewshot-ad\[export\]"):
+        fitted.export(tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_the_command_and_the_script(tmp_path, capsys):
+    """`fewshot-ad export`, and the stand-alone script on what it wrote: packaged networks, files of several kinds."""
+    from PIL import Image
+
+    folder = write_images(tmp_path / "made", n_normal=6, n_anomalous=2)
+    good, bad = (sorted((folder / kind).iterdir()) for kind in ("good", "bad"))
+    model, out = tmp_path / "model.fsad", tmp_path / "model.onnx"
+    DualDistillationDetector(precision="float32", random_state=0).fit(good[:4]).save(model)
+    assert cli.main(["export", str(model), "-o", str(out), "--json"]) == 0
+    det = DualDistillationDetector.load(model)
+    assert json.loads(capsys.readouterr().out) == {
+        "model": str(out), "bytes": out.stat().st_size, "offset": det.offset_,
+    }  # fmt: skip
+    assert cli.main(["export", str(model), "-o", str(out)]) == 2
+    assert "exists. Pass --force" in capsys.readouterr().err
+
+    new = tmp_path / "new"
+    new.mkdir()
+    for path in (*good[4:], *bad):
+        (new / path.name).write_bytes(path.read_bytes())
+    picture = Image.open(bad[0])
+    picture.resize((1200, 900)).save(new / "large.jpg", quality=90)
+    picture.convert("L").save(new / "grey.png")
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "score_onnx.py", out, new], check=True, capture_output=True, text=True
+    )
+    paths, scores, labels = zip(*(line.rsplit(maxsplit=2) for line in done.stdout.splitlines()), strict=True)
+    assert [Path(path) for path in paths] == sorted(new.iterdir())
+    decision = np.array(scores, float) - det.offset_
+    np.testing.assert_allclose(decision, det.decision_function(paths), rtol=0, atol=1e-4)
+    assert [int(label) for label in labels] == det.predict(paths).tolist()
+    assert -1 in det.predict(paths)
+    assert_same(det, out, [np.stack([np.asarray(Image.open(path)) for path in (*good[4:], *bad)])])
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("task", "n_shots", "backbone"),
+    [
+        ("busi", 1, "compact"), ("magnetic_tile", 2, "compact"), ("loco_juice_bottle", 8, "compact"),
+        ("odir_glaucoma", 4, "mobilenetv2_100"),
+    ],
+)  # fmt: skip
+def test_on_real_images(real_data, request, tmp_path, task, n_shots, backbone):
+    """One file of each kind; benchmarks/export_parity.py looks at all of them."""
+    weights = request.getfixturevalue("real_weights") if backbone != "compact" else None
+    good, bad = (images.files(real_data / task / kind) for kind in ("good", "bad"))
+    det = DualDistillationDetector(backbone, weights=weights, precision="float32", random_state=0).fit(good[:n_shots])
+    det.export(tmp_path / "model.onnx")
+    queries = [images.load(path, 0, 256) for path in (*good[n_shots : n_shots + 4], *bad[:4])]
+    batch = (torch.stack(queries) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert_same(det, tmp_path / "model.onnx", [batch])
