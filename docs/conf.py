@@ -54,7 +54,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     # Those whose names begin with a number; others are tools to be copied.
     "filename_pattern": r"/\d\d_",
-    "ignore_pattern": r"/[^\d/][^/]*\.py$",
+    "ignore_pattern": r"^\D",
     "within_subsection_order": "FileNameSortKey",
     "reset_argv": "gallery.arguments",
     "reset_modules": ("matplotlib", "gallery.limit_time"),
