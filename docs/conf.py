@@ -1,5 +1,6 @@
 """How the documentation is built: `sphinx-build -W docs docs/_build`; nothing is fetched."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import fewshot_ad
 
 sys.path.insert(0, str(Path(__file__).parent))  # gallery.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no example may fetch weights
+for name in ("onnx_ir", "onnxscript"):  # they tell hundreds of their steps
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 project = "fewshot_ad"
 version = release = fewshot_ad.__version__
