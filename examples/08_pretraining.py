@@ -33,7 +33,7 @@ for kind in range(12):
 
 # %%
 # A stop (Ctrl-C) leaves a checkpoint, from which ``resume=True`` goes on. A fifth of the tasks is held out; they choose
-# the student that is kept.
+# the student that is kept, the lowest point on the right.
 
 scratch = tempfile.TemporaryDirectory()
 student = pretrain(
@@ -51,14 +51,13 @@ right.set(title="held-out tasks", xlabel="episode", ylabel="SSD, own over other 
 
 # %%
 # The student goes into any number of detectors with the same teacher, and is not trained again. How do it and the
-# packaged one do by their evidence alone? After so few episodes it has learnt to agree with the support ("ssd"), and
-# not yet to imitate the teacher ("tsd"). Measure on images of your own before you replace the packaged student: in the
-# default the patches say more than either.
+# packaged one do, by their evidence alone and in the default? On these scratches neither is worth much by itself, and in
+# the default the patches say more than either. So measure on images of your own before you replace the packaged student.
 
 folder = write_images(f"{scratch.name}/images")
 good, bad = (sorted((folder / kind).glob("*")) for kind in ("good", "bad"))
 y = np.repeat([1, -1], [len(good[4:]), len(bad)])
 for name, init in (("packaged", "auto"), ("pretrained here", student)):
-    for evidence in ("ssd", "tsd"):
+    for evidence in ("ssd", "tsd", "auto"):
         det = DualDistillationDetector(init=init, evidence=evidence, random_state=0).fit(good[:4])
-        print(f"{name:16} evidence={evidence} AUROC {roc_auc_score(y, det.decision_function([*good[4:], *bad])):.3f}")
+        print(f"{name:16} evidence={evidence:4} AUROC {roc_auc_score(y, det.decision_function([*good[4:], *bad])):.3f}")
