@@ -51,8 +51,9 @@ right.set(title="held-out tasks", xlabel="episode", ylabel="SSD, own over other 
 
 # %%
 # The student goes into any number of detectors with the same teacher, and is not trained again. How do it and the
-# packaged one do, by their evidence alone and in the default? On these scratches neither is worth much by itself, and in
-# the default the patches say more than either. So measure on images of your own before you replace the packaged student.
+# packaged one do, by their evidence alone and in the default? On these scratches neither is worth much by itself, and
+# in the default the patches say more than either. So measure on images of your own before you replace the packaged
+# student.
 
 folder = write_images(f"{scratch.name}/images")
 good, bad = (sorted((folder / kind).glob("*")) for kind in ("good", "bad"))

@@ -1,18 +1,10 @@
 """AUPRO, against values that can be counted by hand."""
 
-import doctest
-
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fewshot_ad import metrics
 from fewshot_ad.metrics import aupro
-
-
-def test_example_of_the_documentation():
-    result = doctest.testmod(metrics)
-    assert (result.attempted, result.failed) == (2, 0)
 
 
 def test_one_region_is_roc():

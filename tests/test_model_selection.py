@@ -1,7 +1,5 @@
 """K-shot splits."""
 
-import doctest
-
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -10,7 +8,7 @@ from sklearn.model_selection import GridSearchCV, KFold, check_cv, cross_validat
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from fewshot_ad import DualDistillationDetector, KShotSplit, SyntheticAnomalyScorer, model_selection
+from fewshot_ad import DualDistillationDetector, KShotSplit, SyntheticAnomalyScorer
 
 Y = np.array([1, -1, 1, 1, -1, 1, 1])
 NORMAL = {0, 2, 3, 5, 6}
@@ -76,11 +74,6 @@ def test_in_scikit_learn():
         train for train, _ in splits(n_shots=2, n_splits=3, random_state=0)
     ]
     np.testing.assert_allclose(result["test_score"], 3 / 5)  # 3 of the 5 left are normal
-
-
-def test_example_of_the_documentation():
-    result = doctest.testmod(model_selection)
-    assert (result.attempted, result.failed) == (6, 0)
 
 
 @pytest.fixture
