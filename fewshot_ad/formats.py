@@ -291,7 +291,7 @@ def _full_range(bits: int, dtype: np.dtype) -> tuple[float, float] | None:
 def _percentile_range(values: np.ndarray) -> tuple[float, float]:
     """Leave out the few extreme values."""
     finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, _PERCENTILES) if finite.size else (0.0, 1.0)
+    low, high = np.percentile(finite, _PERCENTILES, overwrite_input=True) if finite.size else (0.0, 1.0)
     return float(low), float(high if high > low else low + 1)
 
 
@@ -400,6 +400,8 @@ class _Tiff(File):
                 f"{self.path} is an ImageJ stack of {declared} images behind {len(self.file.pages)} page. Save its "
                 "images as pages, for instance with tifffile.imwrite."
             )
+        if math.prod(page.shape) > 4 * math.prod(self.size(index)):
+            raise ImageError(f"{self.path} has the shape {page.shape}. Accepted are one to four values for each pixel.")
         # Integers of 32 bits seldom use them all: what they mean is not known.
         full = _full_range(page.bitspersample, page.dtype) if page.dtype.itemsize <= 2 else None
         values = page.asarray() if full else narrow(page.asarray())
