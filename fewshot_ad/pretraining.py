@@ -222,7 +222,7 @@ def pretrain(
             try:
                 training.restore(state[0], state[1]["training"])
                 best = _Best.restore(*state, network)
-            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
                 raise CheckpointError(
                     f"{partial} cannot be right ({type(error).__name__}: {error}). Remove it to start anew."
                 ) from error

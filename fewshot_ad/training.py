@@ -233,11 +233,11 @@ class Training:
         self.student.load_state_dict(
             {name.removeprefix("student."): t for name, t in tensors.items() if name.startswith("student.")}
         )
-        for i, weight in enumerate(self.student.parameters()):
+        for number, weight in enumerate(self.student.parameters()):
             # The optimiser looks at neither names nor shapes.
-            shapes = {name: value.shape for name, value in entries[i].items()} if i in entries else {}
-            if shapes and shapes != {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}:
-                raise ValueError(f"the optimizer's state {i} has the tensors {shapes}")
+            shapes = {key: tuple(value.shape) for key, value in entries.get(number, {}).items()}
+            if shapes and shapes != {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}:
+                raise ValueError(f"the optimizer's state {number} has the tensors {shapes}")
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
         self._scaler.load_state_dict(header["scaler"])
         self.curve = [float(loss) for loss in header["curve"]]

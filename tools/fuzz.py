@@ -2,9 +2,9 @@
 
     python tools/fuzz.py --inputs 100000 --seed 0
 
-A file must be read, or refused by an error of `fewshot_ad.exceptions`, within 10 seconds and 1 GB. Whatever else
-happens is a failure: its input is kept in --keep, and the exit status is 1. The same seed makes the same inputs. Needs Linux:
-files are read in a forked process, so that one that crashes, hangs or eats memory is known.
+A file must be read, or refused by an error of `fewshot_ad.exceptions`, within 10 seconds and 1 GB. Whatever else comes
+of it is a failure: the input is kept in --keep, and the exit status is 1. The same seed makes the same inputs. Needs
+Linux: files are read in a forked process, so that one that crashes, hangs or eats memory is known.
 """
 
 from __future__ import annotations
@@ -334,8 +334,8 @@ def forge_dicom(data: bytes, rng: random.Random) -> bytes:
     header = pydicom.dcmread(io.BytesIO(data))
     names = (
         "Rows Columns SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation PlanarConfiguration "
-        "NumberOfFrames PhotometricInterpretation WindowCenter WindowWidth RescaleSlope RescaleIntercept VOILUTFunction "
-        "PixelData TransferSyntaxUID SeriesInstanceUID SOPClassUID SpecificCharacterSet"
+        "PixelData NumberOfFrames PhotometricInterpretation WindowCenter WindowWidth RescaleSlope RescaleIntercept "
+        "VOILUTFunction TransferSyntaxUID SeriesInstanceUID SOPClassUID SpecificCharacterSet"
     ).split()
     for name in rng.sample(names, rng.choice((1, 1, 2, 3))):
         value: Any = rng.choice(_ODD)

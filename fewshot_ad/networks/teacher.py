@@ -162,7 +162,7 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
     followed: dict[nn.Conv2d, list[nn.Module]] = {}
 
     def after_conv(conv: nn.Module, _: Any, output: torch.Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)  # nosec B101 - for mypy; nothing rests on it
+        assert isinstance(conv, nn.Conv2d)  # nosec B101
         made[id(output)] = (conv, output)  # held, so that its id is not given to another
 
     def before_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
