@@ -480,9 +480,8 @@ def _decode(picture: Image.Image) -> np.ndarray:
         return np.dstack([values] * 3 + [np.where(values == transparent, 0, 65535).astype(values.dtype)])
     if picture.mode == "F" or (picture.mode == "L" and transparent is None):
         return np.asarray(picture)
-    if "A" in picture.getbands() or "a" in picture.getbands() or transparent is not None:
-        return np.asarray(picture.convert("RGBA"))
-    return np.asarray(picture.convert("RGB"))
+    mode = "RGBA" if {"A", "a"} & set(picture.getbands()) or transparent is not None else "RGB"
+    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
 
 
 def _unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarray]:
@@ -521,6 +520,8 @@ def _unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndar
             channel = raw[..., i].astype(np.float32)
             channel /= full
         else:
-            channel = raw[..., i]
+            channel = raw[..., i].copy()
         channel = (1 - channel if inverted else channel).astype(np.float32, copy=False)
-        yield np.ascontiguousarray(channel if alpha is None else channel * alpha)
+        if alpha is not None:
+            channel *= alpha
+        yield np.ascontiguousarray(channel)

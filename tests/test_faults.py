@@ -158,7 +158,7 @@ def test_killed_in_pretrain(toy, tmp_path):
             partial = checkpoints.load(out.with_name(f"{out.name}.partial"), "fewshot_ad pretraining 1", "")
             reached.append(len(partial[1]["training"]["curve"]))
 
-    killed(lambda: run(resume=True), longest / 2, 4, check)
+    killed(lambda: run(resume=True), 0.8 * longest, 4, check)
     assert any(reached)
     assert run(resume=True) == expected
     assert leftovers(tmp_path) == []
