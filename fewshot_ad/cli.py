@@ -76,7 +76,7 @@ def _complain(text: str) -> None:
 
 def _printable(text: str) -> str:
     """Write what a terminal would obey, and what is no text, as escapes: both may be in the name of a file."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _plain(value: Any) -> Any:

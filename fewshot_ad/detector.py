@@ -706,7 +706,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         else:
             one_of("lam", "auto")
         number("sharpness", _REAL, 0)
-        number("blur_sigma", _REAL, 0)
+        number("blur_sigma", _REAL, 0, 10_000)
         number("border_weight", _REAL, 0, 1)
         number("contrast", _REAL, 0, 1)
         if self.n_steps != "auto":
