@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from .exceptions import CheckpointError, DiskFullError, OutputError, OutputExist
 from .networks.student import Decoder, Student
 
 FORMAT = "fewshot_ad student 1"
+# Seconds after which a temporary file that nobody writes to is taken for a killed process's.
+_ABANDONED = 600.0
 
 
 def student_header(backbone: str, fingerprint: str, student: Student) -> dict[str, Any]:
@@ -63,13 +68,30 @@ def load_student(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
     -------
     tensors : dict of str to torch.Tensor
     header : dict
+        With what `student_header` says.
 
     Raises
     ------
     CheckpointError
         No such file, or not a student of this package.
     """
-    return load(path, FORMAT, "a student's checkpoint")
+    tensors, header = load(path, FORMAT, "a student's checkpoint")
+    if not all(isinstance(header.get(name), str) for name in ("backbone", "teacher", "student", "weighting")):
+        raise CheckpointError(
+            f"{path} cannot be right: its header does not say what student it is, and of which teacher."
+        )
+    blocks, found = header.get("decoder_blocks"), count_blocks(tensors)
+    if blocks not in (None, found):
+        raise CheckpointError(
+            f"{path} cannot be right: it has tensors of {found} blocks for a student of {blocks!r:.80}."
+        )
+    return tensors, header
+
+
+def count_blocks(names: Iterable[str]) -> list[int]:
+    """Count a decoder's blocks at each scale by the names of its tensors: no more is built than a file fills."""
+    parts = [name.split(".") for name in names]
+    return [len({p[3] for p in parts if p[:3] == ["net", "stages", str(i)] and len(p) > 3}) for i in range(3)]
 
 
 def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], form: str, header: dict[str, Any]) -> None:
@@ -177,7 +199,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     DiskFullError
         What was there before stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path, _ABANDONED)
+    temporary = path.with_name(f"{_stem(path)}{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with explain_disk_full(path, len(data)):
             with temporary.open("wb") as file:
@@ -189,10 +212,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of writers of this path that were killed."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+def _stem(path: Path) -> str:
+    """Begin the names of a path's temporary files; of a long name with a part, as theirs are longer."""
+    return f".{path.name[:40]}."
+
+
+def remove_leftovers(path: Path, age: float = 0.0) -> None:
+    """Remove the temporary files of writers of this path that were killed, if unchanged for so many seconds."""
+    for leftover in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - leftover.stat().st_mtime >= age:
+                leftover.unlink()
 
 
 @contextlib.contextmanager

@@ -36,12 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only now: torch takes seconds to import, and --help must not wait for it.
     from . import commands
     from .exceptions import FewShotADError, PretrainingStopped
+    from .runtime import is_out_of_memory
 
-    warnings.showwarning = lambda message, *_: print(f"fewshot-ad: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
     try:
         return _tell(getattr(commands, run)(**arguments), as_json)
     except PretrainingStopped as stop:
-        print(f"fewshot-ad: {str(stop).replace('resume.', '--resume.')}", file=sys.stderr)
+        _complain(str(stop).replace("resume.", "--resume."))
         return 130
     except KeyboardInterrupt:
         print("fewshot-ad: stopped", file=sys.stderr)
@@ -50,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (FewShotADError, ValueError, OSError) as error:
-        print(f"fewshot-ad: error: {str(error).replace('force=True', '--force')}", file=sys.stderr)
+        _complain(f"error: {str(error).replace('force=True', '--force')}")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _complain("error: memory ran out. Make more of it free, or give fewer images at once.")
         return 2
 
 
@@ -58,10 +64,19 @@ def _tell(outcome: Outcome, as_json: bool) -> int:
     """Print what a command has to say, and return the exit status."""
     text = json.dumps(_plain(outcome.found), indent=1, allow_nan=False) if as_json else outcome.text
     if text:
-        print(text, flush=True)
-    if outcome.note:
-        print("\n".join(f"fewshot-ad: {line}" for line in outcome.note.splitlines()), file=sys.stderr)
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
+    for line in outcome.note.splitlines():
+        _complain(line)
     return 1 if outcome.n_failed else 0
+
+
+def _complain(text: str) -> None:
+    print(f"fewshot-ad: {_printable(text)}", file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """Write what a terminal would obey, and what is no text, as escapes: both may be in the name of a file."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -262,7 +262,7 @@ def _list(paths: Iterable[Path]) -> Iterator[tuple[Any, Path]]:
 
 
 def _rows(det: DualDistillationDetector, items: Sequence[Any]) -> list[Row]:
-    columns = det._score_files(items)
+    columns = det._score_files(items, keep=True)
     return list(zip(*(columns[name].tolist() for name in _COLUMNS), strict=True))
 
 
@@ -304,17 +304,24 @@ def _import_parquet() -> Any:
 def _write_table(rows: Sequence[Row], out: Path) -> None:
     """Write rows of `_COLUMNS` as CSV or Parquet, atomically."""
     if out.suffix == ".csv":
-        write_atomically(out, _csv(rows).encode())
+        # Names of files need not be UTF-8: their bytes come out as they are.
+        write_atomically(out, _csv(rows).encode(errors="surrogateescape"))
         return
     parquet = _import_parquet()
     import pyarrow
 
     schema = pyarrow.schema(zip(_COLUMNS, ("string", "float64", "int64", "string"), strict=True))
     data = pyarrow.BufferOutputStream()
+    # Its text is UTF-8, which names of files need not be.
+    utf8 = [(_utf8(path), score, label, error and _utf8(error)) for path, score, label, error in rows]
     parquet.write_table(
-        pyarrow.Table.from_pylist([dict(zip(_COLUMNS, row, strict=True)) for row in rows], schema), data
+        pyarrow.Table.from_pylist([dict(zip(_COLUMNS, row, strict=True)) for row in utf8], schema), data
     )
     write_atomically(out, data.getvalue().to_pybytes())
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _csv(rows: Sequence[Row]) -> str:

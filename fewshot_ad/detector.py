@@ -25,7 +25,7 @@ from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
 from .networks.student import PAPER_BLOCKS, Student, build_student
 from .networks.teacher import Backbone
 from .packaged import PACKAGED, timm_name
-from .runtime import Runtime, resolve_runtime
+from .runtime import Runtime, is_out_of_memory, resolve_runtime
 from .training import train
 
 # Training steps of a student that is not pretrained.
@@ -683,8 +683,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             found[row] = one
         return found
 
-    def _score_files(self, paths: Sequence[str | images.Frame], maps: bool = False) -> dict[str, np.ndarray]:
-        """Score files into columns, a row for each: path, score, label, error, which is None or why, and map."""
+    def _score_files(
+        self, paths: Sequence[str | images.Frame], maps: bool = False, keep: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Score files into columns, a row for each: path, score, label, error, which is None or why, and map.
+
+        With `keep`, what was scored before memory ran out is returned; the others have an error.
+        """
         check_is_fitted(self)
         errors: dict[int, str] = {}
         items, options = self._items(list(paths), reset=False)
@@ -694,10 +699,20 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         }
         if maps:
             columns["map"] = np.full((len(paths), self.image_size, self.image_size), np.nan, np.float32)
-        for rows, scorer, evidence, _ in self._evidence(items, lambda i, e: errors.update({i: str(e)}), options):
-            columns["score"][rows] = -scorer.score(evidence).numpy()
-            if maps:
-                columns["map"][rows] = scorer.fuse(evidence).numpy()
+        done = 0
+        try:
+            for rows, scorer, evidence, _ in self._evidence(items, lambda i, e: errors.update({i: str(e)}), options):
+                columns["score"][rows] = -scorer.score(evidence).numpy()
+                if maps:
+                    columns["map"][rows] = scorer.fuse(evidence).numpy()
+                done = rows[-1] + 1
+        except (RuntimeError, MemoryError) as error:
+            if not keep or not done or not is_out_of_memory(error):
+                raise
+            for i in range(done, len(paths)):
+                errors.setdefault(
+                    i, f"{paths[i]} was not scored: memory ran out. Score it again with more memory free."
+                )
         columns["label"] = np.where(columns["score"] - self.offset_ >= 0, 1, -1)
         columns["error"] = np.array([errors.get(i) for i in range(len(paths))], object)
         return columns
@@ -734,7 +749,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         else:
             one_of("lam", "auto")
         number("sharpness", _REAL, 0)
-        number("blur_sigma", _REAL, 0)
+        number("blur_sigma", _REAL, 0, 10_000)
         number("border_weight", _REAL, 0, 1)
         number("contrast", _REAL, 0, 1)
         if self.n_steps != "auto":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -135,7 +136,11 @@ def load_teacher(
     file = teacher_file(backbone, weights)
     # A file that changes is another teacher.
     stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
-    return _cached_teacher(timm_name(backbone), image_size, file, stamp, embedding, runtime.device, runtime.dtype)
+    with _BUILDING:  # threads that want the same teacher at once, and torch's one generator, which building reseeds
+        return _cached_teacher(timm_name(backbone), image_size, file, stamp, embedding, runtime.device, runtime.dtype)
+
+
+_BUILDING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=2)

@@ -25,6 +25,10 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _PERCENTILES = (0.5, 99.5)
 # Of a volume, at most about so many voxels are read for them: whole slices, evenly spaced.
 _VOXELS = 1 << 24
+# Pixels of a TIFF's tile, which may be larger than the image.
+_LARGEST_TILE = 1 << 24
+# Bytes of its parts that are believed even if the file has fewer.
+_LONGEST = 1 << 30
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Bits of a TIFF page's NewSubfileType.
 _SMALLER_COPY, _MASK = 1, 4
@@ -291,7 +295,7 @@ def _full_range(bits: int, dtype: np.dtype) -> tuple[float, float] | None:
 def _percentile_range(values: np.ndarray) -> tuple[float, float]:
     """Leave out the few extreme values."""
     finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, _PERCENTILES) if finite.size else (0.0, 1.0)
+    low, high = np.percentile(finite, _PERCENTILES, overwrite_input=True) if finite.size else (0.0, 1.0)
     return float(low), float(high if high > low else low + 1)
 
 
@@ -400,6 +404,14 @@ class _Tiff(File):
                 f"{self.path} is an ImageJ stack of {declared} images behind {len(self.file.pages)} page. Save its "
                 "images as pages, for instance with tifffile.imwrite."
             )
+        n_pixels = math.prod(self.size(index))
+        if math.prod(page.shape) > 4 * n_pixels:
+            raise ImageError(f"{self.path} has the shape {page.shape}. Accepted are one to four values for each pixel.")
+        tile = page.tile if page.is_tiled else ()
+        longest = max(page.databytecounts, default=0)
+        # Room is made for what the file says of its parts; some writers are a little wrong about their bytes.
+        if math.prod(tile) > max(_LARGEST_TILE, 4 * n_pixels) or longest > max(_LONGEST, self.path.stat().st_size):
+            raise ImageError(f"{self.path} is damaged: it has tiles of {tile} pixels, and a part of {longest} bytes.")
         # Integers of 32 bits seldom use them all: what they mean is not known.
         full = _full_range(page.bitspersample, page.dtype) if page.dtype.itemsize <= 2 else None
         values = page.asarray() if full else narrow(page.asarray())

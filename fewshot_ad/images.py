@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from .exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
 from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, File, Frame, Pixels, narrow, open_file
+from .runtime import is_out_of_memory
 
 MAX_PIXELS = 50_000_000
 # A JPEG is decoded to no less than so many times the side that it is resized to.
@@ -196,6 +197,7 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
         n_images = 1
         try:
             with _opened(Path(path)) as file:
+                _check_count(file, Path(path))
                 n_images = file.n_images
                 if file.series is not None:
                     kinds.setdefault((file.series, file.size(0)), []).append(str(path))
@@ -268,11 +270,23 @@ def load(
         pixels = Pixels(_read_array(item, name), value_range)
     else:
         raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {_ACCEPTED}.")
-    image = _to_unit(pixels, name, margin)
-    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
-    # Resizing overshoots by float32's rounding.
-    tensor = TF.resize(tensor, [size, size], antialias=True).clamp(-margin, 1.0 + margin)
-    return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1)
+    try:
+        # One at a time, and resized at once: of a large image the floats would take more memory than all the rest.
+        channels = [
+            TF.resize(torch.from_numpy(channel)[None], [size, size], antialias=True)
+            for channel in _unit_channels(pixels, name, margin)
+        ]
+        # Resizing overshoots by float32's rounding.
+        tensor = torch.cat(channels).clamp(-margin, 1.0 + margin)
+        return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _no_memory(name) from error
+
+
+def _no_memory(name: str) -> ImageError:
+    return ImageError(f"{name} could not be read: there is not enough memory for it. Make it smaller, or free memory.")
 
 
 def load_each(
@@ -369,6 +383,8 @@ def _read_picture(
             f"{name} is too large: {error}. max_pixels={max_pixels} are allowed here; if you trust the file, raise "
             "PIL.Image.MAX_IMAGE_PIXELS as well."
         ) from error
+    except MemoryError as error:
+        raise _no_memory(name) from error
     except Exception as error:  # readers raise whatever a damaged file leads them to
         said = " ".join(str(error).split()).rstrip(".")
         raise ImageError(
@@ -388,6 +404,7 @@ def _read_file(
     if path.stat().st_size == 0:
         raise ImageError(f"{name} is an empty file. Accepted are {_READABLE}.")
     with _opened(path, side) as file:
+        _check_count(file, path)
         index = item.index if isinstance(item, Frame) else 0
         if not 0 <= index < file.n_images:
             raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
@@ -434,15 +451,22 @@ class _Picture(File):
         self.picture.close()
 
 
+def _check_count(file: File, path: Path) -> None:
+    """Do not believe in more images than a file has bytes; gzip makes up to 1,032 of one."""
+    size = path.stat().st_size
+    if not 1 <= file.n_images <= size * (1032 if path.suffix.lower() == ".gz" else 1):
+        raise ImageError(f"{path} is damaged: it says that it holds {file.n_images} images, in {size} bytes.")
+
+
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
+    if min(size) < 1:
+        raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {_ACCEPTED}.")
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} = {width * height} pixels, more than the {max_pixels} that are allowed. "
             "Make it smaller, or raise max_pixels if you trust it."
         )
-    if 0 in size:
-        raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {_ACCEPTED}.")
 
 
 def _decode(picture: Image.Image) -> np.ndarray:
@@ -456,13 +480,12 @@ def _decode(picture: Image.Image) -> np.ndarray:
         return np.dstack([values] * 3 + [np.where(values == transparent, 0, 65535).astype(values.dtype)])
     if picture.mode == "F" or (picture.mode == "L" and transparent is None):
         return np.asarray(picture)
-    if "A" in picture.getbands() or "a" in picture.getbands() or transparent is not None:
-        return np.asarray(picture.convert("RGBA"))
-    return np.asarray(picture.convert("RGB"))
+    mode = "RGBA" if {"A", "a"} & set(picture.getbands()) or transparent is not None else "RGB"
+    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
 
 
-def _to_unit(pixels: Pixels, name: str, margin: float) -> np.ndarray:
-    """Raw values, (H, W) or (H, W, C) -> float32 (H, W, 1 or 3) in [0, 1]."""
+def _unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarray]:
+    """Raw values, (H, W) or (H, W, C) -> one or three channels, float32 (H, W), in [0, 1]."""
     raw, value_range, inverted = pixels
     raw = raw[..., None] if raw.ndim == 2 else raw
     if raw.dtype.kind not in "buif":
@@ -470,27 +493,35 @@ def _to_unit(pixels: Pixels, name: str, margin: float) -> np.ndarray:
     if raw.dtype.kind == "f" and not np.isfinite(raw).all():
         raise ImageError(f"{name} contains NaN or infinity. Replace those pixels, for instance with numpy.nan_to_num.")
     full = _FULL_SCALE.get(raw.dtype, 1.0)
-    image: np.ndarray
-    if value_range is not None:
-        low, high = (float(v) for v in value_range)
-        image = np.clip((raw.astype(np.float64) - low) / (high - low), -margin, 1.0 + margin)
-    elif raw.dtype in _FULL_SCALE:
-        image = raw.astype(np.float32) / full
-    elif raw.dtype.kind == "f" and raw.min() >= 0 and raw.max() <= 1:
-        image = raw
-    else:
+    scaled = value_range is not None or raw.dtype in _FULL_SCALE
+    if not scaled and not (raw.dtype.kind == "f" and raw.min() >= 0 and raw.max() <= 1):
         raise ImageError(
             f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or "
             "float in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
         )
-    image = (1 - image if inverted else image).astype(np.float32)
+    alpha = None
     if raw.shape[-1] == 4:
         # Transparency keeps the dtype's own scale: a value range is about grey values.
-        alpha = raw[..., 3:].astype(np.float32) / full
+        alpha = raw[..., 3].astype(np.float32) / full
         if alpha.min() < 0 or alpha.max() > 1:
             raise ImageError(
                 f"{name} is {raw.dtype} with transparency from {alpha.min()} to {alpha.max()}. Accepted in its fourth "
                 "channel: the full scale of bool, uint8 or uint16, else values in [0, 1]."
             )
-        image = image[..., :3] * alpha
-    return image
+    for i in range(min(raw.shape[-1], 3)):
+        channel: np.ndarray
+        if value_range is not None:
+            low, high = (float(v) for v in value_range)
+            channel = raw[..., i].astype(np.float64)
+            channel -= low
+            channel /= high - low
+            np.clip(channel, -margin, 1.0 + margin, out=channel)
+        elif raw.dtype in _FULL_SCALE:
+            channel = raw[..., i].astype(np.float32)
+            channel /= full
+        else:
+            channel = raw[..., i].copy()
+        channel = (1 - channel if inverted else channel).astype(np.float32, copy=False)
+        if alpha is not None:
+            channel *= alpha
+        yield np.ascontiguousarray(channel)

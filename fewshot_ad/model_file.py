@@ -442,7 +442,7 @@ def _student(
 ) -> Student:
     """Build an untrained student of this form, if there are tensors for one: no more is built than the file fills."""
     blocks = form["decoder_blocks"]
-    found = [len({name.split(".")[3] for name in held if name.startswith(f"net.stages.{i}.")}) for i in range(3)]
+    found = checkpoints.count_blocks(held)
     if not held or blocks not in (None, found):
         raise CheckpointError(f"{path} cannot be right: it has tensors of {found} blocks for a student of {blocks}.")
     student = build_student(

@@ -190,7 +190,7 @@ class AnomalyMapDisplay:
             ax.contour(excess, [0], colors="white", linewidths=0.8)
 
     def _show_support(self, axes: Sequence[Axes], one: Explanation) -> None:
-        assert self.support is not None
+        assert self.support is not None  # nosec B101
         axes[0].imshow(self.support[one.support_index])
         weight = one.support_weights[one.support_index]
         axes[0].set_title(f"{self._support_name(one.support_index)}\ncounted most ({weight:.2f})")

@@ -255,9 +255,13 @@ def pretrain(
             looks = _held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
         best = _Best()
         if state is not None:
-            tensors, header = state
-            training.restore(tensors, header["training"])
-            best = _Best(header["best"], {key: value for key, value in tensors.items() if key.startswith("best.")})
+            try:
+                training.restore(state[0], state[1]["training"])
+                best = _Best.restore(*state, network)
+            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+                raise CheckpointError(
+                    f"{partial} cannot be right ({type(error).__name__}: {error}). Remove it to start anew."
+                ) from error
 
         def keep() -> str:
             tensors, entry = training.state()
@@ -355,6 +359,16 @@ class _Best:
         self.entries = list(entries)
         self.tensors = dict(tensors or {})
 
+    @classmethod
+    def restore(cls, tensors: dict[str, torch.Tensor], header: dict[str, Any], student: Student) -> _Best:
+        """Go back to what was in a checkpoint, for a student of the same form."""
+        kept = {key: value for key, value in tensors.items() if key.startswith("best.")}
+        shapes = {f"best.{key}": value.shape for key, value in student.state_dict().items()}
+        if kept and {key: value.shape for key, value in kept.items()} != shapes:
+            raise ValueError("the best student is of another form")
+        entries = [{name: float(entry[name]) for name in ("ssd", "tsd", "contrast")} for entry in header["best"]]
+        return cls([{"step": int(old["step"]), **new} for old, new in zip(header["best"], entries, strict=True)], kept)
+
     def add(self, step: int, found: dict[str, float], student: Student) -> None:
         """Note what was read; keep a copy of the student if it is the best."""
         self.entries.append({"step": step, **found})
@@ -448,11 +462,13 @@ def _open_partial(
         earlier = header.get("settings")
     else:
         tensors, header = checkpoints.load(partial, _PARTIAL_FORMAT, "a pretraining's checkpoint")
-        earlier = header["settings"]
+        earlier = header.get("settings")
+    if not isinstance(earlier, dict):
+        earlier = {}
     differences = [
-        f"{key}={_short(settings[key])} (was {_short((earlier or {}).get(key))})"
+        f"{key}={_short(settings[key])} (was {_short(earlier.get(key))})"
         for key in settings
-        if settings[key] != (earlier or {}).get(key)
+        if settings[key] != earlier.get(key)
     ]
     if differences:
         raise CheckpointError(

@@ -233,9 +233,17 @@ class Training:
         self.student.load_state_dict(
             {name.removeprefix("student."): t for name, t in tensors.items() if name.startswith("student.")}
         )
+        for number, weight in enumerate(self.student.parameters()):
+            # The optimiser looks at neither names nor shapes.
+            shapes = {key: tuple(value.shape) for key, value in entries.get(number, {}).items()}
+            if shapes and shapes != {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}:
+                raise ValueError(f"the optimizer's state {number} has the tensors {shapes}")
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
         self._scaler.load_state_dict(header["scaler"])
-        self.curve, self.batch_size = list(header["curve"]), header["batch_size"]
+        self.curve = [float(loss) for loss in header["curve"]]
+        self.batch_size = int(header["batch_size"])
+        if not 1 <= self.batch_size <= self._full_batch or len(self.curve) > self.n_steps:
+            raise ValueError(f"{len(self.curve)} of {self.n_steps} steps with batch_size={self.batch_size}")
 
 
 def train(

@@ -451,6 +451,7 @@ def set_entry(*keys_and_value):
         set_entry("parameters", "random_state", "0"),
         set_entry("parameters", "augment", "yes"),
         set_entry("parameters", "lam", None),
+        set_entry("parameters", "blur_sigma", 1e308),
     ],
 )
 def test_headers_that_cannot_be_right(forged, change):

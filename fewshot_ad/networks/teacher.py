@@ -132,6 +132,8 @@ def build_backbone(
     noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
     with torch.inference_mode():
         maps = backbone(noise)
+    if not all(torch.isfinite(m).all() for m in maps):
+        raise WeightsNotFoundError(f"{weights or name} holds weights that make features which are not finite. {_WAYS}")
     backbone.shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
     backbone.signed = tuple(bool((m < 0).any()) for m in maps)
     return backbone
@@ -160,7 +162,7 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
     followed: dict[nn.Conv2d, list[nn.Module]] = {}
 
     def after_conv(conv: nn.Module, _: Any, output: torch.Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, nn.Conv2d)  # nosec B101
         made[id(output)] = (conv, output)  # held, so that its id is not given to another
 
     def before_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -199,7 +201,8 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
         model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
     # A convolution whose output went elsewhere as well would show here.
     if not all(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.std())) for a, b in zip(model(images), before, strict=True)
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.std().nan_to_num()))
+        for a, b in zip(model(images), before, strict=True)
     ):
         for conv, (weight, bias) in kept.items():
             conv.weight, conv.bias = weight, bias
