@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .model_selection import KShotSplit, SyntheticAnomalyScorer
     from .pretraining import pretrain
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = ["DualDistillationDetector", "KShotSplit", "SyntheticAnomalyScorer", "__version__", "pretrain"]
 
 

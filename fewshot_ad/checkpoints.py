@@ -38,7 +38,7 @@ def student_header(backbone: str, fingerprint: str, student: Student) -> dict[st
     }
 
 
-def save_student(path: str | os.PathLike, student: Student, header: dict[str, Any]) -> None:
+def save_student(path: str | os.PathLike[str], student: Student, header: dict[str, Any]) -> None:
     """Write a student, atomically: the file is there whole, or not at all.
 
     Parameters
@@ -57,7 +57,7 @@ def save_student(path: str | os.PathLike, student: Student, header: dict[str, An
     save(path, student.state_dict(), FORMAT, header)
 
 
-def load_student(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_student(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save_student` wrote.
 
     Parameters
@@ -94,7 +94,7 @@ def count_blocks(names: Iterable[str]) -> list[int]:
     return [len({p[3] for p in parts if p[:3] == ["net", "stages", str(i)] and len(p) > 3}) for i in range(3)]
 
 
-def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], form: str, header: dict[str, Any]) -> None:
+def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], form: str, header: dict[str, Any]) -> None:
     """Write tensors and a JSON header atomically; `form` names the format and its version."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     data = serialize(tensors, {"format": form, "header": json.dumps(header)})
@@ -106,7 +106,7 @@ def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], form: str
 
 
 def load(
-    path: str | os.PathLike, form: str, what: str, made_by: str = "save_student() or pretrain()"
+    path: str | os.PathLike[str], form: str, what: str, made_by: str = "save_student() or pretrain()"
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save` wrote in the same format; `what` it should be, and what makes such files, is for messages."""
     with _open(path, form, what, made_by) as (file, header):
@@ -114,14 +114,14 @@ def load(
         return {key: file.get_tensor(key).clone() for key in file.keys()}, header
 
 
-def load_header(path: str | os.PathLike, form: str, what: str, made_by: str) -> dict[str, Any]:
+def load_header(path: str | os.PathLike[str], form: str, what: str, made_by: str) -> dict[str, Any]:
     """Read the header of what `save` wrote, and no tensor."""
     with _open(path, form, what, made_by) as (_, header):
         return header
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike, form: str, what: str, made_by: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _open(path: str | os.PathLike[str], form: str, what: str, made_by: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; {what} was expected there.")
     try:
@@ -140,7 +140,7 @@ def _open(path: str | os.PathLike, form: str, what: str, made_by: str) -> Iterat
         raise CheckpointError(f"{path} is not a readable safetensors file with {what} ({error}).") from error
 
 
-def _other_format(path: str | os.PathLike, found: str | None, form: str, what: str, made_by: str) -> str:
+def _other_format(path: str | os.PathLike[str], found: str | None, form: str, what: str, made_by: str) -> str:
     name, _, version = form.rpartition(" ")
     if found is not None and found.rpartition(" ")[0] == name:
         return (
@@ -150,7 +150,7 @@ def _other_format(path: str | os.PathLike, found: str | None, form: str, what: s
     return f"{path} is not {what}: its header says {found!r}, expected {form!r}. Write one with {made_by}."
 
 
-def check_destination(path: str | os.PathLike, *, force: bool, least: int = 0) -> None:
+def check_destination(path: str | os.PathLike[str], *, force: bool, least: int = 0) -> None:
     """Find out before the work what can be known: a name that is taken, no such folder, no rights, no room.
 
     Parameters

@@ -47,7 +47,7 @@ class ImageFolder(NamedTuple):
     skipped: list[tuple[Path, str]]
 
 
-def load_folder(root: str | os.PathLike) -> ImageFolder:
+def load_folder(root: str | os.PathLike[str]) -> ImageFolder:
     """List the images of a folder with their labels and masks.
 
     Parameters

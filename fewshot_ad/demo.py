@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from sklearn.datasets import load_sample_image
 
 
-def write_images(folder: str | os.PathLike, n_normal: int = 24, n_anomalous: int = 20) -> Path:
+def write_images(folder: str | os.PathLike[str], n_normal: int = 24, n_anomalous: int = 20) -> Path:
     """Write good/, bad/ and masks/: one spot of a photograph, as by a shaky camera in changing light, some scratched.
 
     Parameters

@@ -217,11 +217,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self,
         backbone: str = "compact",
         *,
-        weights: str | os.PathLike | None = None,
+        weights: str | os.PathLike[str] | None = None,
         image_size: int = 128,
         student: str = "decoder",
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
-        init: str | os.PathLike | None = "auto",
+        init: str | os.PathLike[str] | None = "auto",
         lam: float | str = 0.1,
         weighting: str = "attention",
         sharpness: float = 1.0,
@@ -445,7 +445,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             self.__dict__ = before
             raise
 
-    def save_student(self, path: str | os.PathLike) -> None:
+    def save_student(self, path: str | os.PathLike[str]) -> None:
         """Write the trained student, for `init` of other detectors with the same teacher.
 
         Parameters
@@ -465,7 +465,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         header = checkpoints.student_header(self.backbone, self.teacher_fingerprint_, student)
         checkpoints.save_student(path, student, header)
 
-    def save(self, path: str | os.PathLike, *, support: bool = False, force: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, support: bool = False, force: bool = False) -> None:
         """Write the fitted detector to a file that `load` reads, without the teacher.
 
         Safetensors with a JSON header, no pickle; docs/files.md says what is in it. Tensors are those of the CPU,
@@ -500,10 +500,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
-        weights: str | os.PathLike | None = None,
+        weights: str | os.PathLike[str] | None = None,
     ) -> DualDistillationDetector:
         """Read a fitted detector that `save` wrote; nothing in the file is executed.
 
@@ -534,7 +534,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         return model_file.load(path, cls, device=device, weights=weights)
 
-    def export(self, path: str | os.PathLike, *, force: bool = False) -> None:
+    def export(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the fitted detector as one ONNX graph, for onnxruntime, OpenVINO and the like.
 
         Teacher, students, support and scoring in float32. Input "image": (N, 3, H, W) float32 in [0, 1], of any N, H

@@ -66,7 +66,7 @@ def score(
     num_cpus: int = 1,
     batch_size: int = 64,
     maps: bool = False,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     address: str | None = None,
 ) -> Any:
     """Score image files on a Ray cluster, a fitted detector in each of several actors.
@@ -164,7 +164,7 @@ def _paths(source: Any, batch_size: int, num_actors: int) -> tuple[Any, int]:
     return from_arrow([table.slice(i, size) for i in range(0, len(table), size)]), size
 
 
-def _split(item: str | os.PathLike | Frame) -> tuple[str, int]:
+def _split(item: str | os.PathLike[str] | Frame) -> tuple[str, int]:
     """Take an image apart for a table: its file, and which of its images it is, -1 for a path."""
     return (os.fspath(item.path), item.index) if isinstance(item, Frame) else (os.fspath(item), -1)
 
@@ -173,7 +173,7 @@ def _join(path: str, index: int) -> str | Frame:
     return path if index < 0 else Frame(path, index)
 
 
-def list_files(source: str | os.PathLike | Sequence[str | os.PathLike | Frame]) -> list[str | Frame]:
+def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Frame]) -> list[str | Frame]:
     """List the image files of a folder and its sub-folders, or the given ones, in the order of their paths.
 
     Raises

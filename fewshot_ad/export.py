@@ -24,7 +24,7 @@ SIGN = "score: high = normal, anomalous where score < offset; anomaly_map: high 
 _OPSET = 18
 
 
-def write(path: str | os.PathLike, detector: Any, *, force: bool = False) -> None:
+def write(path: str | os.PathLike[str], detector: Any, *, force: bool = False) -> None:
     """Write a fitted detector as ONNX, atomically; see `DualDistillationDetector.export`."""
     check_is_fitted(detector)
     check_destination(path, force=force)

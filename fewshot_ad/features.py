@@ -112,7 +112,7 @@ class FeatureExtractor:
 
 
 def load_teacher(
-    backbone: str, image_size: int, weights: str | os.PathLike | None, embedding: bool, runtime: Runtime
+    backbone: str, image_size: int, weights: str | os.PathLike[str] | None, embedding: bool, runtime: Runtime
 ) -> tuple[Backbone, str]:
     """Make a teacher by `networks.teacher.build_backbone`, or take one of the last two.
 

@@ -25,7 +25,8 @@ from scipy import sparse
 from torchvision.transforms.v2 import functional as TF
 
 from .exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
-from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, File, Frame, Pixels, narrow, open_file
+from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, File, Pixels, narrow, open_file
+from .formats import Frame as Frame
 from .runtime import is_out_of_memory
 
 MAX_PIXELS = 50_000_000

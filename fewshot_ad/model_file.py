@@ -34,7 +34,7 @@ _MAX_SIDE = 4096
 _Detector = TypeVar("_Detector")
 
 
-def save(path: str | os.PathLike, detector: Any, *, support: bool = False, force: bool = False) -> None:
+def save(path: str | os.PathLike[str], detector: Any, *, support: bool = False, force: bool = False) -> None:
     """Write a fitted detector, atomically; see `DualDistillationDetector.save`."""
     check_is_fitted(detector)
     path = Path(path)
@@ -51,11 +51,11 @@ def save(path: str | os.PathLike, detector: Any, *, support: bool = False, force
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     make: Callable[..., _Detector],
     *,
     device: str | torch.device | None = None,
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> _Detector:
     """Read what `save` wrote, into a detector of the class `make`; see `DualDistillationDetector.load`."""
     tensors, header = checkpoints.load(path, FORMAT, _WHAT, _MADE_BY)
@@ -82,7 +82,7 @@ def load(
     return detector
 
 
-def describe(path: str | os.PathLike) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Say what is in a model file, from its header alone: the checksum of its tensors is not looked at.
 
     Parameters
@@ -306,7 +306,7 @@ _PARAMETERS: dict[str, _Check] = {
 }
 
 
-def _check_header(path: str | os.PathLike, header: Mapping[str, Any]) -> None:
+def _check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
     _check_entries(path, "its header", header, _HEADER)
     _check_entries(path, "its fitted state", header["fitted"], _FITTED, optional=_OF_ROWS)
     given = header["parameters"]
@@ -325,7 +325,11 @@ def _check_header(path: str | os.PathLike, header: Mapping[str, Any]) -> None:
 
 
 def _check_entries(
-    path: str | os.PathLike, where: str, found: Mapping[str, Any], checks: Mapping[str, _Check], optional: Iterable = ()
+    path: str | os.PathLike[str],
+    where: str,
+    found: Mapping[str, Any],
+    checks: Mapping[str, _Check],
+    optional: Iterable[str] = (),
 ) -> None:
     wrong = _differences(found, checks, optional)
     if wrong:
@@ -345,7 +349,7 @@ def _differences(found: Iterable[str], expected: Iterable[str], optional: Iterab
 
 
 def _make(
-    path: str | os.PathLike, header: Mapping[str, Any], make: Callable[..., _Detector], here: dict[str, Any]
+    path: str | os.PathLike[str], header: Mapping[str, Any], make: Callable[..., _Detector], here: dict[str, Any]
 ) -> _Detector:
     """Make a detector that is not fitted; `here` are parameters that do not come from the file."""
     parameters = header["parameters"]
@@ -366,7 +370,7 @@ def _make(
     return detector
 
 
-def _extractor(path: str | os.PathLike, detector: Any, hint: str | None) -> FeatureExtractor:
+def _extractor(path: str | os.PathLike[str], detector: Any, hint: str | None) -> FeatureExtractor:
     try:
         return detector._extractor()
     except WeightsNotFoundError as error:
@@ -380,7 +384,7 @@ def _extractor(path: str | os.PathLike, detector: Any, hint: str | None) -> Feat
 
 
 def _put_tensors(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     header: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     detector: Any,
@@ -438,7 +442,7 @@ def _put_tensors(
 
 
 def _student(
-    path: str | os.PathLike, form: Mapping[str, Any], held: list[str], detector: Any, extract: FeatureExtractor
+    path: str | os.PathLike[str], form: Mapping[str, Any], held: list[str], detector: Any, extract: FeatureExtractor
 ) -> Student:
     """Build an untrained student of this form, if there are tensors for one: no more is built than the file fills."""
     blocks = form["decoder_blocks"]

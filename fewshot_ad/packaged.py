@@ -78,7 +78,7 @@ def timm_name(backbone: str) -> str:
     return PACKAGED[backbone].network if backbone in PACKAGED else backbone
 
 
-def teacher_file(backbone: str, weights: str | os.PathLike | None) -> Path | None:
+def teacher_file(backbone: str, weights: str | os.PathLike[str] | None) -> Path | None:
     """Return the file to take a teacher's weights from; None for the hub's."""
     if weights is not None:
         return Path(weights).expanduser()

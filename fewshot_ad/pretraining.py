@@ -40,11 +40,11 @@ _VALIDATIONS = 20
 
 
 def pretrain(
-    tasks: str | os.PathLike | Mapping[str, Any],
-    out: str | os.PathLike,
+    tasks: str | os.PathLike[str] | Mapping[str, Any],
+    out: str | os.PathLike[str],
     *,
     backbone: str = "compact",
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     image_size: int = 128,
     student: str = "decoder",
     decoder_blocks: tuple[int, int, int] = (2, 2, 2),
@@ -57,7 +57,7 @@ def pretrain(
     batch_size: int = 16,
     learning_rate: float = 1e-3,
     held_out: float = 0.2,
-    cache: str | os.PathLike | None = None,
+    cache: str | os.PathLike[str] | None = None,
     checkpoint_minutes: float = 5.0,
     resume: bool = False,
     device: str | torch.device = "auto",

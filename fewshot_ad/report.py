@@ -41,7 +41,7 @@ _ORIENTATION, _SIDEWAYS = 0x0112, 5
 def write_report(
     det: DualDistillationDetector,
     paths: Sequence[Any],
-    out: str | os.PathLike,
+    out: str | os.PathLike[str],
     *,
     y: Any = None,
     title: str | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ class Runtime:
     training_dtype: torch.dtype | None
     matching_dtype: torch.dtype | None
 
-    def autocast(self, *, training: bool = False) -> AbstractContextManager:
+    def autocast(self, *, training: bool = False) -> AbstractContextManager[Any]:
         """Return the context that the networks (and nothing else) run in."""
         lowered = self.training_dtype if training else self.scoring_dtype
         return nullcontext() if lowered is None else torch.autocast(self.device.type, lowered)

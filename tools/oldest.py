@@ -6,8 +6,9 @@ python tools/oldest.py > oldest.txt && python -m pip install -c oldest.txt ".[te
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
 needs = list(project["dependencies"])
