@@ -247,11 +247,9 @@ class Scorer:
             share = self._share(exclude).to(by_expert[0])
             for name, of_experts in zip(("ssd", "tsd"), by_kind, strict=True):
                 if name in self.weights:
-                    levels = [
-                        torch.einsum("fn,fnhw->nhw", share, torch.stack(d)) for d in zip(*of_experts, strict=True)
-                    ]
+                    levels = [(share[..., None, None] * torch.stack(d)).sum(0) for d in zip(*of_experts, strict=True)]
                     found[name] = to_pixels(levels, size, self.sigma)
-            weights = torch.einsum("fn,fnk->nk", share, torch.stack(by_expert))
+            weights = (share[..., None] * torch.stack(by_expert)).sum(0)
         return torch.stack([found[name] for name in self.weights], 1), weights
 
     def _share(self, exclude: torch.Tensor) -> torch.Tensor:

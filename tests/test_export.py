@@ -169,6 +169,7 @@ def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
     assert not (tmp_path / "other.onnx").exists()
 
 
+@pytest.mark.slow
 def test_the_command_and_the_script(tmp_path, capsys):
     """`fewshot-ad export`, and the stand-alone script on what it wrote: packaged networks, files of several kinds."""
     from PIL import Image
