@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,19 @@ def _model(detector: Any) -> Any:
     """Trace the graph, and say in its metadata what it is."""
     try:
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnxscript
     except ImportError as error:
         raise MissingExtraError(
             f'Export needs onnx and onnxscript ({error}). Install the extra: pip install "fewshot-ad[export]".'
         ) from error
+    op: Any = onnxscript.opset18
+
+    def mean(maps: Any, dim: Sequence[int], keepdim: bool = False, dtype: int = -1) -> Any:
+        # Axis by axis: runtimes add up all numbers in a row, and a map's 16,384 lose digits.
+        for axis in dim:
+            maps = op.ReduceMean(maps, op.Constant(value_ints=[axis]), keepdims=1)
+        return maps if keepdim else op.Squeeze(maps, op.Constant(value_ints=dim))
+
     plain = copy.copy(detector).set_params(device="cpu", precision="float32", memory=None)
     graph = Graph(plain._scorer(plain._extractor()), detector.image_size, detector._n_support()).eval()
     free = {axis: torch.export.Dim(name) for axis, name in ((0, "n"), (2, "height"), (3, "width"))}
@@ -92,7 +101,7 @@ def _model(detector: Any) -> Any:
         traced = torch.export.export(graph, (torch.rand(3, 3, 96, 112),), dynamic_shapes=(free,), strict=False)
         program: Any = torch.onnx.export(
             traced, dynamo=True, opset_version=_OPSET, input_names=["image"], output_names=["score", "anomaly_map"],
-            dynamic_shapes=(free,), verbose=False,
+            dynamic_shapes=(free,), custom_translation_table={torch.ops.aten.mean.dim: mean}, verbose=False,
         )  # fmt: skip
     model = program.model_proto
     # The tracer's notes: folders and lines of this machine's Python.
