@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,8 @@ def _other_format(path: str | os.PathLike[str], found: str | None, form: str, wh
 def check_destination(path: str | os.PathLike[str], *, force: bool, least: int = 0) -> None:
     """Find out before the work what can be known: a name that is taken, no such folder, no rights, no room.
 
+    What a killed process left of the same file is removed.
+
     Parameters
     ----------
     path : path
@@ -174,6 +177,7 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
         raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Make it first")
+    remove_leftovers(path, _ABANDONED)
     probe = path.with_name(f".{path.name}.probe")
     try:
         write_atomically(probe, b"")
@@ -199,7 +203,6 @@ def write_atomically(path: Path, data: bytes) -> None:
     DiskFullError
         What was there before stays.
     """
-    remove_leftovers(path, _ABANDONED)
     temporary = path.with_name(f"{_stem(path)}{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with explain_disk_full(path, len(data)):
@@ -213,8 +216,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _stem(path: Path) -> str:
-    """Begin the names of a path's temporary files; of a long name with a part, as theirs are longer."""
-    return f".{path.name[:40]}."
+    """Begin the names of a path's temporary files, which are longer than its own: with a part of it, and its sum."""
+    return f".{path.name[:40]}.{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
 def remove_leftovers(path: Path, age: float = 0.0) -> None:

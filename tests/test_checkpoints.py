@@ -3,12 +3,13 @@
 import math
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from fewshot_ad.checkpoints import FORMAT, load_student, save_student, write_atomically
+from fewshot_ad.checkpoints import FORMAT, check_destination, load_student, save_student, write_atomically
 from fewshot_ad.exceptions import CheckpointError
 from fewshot_ad.networks.student import Decoder, Student
 from fewshot_ad.networks.weighting import LearnToWeight
@@ -75,6 +76,27 @@ def test_failed_write_leaves_the_old_file(path, monkeypatch, step, old):
         write_atomically(path, b"the new file")
     assert os.listdir(path.parent) == ([] if old is None else [path.name])
     assert old is None or path.read_bytes() == old
+
+
+@pytest.mark.parametrize("names", [("a", "a.b"), ("x" * 100, "x" * 100 + "y")])
+def test_what_was_left_of_a_file_is_removed_and_of_no_other(tmp_path, monkeypatch, names):
+    """Names that begin alike, and are cut alike."""
+    paths = [tmp_path / name for name in names]
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        for path in paths:
+            with pytest.raises(KeyboardInterrupt):
+                write_atomically(path, b"half of it")
+    assert len(os.listdir(tmp_path)) == 2
+    check_destination(paths[0], force=False)  # another process may still be at it
+    assert len(os.listdir(tmp_path)) == 2
+    for left in tmp_path.iterdir():
+        os.utime(left, (0, 0))
+    check_destination(paths[0], force=False)
+    assert len(os.listdir(tmp_path)) == 1
+    check_destination(paths[1], force=False)
+    assert os.listdir(tmp_path) == []
 
 
 def test_students_are_written_atomically(student, path, monkeypatch):
