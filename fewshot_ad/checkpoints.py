@@ -177,8 +177,9 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
         raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Make it first")
-    remove_leftovers(path, _ABANDONED)
     probe = path.with_name(f".{path.name}.probe")
+    for file in (path, probe):
+        remove_leftovers(file, _ABANDONED)
     try:
         write_atomically(probe, b"")
         probe.unlink()
