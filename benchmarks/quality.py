@@ -164,6 +164,9 @@ class Run:
             if self.args.jobs == 1:
                 done = (([found], (0, 0)) for items in families.values() for found in self.results(items))
             else:  # long ones, those with masks, come first
+                # PatchCore's coreset keeps a small tensor after each large one that it frees: on glibc's heap that
+                # grew beyond 20 GB at 224 px, where large ones are not kept apart.
+                os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 22))
                 work = (delayed(_elsewhere)(self.args, items) for items in families.values())
                 done = Parallel(n_jobs=self.args.jobs, return_as="generator_unordered")(work)
             for entries, (n_found, n_computed) in done:
