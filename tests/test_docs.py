@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +66,32 @@ def test_user_guide_runs(tmp_path, monkeypatch):
     for block in blocks(ROOT / "docs" / "user_guide.md", "python"):
         exec(block, names)
     assert {"model.fsad", "report.html"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="the page's commands are for a POSIX shell")
+def test_first_steps_run(tmp_path, monkeypatch, capfd):
+    for module in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    shutil.copy(ROOT / "examples" / "score_onnx.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    page = (ROOT / "docs" / "first_steps.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^```python\n(.*?)^```|^ {4}(\S[^\n]*)$", page, re.M | re.S)
+    steps = [(code, line) for code, line in steps if "pip install" not in line]
+    assert len(steps) == 11
+    for code, line in steps:
+        if code:
+            exec(code, {})
+        elif line.startswith("fewshot-ad"):
+            assert cli.main(shlex.split(line)[1:]) == 0
+        else:
+            subprocess.run(["bash", "-c", line], check=True)
+    said = capfd.readouterr().out.splitlines()
+    assert {"model.fsad", "scores.csv", "report.html", "model.onnx"} <= {path.name for path in tmp_path.iterdir()}
+    assert len((tmp_path / "scores.csv").read_text(encoding="utf-8").splitlines()) == 1 + 6
+    assert sum(line.startswith("{'lam':") for line in said) == 2
+    assert sum(line.startswith("images/bad/") for line in said) == 6
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
