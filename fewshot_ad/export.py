@@ -23,6 +23,8 @@ FORMAT = "fewshot_ad onnx 1"
 SIGN = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
 # The first that onnxscript writes without converting.
 _OPSET = 18
+# The first whose exporter leaves the number and the size of images free.
+_TORCH = "2.8"
 
 
 def write(path: str | os.PathLike[str], detector: Any, *, force: bool = False) -> None:
@@ -85,6 +87,11 @@ def _model(detector: Any) -> Any:
         raise MissingExtraError(
             f'Export needs onnx and onnxscript ({error}). Install the extra: pip install "fewshot-ad[export]".'
         ) from error
+    if torch.__version__ < _TORCH:
+        raise MissingExtraError(
+            f"Export needs torch {_TORCH} or newer, and this is {torch.__version__}. Install the extra: pip install "
+            '"fewshot-ad[export]".'
+        )
     op: Any = onnxscript.opset18
 
     def mean(maps: Any, dim: Sequence[int], keepdim: bool = False, dtype: int = -1) -> Any:

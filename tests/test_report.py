@@ -379,7 +379,8 @@ def test_an_image_opens_by_click_and_by_keyboard(page, written):
     assert page.locator("#name").inner_text() == names[1]
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    # Focus is where the reader had got to, and goes on from there.
+    # Focus is where the reader had got to, a moment after the dialog is gone, and goes on from there.
+    page.wait_for_function("document.activeElement.matches('li:nth-child(2) > .card')")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     assert page.locator("#name").inner_text() == names[0]

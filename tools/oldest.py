@@ -1,20 +1,30 @@
 """Print the oldest releases that pyproject.toml admits, as constraints for pip.
 
-python tools/oldest.py > oldest.txt && python -m pip install -c oldest.txt ".[test]"
+    python tools/oldest.py medical,plot > oldest.txt && python -m pip install -c oldest.txt ".[medical,plot]"
+
+The extras that are named count, and what they include; where several bounds are given, the highest does.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import tomllib
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
-needs = list(project["dependencies"])
-for name, extra in project["optional-dependencies"].items():
-    if name not in ("bench", "docs"):  # these are not what users run
-        needs += extra
-bounded = (re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\w.]+)", need) for need in needs)
-for line in sorted({"==".join(found.groups()) for found in bounded if found}):
-    print(line)
+extras, needs = sys.argv[1].split(","), list(project["dependencies"])
+for name in extras:  # which grows
+    for need in project["optional-dependencies"][name]:
+        if included := re.match(r"fewshot-ad\[(.*)\]", need):
+            extras += included[1].split(",")
+        else:
+            needs.append(need)
+bounds: dict[str, str] = {}
+for need in needs:
+    if found := re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\w.]+)", need):
+        package, bound = found.groups()
+        bounds[package] = max(bound, bounds.get(package, "0"), key=lambda v: [int(part) for part in v.split(".")])
+for package, bound in sorted(bounds.items()):
+    print(f"{package}=={bound}")
