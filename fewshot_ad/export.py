@@ -94,11 +94,12 @@ def _model(detector: Any) -> Any:
         )
     op: Any = onnxscript.opset18
 
-    def mean(maps: Any, dim: Sequence[int], keepdim: bool = False, dtype: int = -1) -> Any:
-        # Axis by axis: runtimes add up all numbers in a row, and a map's 16,384 lose digits.
+    def mean(self: Any, dim: Sequence[int], keepdim: bool = False, dtype: int = -1) -> Any:
+        # Axis by axis: runtimes add up all numbers in a row, and a map's 16,384 lose digits. Names are those of
+        # torch's function: with others the exporters of torch 2.8 and 2.9 take their own way, without a word.
         for axis in dim:
-            maps = op.ReduceMean(maps, op.Constant(value_ints=[axis]), keepdims=1)
-        return maps if keepdim else op.Squeeze(maps, op.Constant(value_ints=dim))
+            self = op.ReduceMean(self, op.Constant(value_ints=[axis]), keepdims=1)
+        return self if keepdim else op.Squeeze(self, op.Constant(value_ints=dim))
 
     plain = copy.copy(detector).set_params(device="cpu", precision="float32", memory=None)
     graph = Graph(plain._scorer(plain._extractor()), detector.image_size, detector._n_support()).eval()

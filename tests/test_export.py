@@ -139,6 +139,15 @@ def test_the_file_says_what_it_is(fitted, exported):
     assert sizes == [["n", 3, "height", "width"], ["n"], ["n", 32, 32]]
 
 
+def test_means_are_taken_axis_by_axis(exported):
+    """Some exporters pass over our way without a word; only at scores above 10 would it be seen."""
+    graph = onnx.load(exported).graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    axes = [onnx.numpy_helper.to_array(held[node.input[1]]) for node in graph.node if node.op_type == "ReduceMean"]
+    assert axes
+    assert {len(found) for found in axes} == {1}
+
+
 def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy, normal, tmp_path):
     from PIL import Image
 
