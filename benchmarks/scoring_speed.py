@@ -2,11 +2,13 @@
 
 python benchmarks/scoring_speed.py FOLDER --threads 1 2
 python benchmarks/scoring_speed.py FOLDER --threads 2 1 --small
+python benchmarks/scoring_speed.py FOLDER --processes 2
 python benchmarks/scoring_speed.py FOLDER --rounds 0 --many 20000
 
 The first four files of the folder are the support. Threads are timed in turn, and the median of the rounds is shown.
 Processor time, beside the clock's, does not count what other programs took. --many scores the files again and again, so
 many in one call, and tells how much the peak of the resident memory grows after the first 1,000 of a call before.
+--processes times joblib's processes of one thread each against this one with its threads, in turn.
 --small times one array at a time, and 32 of the files as arrays and as JPEGs of several sizes, in turn.
 """
 
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from PIL import Image
 
 from fewshot_ad import DualDistillationDetector, images
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="one image, and JPEGs against arrays, instead")
+    parser.add_argument("--processes", type=int, metavar="N", help="joblib's, against one process, instead")
     parser.add_argument("--many", type=int, metavar="N", help="files in one call, to see the memory grow")
     args = parser.parse_args()
 
@@ -42,7 +46,9 @@ def main() -> None:
     if args.many:
         torch.set_num_threads(args.threads[0])
         show_growth(detector, files, args.many)
-    if args.small:
+    if args.processes:
+        show_processes(args, detector, files)
+    elif args.small:
         show_small(args, detector, files)
     elif args.rounds:
         show_speed(args, detector, files)
@@ -55,6 +61,23 @@ def show_growth(detector: DualDistillationDetector, files: list[Path], n: int) -
         detector.score_samples([files[i % len(files)] for i in range(count)])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{count} files in one call: {count / (time.perf_counter() - start):.1f} images/s, peak {peak:.0f} MiB")
+
+
+def show_processes(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:
+    """Time N processes, already started, against one with all threads, in turn; print medians of images a second."""
+    parts = [list(part) for part in np.array_split(np.array(files, dtype=object), args.processes)]
+    pairs = []
+    with Parallel(n_jobs=args.processes) as parallel:
+        for _ in range(args.rounds + 1):  # the first round warms up
+            start = time.perf_counter()
+            detector.score_samples(files)
+            middle = time.perf_counter()
+            parallel(delayed(detector.score_samples)(part) for part in parts)
+            pairs.append((len(files) / (middle - start), len(files) / (time.perf_counter() - middle)))
+    one, several = (statistics.median(found) for found in zip(*pairs[1:], strict=True))
+    ratio = statistics.median(b / a for a, b in pairs[1:])
+    print(f"{len(files)} files, images/s: one process, {torch.get_num_threads()} threads {one:.0f};", end=" ")
+    print(f"{args.processes} processes {several:.0f}; ratio {ratio:.2f}")
 
 
 def show_small(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:
