@@ -384,9 +384,9 @@ def _read_picture(
             f"{name} is too large: {error}. max_pixels={max_pixels} are allowed here; if you trust the file, raise "
             "PIL.Image.MAX_IMAGE_PIXELS as well."
         ) from error
-    except MemoryError as error:
-        raise _no_memory(name) from error
     except Exception as error:  # readers raise whatever a damaged file leads them to
+        if is_out_of_memory(error):
+            raise _no_memory(name) from error
         said = " ".join(str(error).split()).rstrip(".")
         raise ImageError(
             f"{name} could not be read: {type(error).__name__}: {said}. Accepted are whole files of the formats "

@@ -448,6 +448,16 @@ def test_objects_that_hold_no_images(X):
     assert_refused(X, type(X).__name__, "Accepted")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate 9 bytes")])
+def test_memory_that_runs_out_is_not_laid_on_the_file(tmp_path, monkeypatch, error):
+    def short(*_):
+        raise error
+
+    monkeypatch.setattr("fewshot_ad.images._read_file", short)
+    with pytest.raises(ImageError, match=r"a\.png could not be read: there is not enough memory"):
+        load(tmp_path / "a.png", 0, 32)
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.gif", "a.webp", "a.bmp"])
 def test_truncated_files(tmp_path, name, kept):

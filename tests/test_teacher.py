@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
 
-from fewshot_ad.exceptions import WeightsNotFoundError
+from fewshot_ad.exceptions import OutOfMemoryError, WeightsNotFoundError
 from fewshot_ad.networks import teacher as module
 from fewshot_ad.networks.teacher import build_backbone, fold_batch_norms
 
@@ -239,6 +239,18 @@ def test_image_size_that_the_backbone_does_not_take(name, size):
 
 
 # ---- folding
+
+
+@pytest.mark.parametrize("where", ["create_model", "forward"])
+def test_memory_that_runs_out_is_not_laid_on_the_network(toy_weights, monkeypatch, where):
+    def ask(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 144000000 bytes.")
+
+    hungry = torch.nn.Identity()
+    hungry.forward = ask
+    monkeypatch.setattr(timm, "create_model", ask if where == "create_model" else lambda *_, **__: hungry)
+    with pytest.raises(OutOfMemoryError, match=r"image_size=64\. Lower image_size"):
+        build_backbone("toy_resnet", 64, weights=toy_weights)
 
 
 @pytest.mark.parametrize(

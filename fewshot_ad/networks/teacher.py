@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from ..exceptions import WeightsNotFoundError
+from ..exceptions import OutOfMemoryError, WeightsNotFoundError
+from ..runtime import is_out_of_memory
 
 _PYRAMID_STRIDES = (4, 8, 16)
 _INIT_SEED = 0x5EED_AD
@@ -104,12 +105,15 @@ def build_backbone(
         Unknown name; weights missing, unreadable, or of another network.
     ValueError
         The network does not take this `image_size`.
+    OutOfMemoryError
     """
     probe = _create(name, image_size)
     try:
         with torch.inference_mode():
             probe.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (MemoryError, RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise _no_memory(name, image_size) from error
         raise ValueError(f"{name!r} does not take image_size={image_size}: {error}") from error
     strides = _strides(probe)
     if len(set(strides)) == 1 and image_size % strides[0]:
@@ -248,6 +252,8 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
                 torch.default_generator.manual_seed(seed)
             return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # timm, the hub client and torch each raise their own
+        if is_out_of_memory(error):
+            raise _no_memory(name, image_size) from error
         options_text = (
             "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
         )
@@ -265,6 +271,13 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
             f"{subject} {problem} ({type(error).__name__}: {str(error)[:300]}). Pass {options_text}, on a machine with "
             "network or with the file in the hub's cache."
         ) from error
+
+
+def _no_memory(name: str, image_size: int) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"Memory ran out in building {name!r} for image_size={image_size}. Lower image_size, take a smaller backbone, "
+        "or free memory."
+    )
 
 
 def _missing(model: nn.Module, initial: dict[str, torch.Tensor], held: set[str] | None) -> list[str]:
