@@ -65,7 +65,8 @@ def show_growth(detector: DualDistillationDetector, files: list[Path], n: int) -
 
 def show_processes(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:
     """Time N processes, already started, against one with all threads, in turn; print medians of images a second."""
-    parts = [list(part) for part in np.array_split(np.array(files, dtype=object), args.processes)]
+    size = -(-len(files) // args.processes)
+    parts = [files[i : i + size] for i in range(0, len(files), size)]
     pairs = []
     with Parallel(n_jobs=args.processes) as parallel:
         for _ in range(args.rounds + 1):  # the first round warms up
