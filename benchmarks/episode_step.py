@@ -22,12 +22,12 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from fewshot_ad.episodes import Episode
-from fewshot_ad.networks.losses import distillation_loss, dual_loss
-from fewshot_ad.networks.student import Student, build_student
-from fewshot_ad.networks.teacher import Backbone, build_backbone
+from fewshot_ad.method.losses import distillation_loss, dual_loss
+from fewshot_ad.method.student import Student, build_student
+from fewshot_ad.method.teacher import Backbone, build_backbone
 from fewshot_ad.runtime import resolve_runtime
-from fewshot_ad.training import episode_loss, make_optimizer
+from fewshot_ad.training.episodes import Episode
+from fewshot_ad.training.loop import episode_loss, make_optimizer
 
 LAM = 0.1
 

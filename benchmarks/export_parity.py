@@ -28,8 +28,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.features import CHUNK
-from fewshot_ad.views import turned_and_mirrored
+from fewshot_ad.data.views import turned_and_mirrored
+from fewshot_ad.method.features import CHUNK
 
 
 def main() -> None:

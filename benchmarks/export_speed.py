@@ -23,7 +23,8 @@ import onnxruntime
 import openvino
 import torch
 
-from fewshot_ad import DualDistillationDetector, images
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.data import images
 
 REPEATS = 3
 Run = Callable[[np.ndarray], Any]

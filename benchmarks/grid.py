@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from sklearn.model_selection import GridSearchCV
 
-from fewshot_ad import DualDistillationDetector, KShotSplit, detector, images
+from fewshot_ad import DualDistillationDetector, KShotSplit, detector
+from fewshot_ad.data import images
 from fewshot_ad.demo import write_images
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from protocol import Draw, Features, Pictures, measure
 
-from fewshot_ad.features import CHUNK, image_hash, in_chunks
-from fewshot_ad.networks.teacher import Backbone, build_backbone
-from fewshot_ad.packaged import teacher_file, timm_name
+from fewshot_ad.method.features import CHUNK, image_hash, in_chunks
+from fewshot_ad.method.packaged import teacher_file, timm_name
+from fewshot_ad.method.teacher import Backbone, build_backbone
 
 # Each with the strides of its stages; PatchCore's default ratio of the coreset is 0.1.
 PEERS: dict[str, dict[str, Any]] = {

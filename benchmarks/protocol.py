@@ -25,12 +25,13 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 import fewshot_ad
-from fewshot_ad import DualDistillationDetector, images, pretrain
+from fewshot_ad import DualDistillationDetector, pretrain
+from fewshot_ad.data import images
 from fewshot_ad.evaluation import N_ANOMALOUS, N_NORMAL, PIXELS
-from fewshot_ad.features import CHUNK, image_hash, load_teacher
+from fewshot_ad.method.features import CHUNK, image_hash, load_teacher
+from fewshot_ad.method.scoring import Scorer
 from fewshot_ad.metrics import aupro
 from fewshot_ad.runtime import resolve_runtime
-from fewshot_ad.scoring import Scorer
 
 MAX_FPR = 0.3
 # Of the published code's test loader.

@@ -68,7 +68,7 @@ from tqdm.auto import tqdm
 import fewshot_ad
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.exceptions import PretrainingStopped
-from fewshot_ad.packaged import PACKAGED
+from fewshot_ad.method.packaged import PACKAGED
 
 OWN: dict[str, dict[str, Any]] = {
     "default": {},

@@ -26,7 +26,8 @@ import torch
 from joblib import Parallel, delayed
 from PIL import Image
 
-from fewshot_ad import DualDistillationDetector, images
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.data import images
 
 
 def main() -> None:

@@ -41,9 +41,9 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.features import CHUNK
-from fewshot_ad.networks.losses import cosine_distance
-from fewshot_ad.packaged import timm_name
+from fewshot_ad.method.features import CHUNK
+from fewshot_ad.method.losses import cosine_distance
+from fewshot_ad.method.packaged import timm_name
 
 # What each is compared to.
 AGAINST = {
@@ -97,7 +97,7 @@ class Case:
         self.extract = self.ssd._extractor()
         self.student = self.ssd.experts_[0].student
         if peers.version() is not None:
-            from fewshot_ad.networks.teacher import build_backbone
+            from fewshot_ad.method.teacher import build_backbone
 
             self.patchcore = peers.build("patchcore", build_backbone(name, size, weights=weights), name, size, 0)
             self.patchcore.train()

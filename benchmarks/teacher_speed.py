@@ -15,7 +15,7 @@ import time
 import timm
 import torch
 
-from fewshot_ad.packaged import timm_name
+from fewshot_ad.method.packaged import timm_name
 
 STRIDES = (4, 8, 16, 32)
 

@@ -16,7 +16,7 @@ import tifffile
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.images import frames
+from fewshot_ad.data.images import frames
 from fewshot_ad.plotting import AnomalyMapDisplay
 
 # %%

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.demo import write_images
 from fewshot_ad.exceptions import WeightsNotFoundError
-from fewshot_ad.model_file import describe
+from fewshot_ad.files.model_file import describe
 
 
 def refuse(*_):

@@ -16,8 +16,8 @@ from sklearn.datasets import load_sample_image
 from sklearn.metrics import roc_auc_score
 
 from fewshot_ad import DualDistillationDetector, pretrain
-from fewshot_ad.checkpoints import load_student
 from fewshot_ad.demo import write_images
+from fewshot_ad.files.checkpoints import load_student
 
 # %%
 # Tasks: twelve kinds of normal images with eight images each. Here these are twelve spots in the right part of a

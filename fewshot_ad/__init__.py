@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
     from .model_selection import KShotSplit, SyntheticAnomalyScorer
-    from .pretraining import pretrain
+    from .training.pretraining import pretrain
 
 __version__ = "0.1.0"
 __all__ = ["DualDistillationDetector", "KShotSplit", "SyntheticAnomalyScorer", "__version__", "pretrain"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(model_selection, name)
     if name == "pretrain":
-        from .pretraining import pretrain
+        from .training.pretraining import pretrain
 
         return pretrain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import datasets, distributed, evaluation, images, model_file, pretraining
-from .checkpoints import check_destination, write_atomically
+from . import distributed, evaluation
+from .data import datasets, images
 from .demo import write_images
 from .detector import DualDistillationDetector
 from .exceptions import ImageError, MissingExtraError, OutputExistsError
 from .explanation import overlay
+from .files import model_file
+from .files.checkpoints import check_destination, write_atomically
 from .report import write_report
+from .training import pretraining
 
 # Of the table that `score` writes.
 _COLUMNS = ("path", "score", "label", "error")

@@ -18,15 +18,18 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
 from tqdm.auto import tqdm
 
-from . import calibration, checkpoints, explanation, export, images, matching, model_file, scoring, views
-from .episodes import Task
+from . import explanation
+from .data import images, views
 from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
-from .features import CHUNK, FeatureExtractor, image_hash, load_teacher
-from .networks.student import PAPER_BLOCKS, Student, build_student
-from .networks.teacher import Backbone
-from .packaged import PACKAGED, timm_name
+from .files import checkpoints, export, model_file
+from .method import calibration, matching, scoring
+from .method.features import CHUNK, FeatureExtractor, image_hash, load_teacher
+from .method.packaged import PACKAGED, timm_name
+from .method.student import PAPER_BLOCKS, Student, build_student
+from .method.teacher import Backbone
 from .runtime import Runtime, is_out_of_memory, resolve_runtime
-from .training import train
+from .training.episodes import Task
+from .training.loop import train
 
 # Training steps of a student that is not pretrained.
 _STEPS = 100

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from . import images
+from .data import images
+from .data.formats import Frame
 from .exceptions import FewShotADError, ImageError, MissingExtraError, TrainingError
-from .formats import Frame
-from .training import Workers
+from .training.loop import Workers
 
 # Restarts of a pretraining's workers, each from the last checkpoint.
 _MAX_FAILURES = 3

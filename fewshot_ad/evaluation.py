@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .datasets import ImageFolder, load_folder
+from .data.datasets import ImageFolder, load_folder
 from .metrics import aupro
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .matching import Match, match
-from .scoring import Scorer
+from .method.matching import Match, match
+from .method.scoring import Scorer
 
 # Hardly any tissue or material is of this blue, and colour-blind readers see it.
 COLOUR = (0, 200, 255)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from sklearn.utils.validation import check_consistent_length
 
-from . import images
+from .data import images
 from .exceptions import ImageError, MissingExtraError
 from .explanation import Explanation, as_uint8
 

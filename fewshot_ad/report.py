@@ -23,9 +23,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from tqdm.auto import tqdm
 
-from . import __version__, checkpoints, images
+from . import __version__
+from .data import images
 from .exceptions import ImageError
 from .explanation import as_uint8, opacity
+from .files import checkpoints
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fewshot_ad.calibration import OTHER_THAN_VIEWS, offset
+from fewshot_ad.method.calibration import OTHER_THAN_VIEWS, offset
 
 
 @pytest.mark.parametrize("k", [2, 4, 8, 100])

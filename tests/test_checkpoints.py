@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fewshot_ad.checkpoints import FORMAT, check_destination, load_student, save_student, write_atomically
 from fewshot_ad.exceptions import CheckpointError
-from fewshot_ad.networks.student import Decoder, Student
-from fewshot_ad.networks.weighting import LearnToWeight
+from fewshot_ad.files.checkpoints import FORMAT, check_destination, load_student, save_student, write_atomically
+from fewshot_ad.method.student import Decoder, Student
+from fewshot_ad.method.weighting import LearnToWeight
 
 HEADER = {
     "backbone": "toy_resnet", "teacher": "0" * 32, "student": "decoder", "weighting": "attention",

@@ -17,7 +17,7 @@ from PIL import Image
 from test_pretraining import write_tasks
 
 from fewshot_ad import DualDistillationDetector, __version__, cli
-from fewshot_ad.checkpoints import load_student
+from fewshot_ad.files.checkpoints import load_student
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewshot_ad import DualDistillationDetector, images
-from fewshot_ad.datasets import load_folder
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.data import images
+from fewshot_ad.data.datasets import load_folder
 from fewshot_ad.exceptions import ImageError
 
 

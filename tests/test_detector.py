@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from fewshot_ad import DualDistillationDetector, detector, images, views
+from fewshot_ad import DualDistillationDetector, detector
+from fewshot_ad.data import images, views
 from fewshot_ad.exceptions import (
     CheckpointError,
     ImageError,
@@ -246,10 +247,10 @@ def test_lam_is_chosen_without_labels(make, normal, anomalous, monkeypatch):
 
     monkeypatch.setattr(views, "synthetic_anomalies", lambda x, rng: (torch.ones_like(x), None))
     for order, expected in (([0, 1], 1.0), ([1, 0], 0.1)):
-        monkeypatch.setattr("fewshot_ad.scoring.Scorer.evidence", evidence_with(order))
+        monkeypatch.setattr("fewshot_ad.method.scoring.Scorer.evidence", evidence_with(order))
         assert make(lam="auto", evidence=("ssd", "tsd"), aggregation="max").fit(normal[:4]).lam_ == expected
     # No AUROC is larger by so much: the usual one stays.
-    monkeypatch.setattr("fewshot_ad.scoring.Scorer.evidence", evidence_with([0, 1]))
+    monkeypatch.setattr("fewshot_ad.method.scoring.Scorer.evidence", evidence_with([0, 1]))
     monkeypatch.setattr(detector, "_LAM_MARGIN", 1.0)
     assert make(lam="auto", evidence=("ssd", "tsd"), aggregation="max").fit(normal[:4]).lam_ == 0.1
 

@@ -15,9 +15,10 @@ from PIL import Image
 from sklearn.model_selection import GridSearchCV
 from test_pretraining import write_tasks
 
-from fewshot_ad import DualDistillationDetector, KShotSplit, cli, distributed, pretrain, training
-from fewshot_ad.checkpoints import load_student
+from fewshot_ad import DualDistillationDetector, KShotSplit, cli, distributed, pretrain
 from fewshot_ad.exceptions import CheckpointError, ImageError, MissingExtraError
+from fewshot_ad.files.checkpoints import load_student
+from fewshot_ad.training import loop as training
 
 
 @pytest.fixture(scope="session")

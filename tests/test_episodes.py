@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot_ad.episodes import Task, draw_episode
+from fewshot_ad.training.episodes import Task, draw_episode
 
 
 def make_task(n_images, n_views=1, first=0) -> Task:

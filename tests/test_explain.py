@@ -10,9 +10,10 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
-from fewshot_ad import DualDistillationDetector, matching, scoring
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.data.views import turned_and_mirrored
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
-from fewshot_ad.views import turned_and_mirrored
+from fewshot_ad.method import matching, scoring
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from fewshot_ad import DualDistillationDetector, cli, images
+from fewshot_ad import DualDistillationDetector, cli
+from fewshot_ad.data import images
 from fewshot_ad.demo import write_images
 from fewshot_ad.exceptions import MissingExtraError, OutputExistsError
-from fewshot_ad.export import shrinking
-from fewshot_ad.scoring import EVIDENCE
+from fewshot_ad.files.export import shrinking
+from fewshot_ad.method.scoring import EVIDENCE
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

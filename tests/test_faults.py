@@ -20,7 +20,9 @@ from helpers import spoilt, stripes
 from PIL import Image
 from test_pretraining import write_tasks
 
-from fewshot_ad import DualDistillationDetector, checkpoints, cli, features, pretrain
+from fewshot_ad import DualDistillationDetector, cli, pretrain
+from fewshot_ad.files import checkpoints
+from fewshot_ad.method import features
 
 KILLS = int(os.environ.get("FEWSHOT_AD_KILLS", "3"))
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

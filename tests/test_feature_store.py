@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot_ad import images
+from fewshot_ad.data import images
 from fewshot_ad.exceptions import ImageSkippedWarning, TaskSkippedWarning
-from fewshot_ad.feature_store import store_features
-from fewshot_ad.features import FeatureExtractor, load_teacher
+from fewshot_ad.method.features import FeatureExtractor, load_teacher
 from fewshot_ad.runtime import resolve_runtime
+from fewshot_ad.training.feature_store import store_features
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 import torch
 from joblib import numpy_pickle
 
-from fewshot_ad import DualDistillationDetector, features
+from fewshot_ad import DualDistillationDetector
 from fewshot_ad.exceptions import OutOfMemoryError
-from fewshot_ad.features import CHUNK, FeatureExtractor, in_chunks, run_network
-from fewshot_ad.networks.teacher import build_backbone
+from fewshot_ad.method import features
+from fewshot_ad.method.features import CHUNK, FeatureExtractor, in_chunks, run_network
+from fewshot_ad.method.teacher import build_backbone
 from fewshot_ad.runtime import resolve_runtime
 
 

@@ -27,9 +27,11 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from fewshot_ad import DualDistillationDetector, cli, distributed, formats, images, pretraining
+from fewshot_ad import DualDistillationDetector, cli, distributed
+from fewshot_ad.data import formats, images
+from fewshot_ad.data.images import Frame, as_items, frames, is_rows, label, load, load_each
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
-from fewshot_ad.images import Frame, as_items, frames, is_rows, label, load, load_each
+from fewshot_ad.training import pretraining
 
 # JPEG 2000 wants 32 pixels at least.
 H, W = 36, 40

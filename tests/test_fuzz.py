@@ -17,9 +17,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fewshot_ad import DualDistillationDetector, checkpoints, images, pretraining
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.data import images
 from fewshot_ad.exceptions import CheckpointError, ImageError, WeightsNotFoundError
-from fewshot_ad.packaged import PACKAGED
+from fewshot_ad.files import checkpoints
+from fewshot_ad.method.packaged import PACKAGED
+from fewshot_ad.training import pretraining
 
 TOOL = Path(__file__).parents[1] / "tools" / "fuzz.py"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the tool needs Linux")

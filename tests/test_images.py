@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from scipy import sparse
 
+from fewshot_ad.data.images import as_items, full_scale, is_rows, load, load_each
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
-from fewshot_ad.images import as_items, full_scale, is_rows, load, load_each
 
 SIZE = 8
 _rng = np.random.default_rng(0)
@@ -453,7 +453,7 @@ def test_memory_that_runs_out_is_not_laid_on_the_file(tmp_path, monkeypatch, err
     def short(*_):
         raise error
 
-    monkeypatch.setattr("fewshot_ad.images._read_file", short)
+    monkeypatch.setattr("fewshot_ad.data.images._read_file", short)
     with pytest.raises(ImageError, match=r"a\.png could not be read: there is not enough memory"):
         load(tmp_path / "a.png", 0, 32)
 
@@ -586,7 +586,7 @@ def test_reading_ahead_keeps_order_and_errors(tmp_path):
 @pytest.mark.usefixtures("two_threads")
 def test_reading_ahead_ends_with_whoever_asked(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("fewshot_ad.images.load", lambda item, index, **_: seen.append(index))
+    monkeypatch.setattr("fewshot_ad.data.images.load", lambda item, index, **_: seen.append(index))
     reader = load_each(list(range(1000)), "raise", size=4)
     assert next(reader) == (0, None)
     reader.close()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewshot_ad.networks.losses import cosine_distance, distillation_loss, dual_loss
+from fewshot_ad.method.losses import cosine_distance, distillation_loss, dual_loss
 
 
 def feature_map(*positions):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fewshot_ad import matching
+from fewshot_ad.method import matching
 
 
 def _descriptor_by_hand(maps, n, row, column):

@@ -17,14 +17,9 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from fewshot_ad import DualDistillationDetector, checkpoints, model_file
-from fewshot_ad.exceptions import (
-    CheckpointError,
-    FewShotADError,
-    OutputError,
-    OutputExistsError,
-    WeightsNotFoundError,
-)
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.exceptions import CheckpointError, FewShotADError, OutputError, OutputExistsError, WeightsNotFoundError
+from fewshot_ad.files import checkpoints, model_file
 
 load = DualDistillationDetector.load
 pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:X does not have valid feature names")

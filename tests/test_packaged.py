@@ -15,11 +15,11 @@ from helpers import stripes
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import fewshot_ad.packaged
+import fewshot_ad.method.packaged
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.checkpoints import load_student
 from fewshot_ad.exceptions import CheckpointError, WeightsNotFoundError
-from fewshot_ad.packaged import PACKAGED
+from fewshot_ad.files.checkpoints import load_student
+from fewshot_ad.method.packaged import PACKAGED
 
 NAMES = sorted(PACKAGED)
 
@@ -82,7 +82,7 @@ def altered(tmp_path, monkeypatch):
     for path in (entry.teacher, entry.student):
         copies.append(tmp_path / path.name)
         copies[-1].write_bytes(path.read_bytes())
-    copy = fewshot_ad.packaged.Packaged(entry.network, *copies, entry.hashes)
+    copy = fewshot_ad.method.packaged.Packaged(entry.network, *copies, entry.hashes)
     monkeypatch.setitem(PACKAGED, "compact", copy)
     return copy
 

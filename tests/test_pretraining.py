@@ -18,8 +18,7 @@ import torch
 from helpers import stripes, write_random_weights
 from PIL import Image
 
-from fewshot_ad import DualDistillationDetector, checkpoints, feature_store, pretrain, pretraining
-from fewshot_ad.checkpoints import load_student
+from fewshot_ad import DualDistillationDetector, pretrain
 from fewshot_ad.exceptions import (
     CheckpointError,
     DiskFullError,
@@ -28,6 +27,9 @@ from fewshot_ad.exceptions import (
     PretrainingStopped,
     TaskSkippedWarning,
 )
+from fewshot_ad.files import checkpoints
+from fewshot_ad.files.checkpoints import load_student
+from fewshot_ad.training import feature_store, pretraining
 
 
 def write_tasks(folder: Path, n_tasks: int = 5, n_images: int = 6) -> Path:

@@ -17,8 +17,9 @@ from helpers import spoilt, stripes
 from PIL import Image
 from sklearn.metrics import recall_score
 
-from fewshot_ad import DualDistillationDetector, checkpoints, report
+from fewshot_ad import DualDistillationDetector, report
 from fewshot_ad.exceptions import DiskFullError, ImageError, OutputError
+from fewshot_ad.files import checkpoints
 from fewshot_ad.report import write_report
 
 HOSTILE = ("<img src=x onerror=alert(1)>.png", "\"&'</script>.png", "{{data}} \u202e $& \\u003c.png")

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from fewshot_ad import scoring
+from fewshot_ad.method import scoring
 
 
 def test_to_pixels_is_bilinear_enlargement_then_scipys_gaussian():

@@ -16,7 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
 from fewshot_ad import DualDistillationDetector, KShotSplit
-from fewshot_ad.features import FeatureExtractor, image_hash
+from fewshot_ad.method.features import FeatureExtractor, image_hash
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fewshot_ad.networks.student import Decoder, build_student
-from fewshot_ad.networks.teacher import build_backbone
-from fewshot_ad.networks.weighting import LearnToWeight
+from fewshot_ad.method.student import Decoder, build_student
+from fewshot_ad.method.teacher import build_backbone
+from fewshot_ad.method.weighting import LearnToWeight
 
 PAPER_CHANNELS = (256, 512, 1024, 2048)
 

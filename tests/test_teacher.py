@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
 
 from fewshot_ad.exceptions import OutOfMemoryError, WeightsNotFoundError
-from fewshot_ad.networks import teacher as module
-from fewshot_ad.networks.teacher import build_backbone, fold_batch_norms
+from fewshot_ad.method import teacher as module
+from fewshot_ad.method.teacher import build_backbone, fold_batch_norms
 
 # name, image size, channels, sides and strides of the maps, timm's numbers of the stages
 NETWORKS = [

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.checkpoints import load_student
+from fewshot_ad.files.checkpoints import load_student
 
 TOOLS = Path(__file__).parents[1] / "tools"
 pytestmark = pytest.mark.slow

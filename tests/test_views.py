@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot_ad.views import random_views, synthetic_anomalies, turned_and_mirrored
+from fewshot_ad.data.views import random_views, synthetic_anomalies, turned_and_mirrored
 
 
 def noise(n: int, size: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewshot_ad.networks.weighting import LearnToWeight
+from fewshot_ad.method.weighting import LearnToWeight
 
 CHANNELS, SIDES = (3, 5), (4, 2)
 N, K = 3, 4

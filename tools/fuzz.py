@@ -38,9 +38,11 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from fewshot_ad import DualDistillationDetector, images, model_file, pretrain
+from fewshot_ad import DualDistillationDetector, pretrain
+from fewshot_ad.data import images
 from fewshot_ad.exceptions import FewShotADError
-from fewshot_ad.packaged import PACKAGED
+from fewshot_ad.files import model_file
+from fewshot_ad.method.packaged import PACKAGED
 
 SECONDS = 10
 MEMORY = 10**9
@@ -219,7 +221,7 @@ def _resumes() -> list[bytes]:
         out = Path(folder, "student.safetensors")
         child = os.fork()
         if child == 0:
-            from fewshot_ad.training import Training
+            from fewshot_ad.training.loop import Training
 
             step = Training.step
 

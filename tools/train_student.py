@@ -17,8 +17,8 @@ import torch
 from pictures import load_photographs, random_crop, render
 
 from fewshot_ad import pretrain
-from fewshot_ad.checkpoints import FORMAT, load_student, save
-from fewshot_ad.views import random_views
+from fewshot_ad.data.views import random_views
+from fewshot_ad.files.checkpoints import FORMAT, load_student, save
 
 
 def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator) -> np.ndarray:

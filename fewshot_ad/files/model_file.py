@@ -15,13 +15,14 @@ import timm
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from . import __version__, checkpoints
-from .exceptions import CheckpointError, WeightsNotFoundError
-from .features import FeatureExtractor
-from .networks.student import Decoder, Student, build_student
-from .packaged import PACKAGED, timm_name
-from .runtime import PRECISIONS
-from .scoring import Expert, parse_evidence
+from .. import __version__
+from ..exceptions import CheckpointError, WeightsNotFoundError
+from ..method.features import FeatureExtractor
+from ..method.packaged import PACKAGED, timm_name
+from ..method.scoring import Expert, parse_evidence
+from ..method.student import Decoder, Student, build_student
+from ..runtime import PRECISIONS
+from . import checkpoints
 
 FORMAT = "fewshot_ad model 1"
 _WHAT = "a detector's model file"

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import checkpoints, images
+from ..data import images
+from ..exceptions import TaskSkippedWarning
+from ..files import checkpoints
+from ..method.features import CHUNK, FeatureExtractor
 from .episodes import Task
-from .exceptions import TaskSkippedWarning
-from .features import CHUNK, FeatureExtractor
 
 # Seconds after which what a killed process left behind is removed.
 _ABANDONED = 86400.0

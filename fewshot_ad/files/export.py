@@ -13,11 +13,11 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from . import __version__
+from .. import __version__
+from ..exceptions import MissingExtraError
+from ..method.scoring import Scorer
 from .checkpoints import check_destination, write_atomically
-from .exceptions import MissingExtraError
 from .model_file import support_names
-from .scoring import Scorer
 
 FORMAT = "fewshot_ad onnx 1"
 SIGN = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"

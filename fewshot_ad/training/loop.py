@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..exceptions import OutOfMemoryError, TrainingError
+from ..method.losses import distillation_loss, dual_loss
+from ..method.student import Student
+from ..runtime import Runtime, is_out_of_memory
 from .episodes import Episode, Task, draw_episode
-from .exceptions import OutOfMemoryError, TrainingError
-from .networks.losses import distillation_loss, dual_loss
-from .networks.student import Student
-from .runtime import Runtime, is_out_of_memory
 
 _BETAS = (0.5, 0.999)  # paper, section 4
 _MAX_GRADIENT_NORM = 1.0

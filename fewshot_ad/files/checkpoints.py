@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from . import __version__
-from .exceptions import CheckpointError, DiskFullError, OutputError, OutputExistsError
-from .networks.student import Decoder, Student
+from .. import __version__
+from ..exceptions import CheckpointError, DiskFullError, OutputError, OutputExistsError
+from ..method.student import Decoder, Student
 
 FORMAT = "fewshot_ad student 1"
 # Seconds after which a temporary file that nobody writes to is taken for a killed process's.

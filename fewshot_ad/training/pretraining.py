@@ -20,18 +20,20 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import __version__, checkpoints, images
-from .detector import DualDistillationDetector
-from .distributed import run_on_ray
+from .. import __version__
+from ..data import images
+from ..detector import DualDistillationDetector
+from ..distributed import run_on_ray
+from ..exceptions import CheckpointError, ImageError, PretrainingStopped
+from ..files import checkpoints
+from ..method.features import FeatureExtractor, image_hash, load_teacher
+from ..method.losses import distillation_loss
+from ..method.packaged import timm_name
+from ..method.student import Student, build_student
+from ..runtime import Runtime, resolve_runtime
 from .episodes import Episode, Task, draw_episode
-from .exceptions import CheckpointError, ImageError, PretrainingStopped
 from .feature_store import store_features
-from .features import FeatureExtractor, image_hash, load_teacher
-from .networks.losses import distillation_loss
-from .networks.student import Student, build_student
-from .packaged import timm_name
-from .runtime import Runtime, resolve_runtime
-from .training import Training, Workers
+from .loop import Training, Workers
 
 _PARTIAL_FORMAT = "fewshot_ad pretraining 1"
 # Held-out tasks that are looked at, and how often; each costs one student pass of K + B images.

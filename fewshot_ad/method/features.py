@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .exceptions import OutOfMemoryError
-from .networks.teacher import Backbone, build_backbone, fold_batch_norms
+from ..exceptions import OutOfMemoryError
+from ..runtime import Runtime, is_out_of_memory
 from .packaged import teacher_file, timm_name
-from .runtime import Runtime, is_out_of_memory
+from .teacher import Backbone, build_backbone, fold_batch_norms
 
 # Some kernels round differently for batches of different size. Every pass through a network is made with batches of
 # this one size, padded, so that an image's features never depend on its company; or of a smaller one that was seen to

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..runtime import Runtime
 from .features import FeatureExtractor, run_network
+from .losses import cosine_distance
 from .matching import PatchBank, embedding_evidence, patch_evidence
-from .networks.losses import cosine_distance
-from .networks.student import Student
-from .runtime import Runtime
+from .student import Student
 
 # Share in a score of several kinds of evidence, each divided by what it reads on the support (docs/experiments.md).
 SHARES = {("ssd", "tsd"): 0.1, ("patch",): 1.0, ("embedding",): 0.2}

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot_ad import training
-from fewshot_ad.episodes import Task, draw_episode
 from fewshot_ad.exceptions import OutOfMemoryError, TrainingError
-from fewshot_ad.networks.losses import cosine_distance
-from fewshot_ad.networks.student import Decoder, Student
-from fewshot_ad.networks.weighting import LearnToWeight
+from fewshot_ad.method.losses import cosine_distance
+from fewshot_ad.method.student import Decoder, Student
+from fewshot_ad.method.weighting import LearnToWeight
 from fewshot_ad.runtime import resolve_runtime
+from fewshot_ad.training import loop as training
+from fewshot_ad.training.episodes import Task, draw_episode
 
 CHANNELS, SHAPES = (4, 6, 8, 10), ((8, 8), (4, 4), (2, 2), (1, 1))
 

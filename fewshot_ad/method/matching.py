@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .views import turned_and_mirrored
+from ..data.views import turned_and_mirrored
 
 # Directions that the quick search of patches looks along: with 64 of 448 the distance found is 0.5 % larger on average,
 # and image AUROC the same to 0.001 (docs/experiments.md).

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from ..exceptions import ImageError
 from . import images
-from .exceptions import ImageError
 
 _LAYOUTS = (
     "good/ with bad/ and masks/ beside it where there are such, or train/good/ and test/good/ with test/DEFECT/ and "
@@ -73,7 +73,7 @@ def load_folder(root: str | os.PathLike[str]) -> ImageFolder:
     Examples
     --------
     >>> import tempfile
-    >>> from fewshot_ad.datasets import load_folder
+    >>> from fewshot_ad.images import load_folder
     >>> from fewshot_ad.demo import write_images
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     found = load_folder(write_images(folder, n_normal=3, n_anomalous=1))

@@ -1,0 +1,1 @@
+"""Anything a user holds -> tensors, and changed views of them."""

@@ -1,0 +1,1 @@
+"""Students, detectors and graphs on disk: whole or not at all, and no pickle."""

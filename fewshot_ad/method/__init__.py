@@ -1,0 +1,1 @@
+"""The method, from teacher to score: torch in, torch out."""

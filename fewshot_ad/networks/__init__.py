@@ -1,1 +1,0 @@
-"""Teacher, student, learn-to-weight attention and losses: torch in, torch out."""

@@ -1,0 +1,1 @@
+"""Episodes, the one training loop, and the students that come out."""
