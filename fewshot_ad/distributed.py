@@ -9,8 +9,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
@@ -18,6 +19,9 @@ from .data import images
 from .data.formats import Frame
 from .exceptions import FewShotADError, ImageError, MissingExtraError, TrainingError
 from .training.loop import Workers
+
+if TYPE_CHECKING:
+    from .detector import DualDistillationDetector
 
 # Restarts of a pretraining's workers, each from the last checkpoint.
 _MAX_FAILURES = 3
@@ -59,7 +63,7 @@ def connect(address: str | None = None) -> Any:
 
 
 def score(
-    detector: Any,
+    detector: DualDistillationDetector,
     source: Any,
     *,
     num_actors: int | None = None,
@@ -199,7 +203,7 @@ class _Actor:
         import ray
 
         _settle(num_cpus, cwd)
-        self.detector, self.maps = ray.get(detector[0]), maps
+        self.session, self.maps = ray.get(detector[0]).session(), maps
 
     def __call__(self, batch: Any) -> Any:
         import pyarrow
@@ -207,13 +211,19 @@ class _Actor:
         items = batch["path"].to_pylist()
         if "index" in batch.column_names:
             items = list(map(_join, items, batch["index"].to_pylist()))
-        columns = self.detector._score_files(items, self.maps)
-        found = {"path": pyarrow.array(columns["path"], pyarrow.string())}
-        found |= {name: pyarrow.array(columns[name]) for name in ("score", "label")}
-        # With its type said: in most batches there is none.
-        found["error"] = pyarrow.array(columns["error"], pyarrow.string())
+        scored = list(self.session.score_each(items, maps=self.maps))
+        found = {
+            "path": pyarrow.array([one.path for one in scored], pyarrow.string()),
+            "score": pyarrow.array([one.score for one in scored], pyarrow.float64(), from_pandas=False),
+            "label": pyarrow.array([one.label for one in scored], pyarrow.int64()),
+            # With its type said: in most batches there is none.
+            "error": pyarrow.array([one.error for one in scored], pyarrow.string()),
+        }
         if self.maps:
-            found["map"] = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(columns["map"])
+            side = self.session.settings.image_size
+            nothing = np.full((side, side), np.nan, np.float32)
+            maps = np.stack([nothing if one.map is None else one.map for one in scored])
+            found["map"] = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(maps)
         return pyarrow.table(found)
 
 

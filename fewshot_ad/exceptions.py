@@ -1,5 +1,9 @@
 """Errors and warnings; each is also the builtin that a caller would expect."""
 
+import inspect
+import os
+import warnings
+
 __all__ = [
     "CheckpointError",
     "DiskFullError",
@@ -15,6 +19,7 @@ __all__ = [
     "SupportWarning",
     "TaskSkippedWarning",
     "TrainingError",
+    "VersionWarning",
     "WeightsNotFoundError",
 ]
 
@@ -77,3 +82,18 @@ class SupportWarning(UserWarning):
 
 class TaskSkippedWarning(UserWarning):
     """A task with fewer than two usable images was left out of a pretraining."""
+
+
+class VersionWarning(UserWarning):
+    """A pickle was written by another release of the package."""
+
+
+_PACKAGE = os.path.dirname(__file__)
+
+
+def warn(message: str, category: type[Warning] = SupportWarning) -> None:
+    """Warn whoever called the package, however deep in it the reason was found."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

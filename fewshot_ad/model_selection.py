@@ -10,6 +10,8 @@ from sklearn.model_selection import BaseCrossValidator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, column_or_1d
 
+from .detector import DualDistillationDetector
+
 
 class KShotSplit(BaseCrossValidator):
     """K normal images to fit on, everything else to test on.
@@ -158,7 +160,7 @@ class SyntheticAnomalyScorer:
         """
         if isinstance(estimator, Pipeline):
             estimator, X = estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X
-        if not hasattr(estimator, "_tell_spoilt"):
+        if not isinstance(estimator, DualDistillationDetector):
             raise TypeError(
                 f"{type(estimator).__name__} was given; SyntheticAnomalyScorer scores a DualDistillationDetector, or a "
                 "Pipeline that ends in one."
@@ -166,4 +168,4 @@ class SyntheticAnomalyScorer:
         if self.n_views < 1:
             raise ValueError(f"n_views={self.n_views!r} was given; accepted is an integer of at least 1.")
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        return float(estimator._tell_spoilt(X, y, self.n_views, np.random.default_rng(seed)))
+        return estimator.session().synthetic_auroc(X, y, self.n_views, np.random.default_rng(seed))

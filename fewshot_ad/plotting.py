@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from sklearn.utils.validation import check_consistent_length
 
-from .data import images
 from .exceptions import ImageError, MissingExtraError
 from .explanation import Explanation, as_uint8
+from .session import Session
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,18 +114,19 @@ class AnomalyMapDisplay:
             y is not as long as X or has other labels, or `axes` has another shape.
         """
         _pyplot()  # before the work, not after it
-        X, names = _named(estimator, X)
+        session = estimator.session()
+        X, names = _named(session, X)
         labels = _labels(y, len(names))
-        found = [(i, one) for i, one in enumerate(estimator.explain(X)) if one is not None]
+        found = list(session.explanations(X, session.settings.on_error))
         if not found:
             raise ImageError(f"None of the {len(names)} images could be read: there is nothing to draw.")
         # A detector that came from a file may have left the images behind.
-        kept = getattr(estimator, "support_", None)
+        kept = session.fitted.images
         display = cls(
             [one for _, one in found],
-            None if kept is None else as_uint8(torch.from_numpy(kept)),
+            None if kept is None else as_uint8(kept),
             names=[names[i] for i, _ in found],
-            support_names=_support_names(estimator),
+            support_names=_support_names(session),
             y=None if labels is None else labels[[i for i, _ in found]],
         )
         return display.plot(axes=axes, cmap=cmap)
@@ -266,11 +266,12 @@ class SupportWeightsDisplay:
             y is not as long as X or has other labels.
         """
         _pyplot()
-        X, names = _named(estimator, X)
+        session = estimator.session()
+        X, names = _named(session, X)
         labels = _labels(y, len(names))
         if labels is not None:
             names = [f"{name} ({_word(label)})" for name, label in zip(names, labels, strict=True)]
-        display = cls(estimator.support_weights(X), names=names, support_names=_support_names(estimator))
+        display = cls(session.support_weights(X), names=names, support_names=_support_names(session))
         return display.plot(ax=ax, cmap=cmap)
 
     def plot(self, ax: Axes | None = None, *, cmap: str = "cividis") -> SupportWeightsDisplay:
@@ -371,10 +372,11 @@ class ScoreHistogramDisplay:
             y is not as long as X or has other labels.
         """
         _pyplot()
-        X, names = _named(estimator, X)
+        session = estimator.session()
+        X, names = _named(session, X)
         _labels(y, len(names))
-        scores = estimator.score_samples(X)
-        display = cls(scores, estimator.offset_, support_scores=estimator.support_scores_, y=y)
+        scores, fitted = session.score_samples(X), session.fitted
+        display = cls(scores, fitted.offset, support_scores=fitted.scores, y=y)
         return display.plot(ax=ax, bins=bins)
 
     def plot(self, ax: Axes | None = None, *, bins: Any = 30) -> ScoreHistogramDisplay:
@@ -439,14 +441,14 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _named(estimator: DualDistillationDetector, X: Any) -> tuple[Any, list[str]]:
+def _named(session: Session, X: Any) -> tuple[Any, list[str]]:
     """Return X, in a form that can be gone through twice, and what each image in it is called."""
     X = list(X) if isinstance(X, Iterator) else X
-    return X, [_file_name(images.label(item, i)) for i, item in enumerate(estimator._items(X, reset=False)[0])]
+    return X, list(map(_file_name, session.names(X)))
 
 
-def _support_names(estimator: DualDistillationDetector) -> list[str]:
-    return [_file_name(name).removeprefix("image ") for name in estimator._support_names]
+def _support_names(session: Session) -> list[str]:
+    return [_file_name(name).removeprefix("image ") for name in session.fitted.names]
 
 
 def _file_name(name: str) -> str:

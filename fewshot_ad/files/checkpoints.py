@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,31 +110,42 @@ def load(
     path: str | os.PathLike[str], form: str, what: str, made_by: str = "save_student() or pretrain()"
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save` wrote in the same format; `what` it should be, and what makes such files, is for messages."""
-    with _open(path, form, what, made_by) as (file, header):
+    return load_any(path, (form,), what, made_by)[:2]
+
+
+def load_any(
+    path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
+    """Read what `save` wrote in one of several formats, the newest first; return its format too."""
+    with _open(path, forms, what, made_by) as (file, header, form):
         # Copies: what is read otherwise are views of the whole file, which must then not change.
-        return {key: file.get_tensor(key).clone() for key in file.keys()}, header
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, header, form
 
 
-def load_header(path: str | os.PathLike[str], form: str, what: str, made_by: str) -> dict[str, Any]:
-    """Read the header of what `save` wrote, and no tensor."""
-    with _open(path, form, what, made_by) as (_, header):
-        return header
+def load_header(
+    path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
+) -> tuple[dict[str, Any], str]:
+    """Read the header of what `save` wrote, and no tensor; return its format too."""
+    with _open(path, forms, what, made_by) as (_, header, form):
+        return header, form
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike[str], form: str, what: str, made_by: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _open(
+    path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
+) -> Iterator[tuple[Any, dict[str, Any], str]]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; {what} was expected there.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get("format")
-            if found != form:
-                raise CheckpointError(_other_format(path, found, form, what, made_by))
+            if found is None or found not in forms:
+                raise CheckpointError(_other_format(path, found, forms[0], what, made_by))
             header = json.loads(metadata["header"])
             if not isinstance(header, dict):
                 raise CheckpointError(f"{path} is not {what}: its header holds a {type(header).__name__}, not a dict.")
-            yield file, header
+            yield file, header, found
     except CheckpointError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:  # json raises the last three

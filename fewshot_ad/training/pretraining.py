@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import images
-from ..detector import DualDistillationDetector
 from ..distributed import run_on_ray
 from ..exceptions import CheckpointError, ImageError, PretrainingStopped
 from ..files import checkpoints
@@ -31,6 +30,7 @@ from ..method.losses import distillation_loss
 from ..method.packaged import timm_name
 from ..method.student import Student, build_student
 from ..runtime import Runtime, resolve_runtime
+from ..settings import check
 from .episodes import Episode, Task, draw_episode
 from .feature_store import store_features
 from .loop import Training, Workers
@@ -182,10 +182,11 @@ def pretrain(
             f"n_steps={n_steps}, n_shots={n_shots}, held_out={held_out} were given; accepted are counts of at least 1, "
             "and held_out in [0, 0.5]."
         )
-    DualDistillationDetector(
-        backbone, image_size=image_size, student=student, decoder_blocks=decoder_blocks, weighting=weighting,
-        sharpness=sharpness, lam=lam, loss=loss, batch_size=batch_size, learning_rate=learning_rate,
-    )._check_parameters()  # fmt: skip
+    names = (
+        "backbone", "weights", "image_size", "student", "decoder_blocks", "weighting", "sharpness", "lam", "loss",
+        "batch_size", "learning_rate", "device", "precision",
+    )  # fmt: skip
+    check({name: arguments[name] for name in names})
     if engine == "ray":
         if student == "encoder":
             raise ValueError(
