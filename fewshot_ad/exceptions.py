@@ -10,6 +10,7 @@ __all__ = [
     "FewShotADError",
     "ImageError",
     "ImageSkippedWarning",
+    "MemoryWarning",
     "MissingExtraError",
     "MixedSeriesWarning",
     "OutOfMemoryError",
@@ -70,6 +71,10 @@ class PretrainingStopped(KeyboardInterrupt, FewShotADError):
 
 class ImageSkippedWarning(UserWarning):
     """An unreadable image was left out (`on_error="skip"`)."""
+
+
+class MemoryWarning(UserWarning):
+    """Memory ran out, and the work goes on in smaller batches."""
 
 
 class MixedSeriesWarning(UserWarning):

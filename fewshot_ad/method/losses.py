@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-_TINY = 1e-16  # a map of zeros has distance 1 to everything
+_TINY = 1e-16  # vectors of zeros have distance 1 to everything
 
 
 def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") -> torch.Tensor:
@@ -27,8 +27,14 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") ->
     if form == "flattened":
         a, b = a.flatten(1), b.flatten(1)
     # Sums of products: torch's cosine_similarity takes two to five times as long over an axis that is not the last.
-    norms = (a * a).sum(1) * (b * b).sum(1)
-    return 1 - (a * b).sum(1) * norms.clamp_min(_TINY).rsqrt()
+    of_a, of_b = (a * a).sum(1), (b * b).sum(1)
+    norms = of_a.detach() * of_b.detach()
+    # Where this product leaves float32, short and long vectors are brought near length 1 first; elsewhere by nothing.
+    odd = ((norms < _TINY) | (norms == torch.inf)) & (of_a > 0) & (of_b > 0)
+    smallest = torch.finfo(norms.dtype).tiny
+    by_a, by_b = (torch.where(odd, squares.detach().clamp_min(smallest).rsqrt(), 1.0) for squares in (of_a, of_b))
+    norms = (of_a * by_a * by_a) * (of_b * by_b * by_b)
+    return 1 - (a * b).sum(1) * by_a * by_b * norms.clamp_min(_TINY).rsqrt()
 
 
 def distillation_loss(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], form: str) -> torch.Tensor:

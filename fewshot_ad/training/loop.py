@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..exceptions import OutOfMemoryError, TrainingError
+from ..exceptions import MemoryWarning, OutOfMemoryError, TrainingError
 from ..method.losses import distillation_loss, dual_loss
 from ..method.student import Student
-from ..runtime import Runtime, is_out_of_memory
+from ..runtime import Runtime, is_out_of_memory, own_torch_state, seeded
 from .episodes import Episode, Task, draw_episode
 
 _BETAS = (0.5, 0.999)  # paper, section 4
@@ -152,6 +152,7 @@ class Training:
         self._optimizer = make_optimizer(student, learning_rate)
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.training_dtype == torch.float16)
 
+    @own_torch_state()
     def step(self) -> float:
         """Make one step; return its loss.
 
@@ -168,25 +169,23 @@ class Training:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.learning_rate * share
         self.student.train()
-        with torch.random.fork_rng(devices=[]):
-            try:
-                value = self._backward(number)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                # Of several workers none can change its batch by itself.
-                if self.batch_size < self._full_batch or self.batch_size == 1 or self.workers.count > 1:
-                    raise OutOfMemoryError(
-                        f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or "
-                        "image_size."
-                    ) from error
-                self.batch_size //= 2
-                warnings.warn(
-                    f"Memory ran out in training; going on with batch_size={self.batch_size}.",
-                    ResourceWarning,
-                    stacklevel=3,
-                )
-                return self.step()
+        try:
+            value = self._backward(number)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Of several workers none can change its batch by itself.
+            if self.batch_size < self._full_batch or self.batch_size == 1 or self.workers.count > 1:
+                raise OutOfMemoryError(
+                    f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or image_size."
+                ) from error
+            self.batch_size //= 2
+            warnings.warn(
+                f"Memory ran out in training; going on with batch_size={self.batch_size}.",
+                MemoryWarning,
+                stacklevel=4,
+            )
+            return self.step()
         if not math.isfinite(value):
             raise TrainingError(
                 f"The loss became {value} at step {number + 1} of {self.n_steps}. Lower learning_rate (now "
@@ -201,19 +200,19 @@ class Training:
 
     def _backward(self, number: int) -> float:
         rng = np.random.default_rng((self.seed, number))
-        torch.default_generator.manual_seed(int(rng.integers(2**62)))
-        whole = draw_episode(self.tasks, self.n_shots, self.batch_size, rng)
-        episode = _to_device(self.workers.share(whole), self.runtime)
-        self._optimizer.zero_grad(set_to_none=True)
-        value = torch.zeros((), device=self.runtime.device, dtype=self.runtime.dtype)
-        n_queries = len(episode.query_inputs)
-        if n_queries:  # a small task may have fewer queries than there are workers
-            value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
-            # The loss is a mean over queries, so that shares weigh by their number.
-            value = value * (n_queries / len(whole.query_inputs))
-        scaled = self._scaler.scale(value)
-        if n_queries:
-            scaled.backward()
+        with seeded(int(rng.integers(2**62))):
+            whole = draw_episode(self.tasks, self.n_shots, self.batch_size, rng)
+            episode = _to_device(self.workers.share(whole), self.runtime)
+            self._optimizer.zero_grad(set_to_none=True)
+            value = torch.zeros((), device=self.runtime.device, dtype=self.runtime.dtype)
+            n_queries = len(episode.query_inputs)
+            if n_queries:  # a small task may have fewer queries than there are workers
+                value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
+                # The loss is a mean over queries, so that shares weigh by their number.
+                value = value * (n_queries / len(whole.query_inputs))
+            scaled = self._scaler.scale(value)
+            if n_queries:
+                scaled.backward()
         return self.workers.add_up(value.detach(), self.student).item()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
