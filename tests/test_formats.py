@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 from fewshot_ad import DualDistillationDetector, cli, distributed
-from fewshot_ad.data import formats, images
+from fewshot_ad.data import images, nifti
 from fewshot_ad.data.images import Frame, as_items, frames, is_rows, label, load, load_each
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
 from fewshot_ad.training import pretraining
@@ -304,14 +304,14 @@ def test_a_single_slice_is_one_image(tmp_path, shape):
 
 
 def test_the_range_of_a_large_volume_is_of_some_of_its_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_VOXELS", 3 * 5 * 6)
+    monkeypatch.setattr(nifti, "_VOXELS", 3 * 5 * 6)
     path = write_nifti(tmp_path / "a.nii", VOLUME)
     assert_reads(Frame(path, 1), unit(VOLUME[:, ::-1, 1].T, *np.percentile(VOLUME[..., ::3], [0.5, 99.5])))
 
 
 def test_the_range_is_found_once_for_a_file_and_again_when_it_changes(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(formats, "_percentile_range", lambda values: calls.append(values.shape) or (0.0, 1.0))
+    monkeypatch.setattr(nifti, "percentile_range", lambda values: calls.append(values.shape) or (0.0, 1.0))
     path = write_nifti(tmp_path / "a.nii", VOLUME)
     for frame in frames(path):
         read(frame)

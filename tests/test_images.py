@@ -453,7 +453,7 @@ def test_memory_that_runs_out_is_not_laid_on_the_file(tmp_path, monkeypatch, err
     def short(*_):
         raise error
 
-    monkeypatch.setattr("fewshot_ad.data.images._read_file", short)
+    monkeypatch.setattr("fewshot_ad.data.reading._read_file", short)
     with pytest.raises(ImageError, match=r"a\.png could not be read: there is not enough memory"):
         load(tmp_path / "a.png", 0, 32)
 

@@ -6,7 +6,6 @@ without reading a pixel, `load` turns one of them into a square float tensor.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import numbers
@@ -20,36 +19,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import sparse
 from torchvision.transforms.v2 import functional as TF
 
-from ..exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
+from ..exceptions import ImageError, ImageSkippedWarning
 from ..runtime import is_out_of_memory
-from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, File, Pixels, narrow, open_file
-from .formats import Frame as Frame
+from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES
+from .pictures import FORMATS
+from .pixels import ACCEPTED, FULL_SCALE, unit_channels
+from .reading import native, no_memory, read_array, read_picture
+from .series import frames as frames
+from .sources import Frame as Frame
+from .sources import Pixels
 
 MAX_PIXELS = 50_000_000
-# A JPEG is decoded to no less than so many times the side that it is resized to.
-_SPARE = 4
+_FORMATS = FORMATS
 # Images that are read before they are asked for.
 _AHEAD = 16
-# Named one by one: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Of these, a file's further pictures are images of their own; those of an MPO are the camera's variants of one.
-_SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
 _SUFFIXES = (
     ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES,
     *NIFTI_SUFFIXES,
 )  # fmt: skip
-_READABLE = f"{', '.join(_FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
-_ACCEPTED = (
-    "a path, a Frame of a file of several images, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or "
-    "a torch tensor (C, H, W); dtype bool, uint8, uint16, or float in [0, 1] (anything else with "
-    "value_range=(low, high))"
-)
 _SINGLE = (str, os.PathLike, Frame, Image.Image)
-_FULL_SCALE = {np.dtype(bool): 1.0, np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
 def is_rows(X: Any) -> bool:
@@ -85,12 +77,7 @@ def is_rows(X: Any) -> bool:
 
 def full_scale(X: Any) -> float | None:
     """Return the value that means white in a table of dtype bool, uint8 or uint16; None for other tables."""
-    return _FULL_SCALE.get(_native(np.asarray(X)).dtype) if hasattr(X, "__array__") else None
-
-
-def _native(array: np.ndarray) -> np.ndarray:
-    """Give the array this machine's byte order: 16-bit images are often read as big-endian."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return FULL_SCALE.get(native(np.asarray(X)).dtype) if hasattr(X, "__array__") else None
 
 
 def as_items(X: Any) -> Sequence[Any]:
@@ -127,7 +114,7 @@ def as_items(X: Any) -> Sequence[Any]:
         items = X if isinstance(X, (list, tuple)) else list(X)
     else:
         raise ImageError(
-            f"An object of type {type(X).__name__} holds no images. Accepted: {_ACCEPTED}, or a list of these."
+            f"An object of type {type(X).__name__} holds no images. Accepted: {ACCEPTED}, or a list of these."
         )
     if len(items) == 0:
         raise ImageError("There are no images in the input. Pass at least one.")
@@ -139,7 +126,7 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
         return array.tolist()
     if array.dtype.kind not in "buif":
         raise ImageError(
-            f"An array of dtype {array.dtype} and shape {array.shape} holds no images. Accepted: {_ACCEPTED}."
+            f"An array of dtype {array.dtype} and shape {array.shape} holds no images. Accepted: {ACCEPTED}."
         )
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         return [array]
@@ -163,64 +150,6 @@ def files(folder: Path, pattern: str = "*") -> list[Path]:
 def label(item: Any, index: int) -> str:
     """Name an image in a message: its path, or its place in the input."""
     return str(item) if isinstance(item, (str, os.PathLike, Frame)) else f"image {index}"
-
-
-def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Frame]) -> list[Any]:
-    """List the images of files that may hold several.
-
-    Parameters
-    ----------
-    paths : path, or iterable of paths and frames
-        Files: multi-frame DICOM, NIfTI volumes, TIFF with several pages, animations, or files of one image.
-
-    Returns
-    -------
-    list of path or Frame
-        In the order of `paths`: a path itself where the file holds one image, else a `Frame` for each image. A file
-        that cannot be read stays one entry, so that its error is told when it is loaded.
-
-    Raises
-    ------
-    MissingExtraError
-        pydicom or nibabel is needed and not installed.
-
-    Warns
-    -----
-    MixedSeriesWarning
-        The DICOM files are of several series, or sizes.
-    """
-    found: list[Any] = []
-    kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
-    for path in [paths] if isinstance(paths, (str, os.PathLike, Frame)) else paths:
-        if isinstance(path, Frame):
-            found.append(path)
-            continue
-        n_images = 1
-        try:
-            with _opened(Path(path)) as file:
-                _check_count(file, Path(path))
-                n_images = file.n_images
-                if file.series is not None:
-                    kinds.setdefault((file.series, file.size(0)), []).append(str(path))
-        except MissingExtraError:
-            raise
-        except Exception:  # readers raise whatever a damaged file leads them to; `load` explains it
-            n_images = 1
-        found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
-    if len(kinds) > 1:
-        series, sizes = {uid for uid, _ in kinds}, {size for _, size in kinds}
-        listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:5])
-        most = max(kinds.values(), key=len)
-        others = [name for names in kinds.values() if names is not most for name in names]
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        warnings.warn(
-            f"{len(most) + len(others)} DICOM files belong to {len(series)} series and have {len(sizes)} size(s) "
-            f"({listed}). Images of unlike kinds make a poor support: pass those of one series. Unlike most are "
-            f"{', '.join(others[:5])}{more}.",
-            MixedSeriesWarning,
-            stacklevel=2,
-        )
-    return found
 
 
 def load(
@@ -266,16 +195,16 @@ def load(
     """
     name = label(item, index)
     if isinstance(item, _SINGLE):
-        pixels = _read_picture(item, name, size, max_pixels, value_range)
+        pixels = read_picture(item, name, size, max_pixels, value_range)
     elif isinstance(item, (np.ndarray, torch.Tensor)):
-        pixels = Pixels(_read_array(item, name), value_range)
+        pixels = Pixels(read_array(item, name), value_range)
     else:
-        raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {_ACCEPTED}.")
+        raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {ACCEPTED}.")
     try:
         # One at a time, and resized at once: of a large image the floats would take more memory than all the rest.
         channels = [
             TF.resize(torch.from_numpy(channel)[None], [size, size], antialias=True)
-            for channel in _unit_channels(pixels, name, margin)
+            for channel in unit_channels(pixels, name, margin)
         ]
         # Resizing overshoots by float32's rounding.
         tensor = torch.cat(channels).clamp(-margin, 1.0 + margin)
@@ -283,11 +212,7 @@ def load(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _no_memory(name) from error
-
-
-def _no_memory(name: str) -> ImageError:
-    return ImageError(f"{name} could not be read: there is not enough memory for it. Make it smaller, or free memory.")
+        raise no_memory(name) from error
 
 
 def load_each(
@@ -346,183 +271,3 @@ def _read_ahead(items: Sequence[Any], options: dict[str, Any]) -> Iterator[Calla
             ahead.extend(pool.submit(call) for call in itertools.islice(calls, 1))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
-    """Check the shape; channels go last."""
-    shape = tuple(item.shape)
-    channels = 0 if isinstance(item, torch.Tensor) else -1
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[channels] not in (1, 3, 4)):
-        misplaced = len(shape) == 3 and shape[-1 - channels] in (1, 3, 4)
-        hint = " Are the channels misplaced? An array has them last, a torch tensor first." if misplaced else ""
-        raise ImageError(f"{name} has shape {shape}. Accepted: {_ACCEPTED}.{hint}")
-    if 0 in shape:
-        raise ImageError(f"{name} has shape {shape}, which holds no pixel. Accepted: {_ACCEPTED}.")
-    if not isinstance(item, torch.Tensor):
-        return _native(item)
-    raw = item.detach().cpu().to(torch.float32 if item.dtype == torch.bfloat16 else item.dtype).numpy()
-    return np.moveaxis(raw, 0, -1) if raw.ndim == 3 else raw
-
-
-def _read_picture(
-    item: str | os.PathLike[str] | Frame | Image.Image,
-    name: str,
-    side: int,
-    max_pixels: int,
-    value_range: tuple[float, float] | None,
-) -> Pixels:
-    try:
-        if not isinstance(item, Image.Image):
-            return _read_file(item, name, side, max_pixels, value_range)
-        # A picture that Pillow has opened may still be undecoded, and fail like a file.
-        _check_size(item.size, name, max_pixels)
-        return Pixels(_decode(item), value_range)
-    except (ImageError, MissingExtraError):
-        raise
-    except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
-        raise ImageError(
-            f"{name} is too large: {error}. max_pixels={max_pixels} are allowed here; if you trust the file, raise "
-            "PIL.Image.MAX_IMAGE_PIXELS as well."
-        ) from error
-    except Exception as error:  # readers raise whatever a damaged file leads them to
-        if is_out_of_memory(error):
-            raise _no_memory(name) from error
-        said = " ".join(str(error).split()).rstrip(".")
-        raise ImageError(
-            f"{name} could not be read: {type(error).__name__}: {said}. Accepted are whole files of the formats "
-            f"{_READABLE}."
-        ) from error
-
-
-def _read_file(
-    item: str | os.PathLike[str] | Frame, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None
-) -> Pixels:
-    path = Path(item.path if isinstance(item, Frame) else item)
-    if path.is_dir():
-        raise ImageError(f"{name} is a folder. Pass its files, for instance sorted(Path({str(path)!r}).glob('*.png')).")
-    if not path.exists():
-        raise ImageError(f"{name} does not exist. Pass the path of an image file.")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{name} is an empty file. Accepted are {_READABLE}.")
-    with _opened(path, side) as file:
-        _check_count(file, path)
-        index = item.index if isinstance(item, Frame) else 0
-        if not 0 <= index < file.n_images:
-            raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
-        if file.n_images > 1 and not isinstance(item, Frame):
-            raise ImageError(
-                f"{name} holds {file.n_images} images, and a path stands for one. Pass "
-                "fewshot_ad.images.frames(paths): a row for each."
-            )
-        _check_size(file.size(index), name, max_pixels)
-        pixels = file.read(index, value_range)
-    shape = pixels.values.shape
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
-        raise ImageError(f"{name} has the shape {shape}. Accepted are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4).")
-    return pixels
-
-
-def _opened(path: Path, side: int = 0) -> contextlib.closing[File]:
-    """Open a file; `side` is what its images will be resized to, if that is known."""
-    # Pillow may warn of a size that max_pixels allows, and pydicom of fields: filters are not for one thread alone.
-    return contextlib.closing(open_file(path) or _Picture(path, side))
-
-
-class _Picture(File):
-    """A file that Pillow reads."""
-
-    def __init__(self, path: Path, side: int) -> None:
-        self.side = side
-        self.picture = Image.open(path, formats=_FORMATS)
-        self.n_images = getattr(self.picture, "n_frames", 1) if self.picture.format in _SEVERAL else 1
-
-    def size(self, index: int) -> tuple[int, int]:
-        self.picture.seek(index)
-        return self.picture.size
-
-    def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
-        self.picture.seek(index)
-        if self.side and self.picture.format == "JPEG":
-            # Decodes to a half, a quarter or an eighth: in a third of the time, and the pixels of the resized image
-            # change by less than a rounding to 8 bits (docs/formats.md).
-            self.picture.draft(None, (_SPARE * self.side, _SPARE * self.side))
-        return Pixels(_decode(self.picture), value_range)
-
-    def close(self) -> None:
-        self.picture.close()
-
-
-def _check_count(file: File, path: Path) -> None:
-    """Do not believe in more images than a file has bytes; gzip makes up to 1,032 of one."""
-    size = path.stat().st_size
-    if not 1 <= file.n_images <= size * (1032 if path.suffix.lower() == ".gz" else 1):
-        raise ImageError(f"{path} is damaged: it says that it holds {file.n_images} images, in {size} bytes.")
-
-
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    width, height = size
-    if min(size) < 1:
-        raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {_ACCEPTED}.")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name} has {width} x {height} = {width * height} pixels, more than the {max_pixels} that are allowed. "
-            "Make it smaller, or raise max_pixels if you trust it."
-        )
-
-
-def _decode(picture: Image.Image) -> np.ndarray:
-    picture = ImageOps.exif_transpose(picture)
-    transparent = picture.info.get("transparency")
-    if picture.mode.startswith("I"):
-        values = narrow(np.asarray(picture))
-        if transparent is None:
-            return values
-        # Pillow does not convert these to RGBA: one grey value is the transparent one.
-        return np.dstack([values] * 3 + [np.where(values == transparent, 0, 65535).astype(values.dtype)])
-    if picture.mode == "F" or (picture.mode == "L" and transparent is None):
-        return np.asarray(picture)
-    mode = "RGBA" if {"A", "a"} & set(picture.getbands()) or transparent is not None else "RGB"
-    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
-
-
-def _unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarray]:
-    """Raw values, (H, W) or (H, W, C) -> one or three channels, float32 (H, W), in [0, 1]."""
-    raw, value_range, inverted = pixels
-    raw = raw[..., None] if raw.ndim == 2 else raw
-    if raw.dtype.kind not in "buif":
-        raise ImageError(f"{name} has dtype {raw.dtype}. Accepted: {_ACCEPTED}.")
-    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
-        raise ImageError(f"{name} contains NaN or infinity. Replace those pixels, for instance with numpy.nan_to_num.")
-    full = _FULL_SCALE.get(raw.dtype, 1.0)
-    scaled = value_range is not None or raw.dtype in _FULL_SCALE
-    if not scaled and not (raw.dtype.kind == "f" and raw.min() >= 0 and raw.max() <= 1):
-        raise ImageError(
-            f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or "
-            "float in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
-        )
-    alpha = None
-    if raw.shape[-1] == 4:
-        # Transparency keeps the dtype's own scale: a value range is about grey values.
-        alpha = raw[..., 3].astype(np.float32) / full
-        if alpha.min() < 0 or alpha.max() > 1:
-            raise ImageError(
-                f"{name} is {raw.dtype} with transparency from {alpha.min()} to {alpha.max()}. Accepted in its fourth "
-                "channel: the full scale of bool, uint8 or uint16, else values in [0, 1]."
-            )
-    for i in range(min(raw.shape[-1], 3)):
-        channel: np.ndarray
-        if value_range is not None:
-            low, high = (float(v) for v in value_range)
-            channel = raw[..., i].astype(np.float64)
-            channel -= low
-            channel /= high - low
-            np.clip(channel, -margin, 1.0 + margin, out=channel)
-        elif raw.dtype in _FULL_SCALE:
-            channel = raw[..., i].astype(np.float32)
-            channel /= full
-        else:
-            channel = raw[..., i].copy()
-        channel = (1 - channel if inverted else channel).astype(np.float32, copy=False)
-        if alpha is not None:
-            channel *= alpha
-        yield np.ascontiguousarray(channel)

@@ -1,0 +1,129 @@
+"""One image of a file, a picture or an array -> its raw values, or the reason why it cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..exceptions import ImageError, MissingExtraError
+from ..runtime import is_out_of_memory
+from .formats import open_file
+from .pictures import FORMATS, Picture, decode
+from .pixels import ACCEPTED
+from .sources import File, Frame, Pixels
+
+_READABLE = f"{', '.join(FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
+
+
+def no_memory(name: str) -> ImageError:
+    """Make the error for memory that ran out."""
+    return ImageError(f"{name} could not be read: there is not enough memory for it. Make it smaller, or free memory.")
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """Give the array this machine's byte order: 16-bit images are often read as big-endian."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """Check the shape; channels go last."""
+    shape = tuple(item.shape)
+    channels = 0 if isinstance(item, torch.Tensor) else -1
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[channels] not in (1, 3, 4)):
+        misplaced = len(shape) == 3 and shape[-1 - channels] in (1, 3, 4)
+        hint = " Are the channels misplaced? An array has them last, a torch tensor first." if misplaced else ""
+        raise ImageError(f"{name} has shape {shape}. Accepted: {ACCEPTED}.{hint}")
+    if 0 in shape:
+        raise ImageError(f"{name} has shape {shape}, which holds no pixel. Accepted: {ACCEPTED}.")
+    if not isinstance(item, torch.Tensor):
+        return native(item)
+    raw = item.detach().cpu().to(torch.float32 if item.dtype == torch.bfloat16 else item.dtype).numpy()
+    return np.moveaxis(raw, 0, -1) if raw.ndim == 3 else raw
+
+
+def read_picture(
+    item: str | os.PathLike[str] | Frame | Image.Image,
+    name: str,
+    side: int,
+    max_pixels: int,
+    value_range: tuple[float, float] | None,
+) -> Pixels:
+    """Read the raw values of a file's image or of a picture; whatever goes wrong names it."""
+    try:
+        if not isinstance(item, Image.Image):
+            return _read_file(item, name, side, max_pixels, value_range)
+        # A picture that Pillow has opened may still be undecoded, and fail like a file.
+        _check_size(item.size, name, max_pixels)
+        return Pixels(decode(item), value_range)
+    except (ImageError, MissingExtraError):
+        raise
+    except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
+        raise ImageError(
+            f"{name} is too large: {error}. max_pixels={max_pixels} are allowed here; if you trust the file, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS as well."
+        ) from error
+    except Exception as error:  # readers raise whatever a damaged file leads them to
+        if is_out_of_memory(error):
+            raise no_memory(name) from error
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ImageError(
+            f"{name} could not be read: {type(error).__name__}: {said}. Accepted are whole files of the formats "
+            f"{_READABLE}."
+        ) from error
+
+
+def _read_file(
+    item: str | os.PathLike[str] | Frame, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None
+) -> Pixels:
+    path = Path(item.path if isinstance(item, Frame) else item)
+    if path.is_dir():
+        raise ImageError(f"{name} is a folder. Pass its files, for instance sorted(Path({str(path)!r}).glob('*.png')).")
+    if not path.exists():
+        raise ImageError(f"{name} does not exist. Pass the path of an image file.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{name} is an empty file. Accepted are {_READABLE}.")
+    with opened(path, side) as file:
+        check_count(file, path)
+        index = item.index if isinstance(item, Frame) else 0
+        if not 0 <= index < file.n_images:
+            raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
+        if file.n_images > 1 and not isinstance(item, Frame):
+            raise ImageError(
+                f"{name} holds {file.n_images} images, and a path stands for one. Pass "
+                "fewshot_ad.images.frames(paths): a row for each."
+            )
+        _check_size(file.size(index), name, max_pixels)
+        pixels = file.read(index, value_range)
+    shape = pixels.values.shape
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name} has the shape {shape}. Accepted are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4).")
+    return pixels
+
+
+def opened(path: Path, side: int = 0) -> contextlib.closing[File]:
+    """Open a file; `side` is what its images will be resized to, if that is known."""
+    # Pillow may warn of a size that max_pixels allows, and pydicom of fields: filters are not for one thread alone.
+    return contextlib.closing(open_file(path) or Picture(path, side))
+
+
+def check_count(file: File, path: Path) -> None:
+    """Do not believe in more images than a file has bytes; gzip makes up to 1,032 of one."""
+    size = path.stat().st_size
+    if not 1 <= file.n_images <= size * (1032 if path.suffix.lower() == ".gz" else 1):
+        raise ImageError(f"{path} is damaged: it says that it holds {file.n_images} images, in {size} bytes.")
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if min(size) < 1:
+        raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {ACCEPTED}.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} = {width * height} pixels, more than the {max_pixels} that are allowed. "
+            "Make it smaller, or raise max_pixels if you trust it."
+        )
