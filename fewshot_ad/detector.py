@@ -22,9 +22,9 @@ from .exceptions import VersionWarning, warn
 from .files import checkpoints, export, model_file
 from .method.scoring import Expert
 from .method.student import PAPER_BLOCKS
-from .runtime import resolve_runtime
+from .runtime import own_torch_state, resolve_runtime
 from .session import Session, read_normal, split_input
-from .settings import OF_THE_CALL, checked
+from .settings import OF_THE_CALL, Settings, checked
 from .support import FittedSupport, build, doubts, find_teacher
 from .training.students import make_experts, resolve_evidence
 
@@ -166,10 +166,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     Attributes
     ----------
+    fitted_ : support.FittedSupport
+        The fitted state, frozen. The other attributes are read from it.
     offset_ : float
-        `decision_function` is `score_samples` minus this.
+        `decision_function` is `score_samples` minus this. It may be set; the other attributes are read-only.
     support_scores_ : ndarray of shape (K,)
-        `score_samples` of each support image held against the others.
+        `score_samples` of each support image, scored against the other support images.
     support_ : ndarray of shape (K, 3, image_size, image_size)
         The support images, float32 in [0, 1]. Not there after `load`, unless they were saved too.
     evidence_ : str, tuple of str, or dict
@@ -202,7 +204,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     A pickle, and a file of `save`, holds tensors on the CPU and no teacher: that is found again by `backbone` and
     `weights`, and checked.
 
-    `fit` that fails or is interrupted leaves the detector as it was before.
+    A changed parameter acts at the next `fit`, except for those that say where and how the work is done, and on which
+    no score depends: `weights`, `max_pixels`, `device`, `memory`, `on_error` and `verbose` act at the next call.
+
+    `fit` builds a new state and puts it in place of the old one at its end. A `fit` that fails or is interrupted leaves
+    the detector as it was before, and threads may score while another fits: each call sees one state from beginning to
+    end.
 
     References
     ----------
@@ -355,17 +362,33 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         settings = checked(self.get_params(deep=False))
         evidence = resolve_evidence(settings, auxiliary)
-        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=4).tolist()
+        seeds = check_random_state(settings.random_state).randint(np.iinfo(np.int32).max, size=4).tolist()
+        with own_torch_state():
+            fitted = self._build(settings, evidence, seeds, X, y, auxiliary)
+        return self._take(fitted)
+
+    def _build(
+        self,
+        settings: Settings,
+        evidence: str | tuple[str, ...] | dict[str, float],
+        seeds: list[int],
+        X: Any,
+        y: Any,
+        auxiliary: Mapping[str, Any] | None,
+    ) -> FittedSupport:
         runtime = resolve_runtime(settings.device, settings.precision)
         items, options, table = split_input(X, settings, None, fitting=True)
         support, names = read_normal(items, y, settings.on_error, options, rows=table is not None)
         extract, fingerprint = find_teacher(settings, evidence, runtime)
         extract.keep(support)
-        experts, curve = make_experts(settings, evidence, support, auxiliary, extract, fingerprint, seeds[:3])
-        fitted = build(
+        experts, curve = make_experts(settings, evidence, support, auxiliary, extract, fingerprint, seeds)
+        return build(
             settings, support, names, experts=experts, evidence=evidence, loss_curve=curve, extract=extract,
             fingerprint=fingerprint, table=table, held_out_seed=seeds[3],
         )  # fmt: skip
+
+    def _take(self, fitted: FittedSupport) -> DualDistillationDetector:
+        """Say what there is to doubt, and only then be fitted."""
         for doubt in doubts(fitted):
             warn(doubt)
         self.fitted_ = fitted
@@ -423,21 +446,19 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
                 "with support=True, or fit again on all images."
             )
         items, options = session.items(X)
-        new, names = read_normal(items, y, self.on_error, options, rows=before.table is not None)
-        extract = session.scorer.extract
-        support = torch.cat([before.images, new])
-        extract.keep(support)
-        fitted = build(
-            session.settings, support, [*before.names, *names], experts=before.experts, evidence=before.evidence,
-            loss_curve=before.loss_curve, extract=extract, fingerprint=before.teacher_fingerprint, table=before.table,
-            held_out_seed=before.held_out_seed,
-        )  # fmt: skip
+        with own_torch_state():
+            new, names = read_normal(items, y, self.on_error, options, rows=before.table is not None)
+            extract = session.scorer.extract
+            support = torch.cat([before.images, new])
+            extract.keep(support)
+            fitted = build(
+                session.settings, support, [*before.names, *names], experts=before.experts, evidence=before.evidence,
+                loss_curve=before.loss_curve, extract=extract, fingerprint=before.teacher_fingerprint,
+                table=before.table, held_out_seed=before.held_out_seed,
+            )  # fmt: skip
         if before.offset_given:
             fitted = replace(fitted, offset=before.offset, offset_given=True)
-        for doubt in doubts(fitted):
-            warn(doubt)
-        self.fitted_ = fitted
-        return self
+        return self._take(fitted)
 
     def save_student(self, path: str | os.PathLike[str]) -> None:
         """Write the trained student, for `init` of other detectors with the same teacher.

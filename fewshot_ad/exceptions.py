@@ -98,7 +98,10 @@ _PACKAGE = os.path.dirname(__file__)
 
 def warn(message: str, category: type[Warning] = SupportWarning) -> None:
     """Warn whoever called the package, however deep in it the reason was found."""
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    frame, depth, level = inspect.currentframe(), 0, 0
+    while frame is not None:  # to the outermost of the package's: decorators' frames lie between
+        depth += 1
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            level = depth
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level + 1)

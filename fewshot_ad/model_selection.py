@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, column_or_1d
@@ -96,7 +97,7 @@ class KShotSplit(BaseCrossValidator):
             yield train, np.setdiff1d(np.arange(len(labels)), train)
 
 
-class SyntheticAnomalyScorer:
+class SyntheticAnomalyScorer(BaseEstimator):
     """Scorer for scikit-learn's model selection that needs normal images only.
 
     The normal images that a detector was *not* fitted on are held against copies of them in which a region was spoilt
@@ -112,7 +113,8 @@ class SyntheticAnomalyScorer:
     Examples
     --------
     >>> from sklearn.datasets import load_sample_image
-    >>> from sklearn.model_selection import GridSearchCV, KFold
+    >>> from sklearn.base import BaseEstimator
+    from sklearn.model_selection import GridSearchCV, KFold
     >>> from fewshot_ad import DualDistillationDetector, SyntheticAnomalyScorer
     >>> photograph = load_sample_image("china.jpg")
     >>> normal = [photograph[80:240, x : x + 160] for x in (100, 110, 120, 130)]
@@ -129,10 +131,6 @@ class SyntheticAnomalyScorer:
     def __init__(self, n_views: int = 4, random_state: Any = 0) -> None:
         self.n_views = n_views
         self.random_state = random_state
-
-    def __repr__(self) -> str:
-        """Say how the scorer was made: `GridSearchCV` shows it."""
-        return f"{type(self).__name__}(n_views={self.n_views}, random_state={self.random_state})"
 
     def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
         """Score a fitted detector.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -261,6 +261,20 @@ def own_torch_state() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+_Item = TypeVar("_Item")
+
+
+def in_own_torch_state(steps: Iterator[_Item]) -> Iterator[_Item]:
+    """Run each step of a generator in `own_torch_state`, and its caller between them in the caller's."""
+    while True:
+        with own_torch_state():
+            try:
+                item = next(steps)
+            except StopIteration:
+                return
+        yield item
 
 
 @contextmanager

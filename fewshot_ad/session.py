@@ -20,7 +20,7 @@ from .exceptions import ImageError, warn
 from .explanation import Explanation, explain, highest
 from .method.features import CHUNK
 from .method.scoring import Evidence, Scorer
-from .runtime import is_out_of_memory, resolve_runtime
+from .runtime import in_own_torch_state, is_out_of_memory, own_torch_state, resolve_runtime
 from .settings import Settings, check
 from .support import FittedSupport, find_teacher
 
@@ -125,17 +125,17 @@ def read_normal(
     ImageError
         An image cannot be read.
     """
-    chosen = np.arange(len(items))
+    chosen = list(range(len(items)))
     if y is not None:
         check_consistent_length(items, y)
-        chosen = np.flatnonzero(_is_normal(np.asarray(y).ravel(), rows))
-        if not len(chosen):
+        chosen = np.flatnonzero(_is_normal(np.asarray(y).ravel(), rows)).tolist()
+        if not chosen:
             raise ValueError("y labels every image -1: no normal image is left to fit on.")
-    kept = [items[int(i)] for i in chosen]
-    loaded = [(i, image) for i, image in images.load_each(kept, on_error, **options) if image is not None]
+    read = images.load_each(items, on_error, only=chosen, **options)
+    loaded = [(i, image) for i, image in read if image is not None]
     if not loaded:
-        raise ImageError(f"None of the {len(kept)} images could be read: there is nothing to fit on.")
-    return torch.stack([image for _, image in loaded]), [images.label(kept[i], int(chosen[i])) for i, _ in loaded]
+        raise ImageError(f"None of the {len(chosen)} images could be read: there is nothing to fit on.")
+    return torch.stack([image for _, image in loaded]), [images.label(items[i], i) for i, _ in loaded]
 
 
 def _is_normal(labels: np.ndarray, rows: bool) -> np.ndarray:
@@ -221,11 +221,12 @@ class Session:
         """Reduce the evidence of any number of images to an array; what an unreadable one would have given is NaN."""
         items, options = self.items(X)
         results: np.ndarray = np.full((len(items), *shape), np.nan, dtype)
-        for rows, evidence, weights in self.evidence(items, self.settings.on_error, options):
-            results[rows] = reduce(self.scorer, evidence, weights).numpy()
+        with own_torch_state():
+            for rows, evidence, weights in self._evidence(items, self.settings.on_error, options):
+                results[rows] = reduce(self.scorer, evidence, weights).numpy()
         return results
 
-    def evidence(
+    def _evidence(
         self, items: Sequence[Any], on_error: OnError, options: dict[str, Any]
     ) -> Iterator[tuple[list[int], Evidence, torch.Tensor]]:
         """Read images a few at a time, and compute their evidence, and the support's weights (n, K)."""
@@ -234,9 +235,14 @@ class Session:
 
     def explanations(self, X: Any, on_error: OnError) -> Iterator[tuple[int, Explanation]]:
         """Explain images, a few at a time, each with its place in X; those that cannot be read are left out."""
-        for rows, batch in self._batches(*self._with(X, on_error)):
-            found = explain(self.scorer, batch, self.fitted.exclude(batch), self.fitted.offset)
-            yield from zip(rows, found, strict=True)
+        items, options = self.items(X)
+
+        def steps() -> Iterator[tuple[int, Explanation]]:
+            for rows, batch in self._batches(items, on_error, options):
+                found = explain(self.scorer, batch, self.fitted.exclude(batch), self.fitted.offset)
+                yield from zip(rows, found, strict=True)
+
+        return in_own_torch_state(steps())
 
     def score_each(self, X: Any, *, maps: bool = False, keep: bool = False) -> Iterator[Scored]:
         """Score images one after the other, and tell of each that cannot be read why, whatever `on_error` is.
@@ -256,6 +262,9 @@ class Session:
             In the order of X.
         """
         items, options = self.items(X)
+        return in_own_torch_state(self._score_each(items, options, maps, keep))
+
+    def _score_each(self, items: Sequence[Any], options: dict[str, Any], maps: bool, keep: bool) -> Iterator[Scored]:
         names = [images.label(item, i) for i, item in enumerate(items)]
         errors: dict[int, str] = {}
         done = 0
@@ -265,7 +274,7 @@ class Session:
                 yield Scored(names[i], np.nan, np.nan, None, None, errors[i])
 
         try:
-            for rows, evidence, _ in self.evidence(items, lambda i, error: errors.update({i: str(error)}), options):
+            for rows, evidence, _ in self._evidence(items, lambda i, error: errors.update({i: str(error)}), options):
                 fused, scores = self.scorer.fuse(evidence), -self.scorer.score(evidence).double()
                 for row, one, score in zip(rows, fused, scores.tolist(), strict=True):
                     yield from failed(row)
@@ -284,16 +293,18 @@ class Session:
     def synthetic_auroc(self, X: Any, y: Any, n_views: int, rng: np.random.Generator) -> float:
         """Compute the AUROC between views of normal images and the same views, corrupted (`SyntheticAnomalyScorer`)."""
         items, options = self.items(X)
+        with own_torch_state():
+            return self._synthetic_auroc(items, y, options, n_views, rng)
+
+    def _synthetic_auroc(
+        self, items: Sequence[Any], y: Any, options: dict[str, Any], n_views: int, rng: np.random.Generator
+    ) -> float:
         read = read_normal(items, y, self.settings.on_error, options, rows=self.fitted.table is not None)[0]
         normal = views.random_views(read, n_views, rng).flatten(0, 1)
         both = torch.cat([normal, views.synthetic_anomalies(normal, rng)[0]])
         scorer = self.scorer
         scores = [scorer.score(scorer.evidence(batch, self.fitted.exclude(batch))[0]) for batch in both.split(CHUNK)]
         return float(roc_auc_score(np.repeat([0, 1], len(normal)), torch.cat(scores).double().numpy()))
-
-    def _with(self, X: Any, on_error: OnError) -> tuple[Sequence[Any], OnError, dict[str, Any]]:
-        items, options = self.items(X)
-        return items, on_error, options
 
     def _batches(
         self, items: Sequence[Any], on_error: OnError, options: dict[str, Any]

@@ -35,6 +35,8 @@ _LAMS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _SYNTHETIC_VIEWS = 4
 USUAL_LAM = 0.1
 _LAM_MARGIN = 0.15
+# Values of an image that differ by less were one value before it was resized.
+_ONE_VALUE = 1e-5
 # A cosine of float32 tells no smaller angle from none, and what is divided by less would be rounding, enlarged.
 _LEAST_SCALE = float(np.finfo(np.float32).eps) ** 0.5
 
@@ -255,7 +257,7 @@ def doubts(fitted: FittedSupport) -> Iterator[str]:
         yield f"All {k} support images are the same{guess}"
     # A row of a table may well be of one value, or be one value.
     shown = () if images is None or fitted.table is not None else images
-    constant = [i for i, image in enumerate(shown) if image.amax((1, 2)).equal(image.amin((1, 2)))]
+    constant = [i for i, image in enumerate(shown) if (image.amax((1, 2)) - image.amin((1, 2))).max() < _ONE_VALUE]
     if constant:
         yield (
             f"{fitted.names[constant[0]]}"

@@ -121,7 +121,8 @@ def test_the_scorer_looks_into_a_pipeline(patch, normal):
 
 
 def test_the_scorer_says_what_it_is():
-    assert repr(SyntheticAnomalyScorer(2)) == "SyntheticAnomalyScorer(n_views=2, random_state=0)"
+    assert repr(SyntheticAnomalyScorer(2)) == "SyntheticAnomalyScorer(n_views=2)"
+    assert clone(SyntheticAnomalyScorer(2, random_state=3)).get_params() == {"n_views": 2, "random_state": 3}
 
 
 def test_the_scorer_names_what_it_cannot_score(patch, normal):

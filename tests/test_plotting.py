@@ -220,7 +220,7 @@ def test_bad_labels_are_named(fitted, queries, kind, y, reason):
 @pytest.mark.parametrize("kind", DISPLAYS)
 def test_a_missing_matplotlib_names_the_extra_before_any_work(fitted, queries, kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(Session, "evidence", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(Session, "_evidence", lambda *_: pytest.fail("work was done"))
     with pytest.raises(MissingExtraError, match=r'pip install "fewshot-ad\[plot\]"'):
         kind.from_estimator(fitted, queries)
 

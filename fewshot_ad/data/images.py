@@ -216,7 +216,11 @@ def load(
 
 
 def load_each(
-    items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], **options: Any
+    items: Sequence[Any],
+    on_error: str | Callable[[int, ImageError], None],
+    *,
+    only: Sequence[int] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[int, torch.Tensor | None]]:
     """Read images in their order, some ahead of those that were asked for, in as many threads as torch has.
 
@@ -226,6 +230,8 @@ def load_each(
         From `as_items`.
     on_error : {"raise", "skip"} or callable
         With "skip" an unreadable image is named in an `ImageSkippedWarning`; a callable is told its place and error.
+    only : sequence of int, optional
+        Places of the images that are wanted; by default all.
     **options
         Passed on to `load`.
 
@@ -241,7 +247,8 @@ def load_each(
     ImageError
         The first unreadable image, with on_error="raise".
     """
-    for index, read in enumerate(_read_ahead(items, options)):
+    places = range(len(items)) if only is None else only
+    for index, read in zip(places, _read_ahead(items, places, options), strict=True):
         try:
             yield index, read()
         except ImageError as error:
@@ -256,10 +263,12 @@ def load_each(
             yield index, None
 
 
-def _read_ahead(items: Sequence[Any], options: dict[str, Any]) -> Iterator[Callable[[], torch.Tensor]]:
+def _read_ahead(
+    items: Sequence[Any], places: Sequence[int], options: dict[str, Any]
+) -> Iterator[Callable[[], torch.Tensor]]:
     """Yield for each image what returns it, or raises its error."""
-    calls = (functools.partial(load, item, index, **options) for index, item in enumerate(items))
-    n_threads = min(torch.get_num_threads(), len(items))
+    calls = (functools.partial(load, items[index], index, **options) for index in places)
+    n_threads = min(torch.get_num_threads(), len(places))
     if n_threads <= 1:
         yield from calls
         return

@@ -30,7 +30,7 @@ from ..method.losses import distillation_loss
 from ..method.packaged import timm_name
 from ..method.student import Student, build_student
 from ..runtime import Runtime, resolve_runtime
-from ..settings import check
+from ..settings import NOTHING, PATH, RULES, YES_OR_NO, check, either, integer, number
 from .episodes import Episode, Task, draw_episode
 from .feature_store import store_features
 from .loop import Training, Workers
@@ -39,6 +39,20 @@ _PARTIAL_FORMAT = "fewshot_ad pretraining 1"
 # Held-out tasks that are looked at, and how often; each costs one student pass of K + B images.
 _VALIDATION_EPISODES = 24
 _VALIDATIONS = 20
+
+# As the estimator's, but for what only a pretraining has, or has to have.
+_RULES = {
+    name: RULES[name]
+    for name in (
+        "backbone", "weights", "image_size", "student", "decoder_blocks", "weighting", "sharpness", "loss",
+        "batch_size", "learning_rate", "device", "precision", "verbose",
+    )
+}  # fmt: skip
+_RULES |= {
+    "lam": number(0, finite=False), "n_shots": integer(1), "n_steps": integer(1), "held_out": number(0, 0.5),
+    "cache": either(NOTHING, PATH), "checkpoint_minutes": number(0), "resume": YES_OR_NO,
+    "random_state": integer(0, 2**32 - 1), "num_workers": integer(1),
+}  # fmt: skip
 
 
 def pretrain(
@@ -177,16 +191,7 @@ def pretrain(
     partial = out.with_name(f"{out.name}.partial")
     if out.suffix != ".safetensors":
         raise ValueError(f"out={str(out)!r} was given; pass a name that ends in .safetensors.")
-    if n_steps < 1 or n_shots < 1 or not 0 <= held_out <= 0.5:
-        raise ValueError(
-            f"n_steps={n_steps}, n_shots={n_shots}, held_out={held_out} were given; accepted are counts of at least 1, "
-            "and held_out in [0, 0.5]."
-        )
-    names = (
-        "backbone", "weights", "image_size", "student", "decoder_blocks", "weighting", "sharpness", "lam", "loss",
-        "batch_size", "learning_rate", "device", "precision",
-    )  # fmt: skip
-    check({name: arguments[name] for name in names})
+    check({name: arguments[name] for name in _RULES}, _RULES)
     if engine == "ray":
         if student == "encoder":
             raise ValueError(
@@ -431,8 +436,8 @@ class _Stopping:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
         self._before = {}
 
     def check(self, keep: Callable[[], str]) -> None:

@@ -49,7 +49,7 @@ def make_experts(
     auxiliary: Mapping[str, Any] | None,
     extract: FeatureExtractor,
     fingerprint: str,
-    seeds: tuple[int, int, int],
+    seeds: Sequence[int],
 ) -> tuple[list[Expert], list[float]]:
     """Make and train the students that the evidence needs.
 
@@ -65,7 +65,7 @@ def make_experts(
     extract : FeatureExtractor
     fingerprint : str
         Of the teacher.
-    seeds : tuple of three ints
+    seeds : sequence of int
         Of the weights, the views and the episodes.
 
     Returns
