@@ -94,10 +94,8 @@ def test_vectors_of_any_length_have_an_angle(form, of_a, of_b, turned, expected)
     distance = cosine_distance(a, b, form)
     assert distance.item() == pytest.approx(expected, abs=1e-5)
     distance.sum().backward()
-    # Turning by a small angle is what makes the distance grow: by as much, measured in lengths, as for vectors of 1.
-    for vector, length in ((a, of_a), (b, of_b)):
-        assert vector.grad.isfinite().all()
-        assert length * vector.grad.norm() == pytest.approx(float(turned is True), abs=1e-3)
+    for vector, other in ((a, of_b), (b, of_a)):
+        assert vector.grad.norm() <= 1.01e8 * other  # an angle's would be 1e19 for the shortest
 
 
 @pytest.mark.parametrize("form", ["position", "flattened"])
@@ -120,3 +118,18 @@ def test_a_short_vector_changes_no_other_position():
     found = cosine_distance(a, b)
     assert torch.equal(found.flatten()[1:], expected.flatten()[1:])
     assert found[0, 0, 0].item() == pytest.approx(expected[0, 0, 0].item(), abs=1e-5)
+
+
+def test_a_graph_takes_vectors_of_any_length_too():
+    class Distance(torch.nn.Module):
+        def forward(self, a, b):
+            return cosine_distance(a, b)
+
+    a = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    graph = torch.export.export(Distance(), (a, a.clone()), strict=False).module()
+    for length in (1e-9, 1.0, 1e12):
+        torch.testing.assert_close(graph(length * a, -length * a), torch.full((1, 4, 4), 2.0))
+
+
+def test_no_images_have_no_distances():
+    assert cosine_distance(torch.zeros(0, 3, 4, 4), torch.zeros(0, 3, 4, 4)).shape == (0, 4, 4)

@@ -7,13 +7,14 @@ import errno
 import glob
 import json
 import os
+import secrets
 import shutil
-import threading
+import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -181,19 +182,19 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
     OutputExistsError, OutputError, DiskFullError
     """
     path = Path(path)
-    # os.path tells of a name that is too long that it does not exist; the probe below tells why.
+    # os.path tells of a name that is too long that it does not exist; lstat below tells why.
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder. Name a file in it, for instance {path / 'NAME'}")
     if os.path.exists(path) and not force:
         raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Make it first")
-    probe = path.with_name(f".{path.name}.probe")
-    for file in (path, probe):
-        remove_leftovers(file, _ABANDONED)
+    remove_leftovers(path, _ABANDONED)
     try:
-        write_atomically(probe, b"")
-        probe.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # fails for a name that the file system does not take
+        with _temporary_file(path):
+            pass
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}). Choose another folder or name"
@@ -215,16 +216,31 @@ def write_atomically(path: Path, data: bytes) -> None:
     DiskFullError
         What was there before stays.
     """
-    temporary = path.with_name(f"{_stem(path)}{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with explain_disk_full(path, len(data)):
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explain_disk_full(path, len(data)), _temporary_file(path) as (temporary, file):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Open a new file beside a path, under a name that nobody can foresee; it is gone in the end, or renamed."""
+    temporary = temporary_name(path)
+    # "x" neither follows nor overwrites what lies there, as mkstemp; and the file has the rights of any new file.
+    with temporary.open("xb") as file:
+        try:
+            yield temporary, file
+        finally:
+            with contextlib.suppress(OSError):  # what could not be written before cannot be now
+                file.close()
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside a path, for a file or folder that becomes it; `remove_leftovers` knows it."""
+    return path.with_name(f"{_stem(path)}{secrets.token_hex(8)}.tmp")
 
 
 def _stem(path: Path) -> str:
@@ -236,7 +252,12 @@ def remove_leftovers(path: Path, age: float = 0.0) -> None:
     """Remove the temporary files of writers of this path that were killed, if unchanged for so many seconds."""
     for leftover in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
         with contextlib.suppress(OSError):  # another process was faster
-            if time.time() - leftover.stat().st_mtime >= age:
+            entry = leftover.lstat()
+            if time.time() - entry.st_mtime < age:
+                continue
+            if stat.S_ISDIR(entry.st_mode):
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
                 leftover.unlink()
 
 

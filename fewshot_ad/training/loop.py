@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,11 @@ from ..method.losses import distillation_loss, dual_loss
 from ..method.student import Student
 from ..runtime import Runtime, is_out_of_memory, own_torch_state, seeded
 from .episodes import Episode, Task, draw_episode
+from .workers import Workers
 
 _BETAS = (0.5, 0.999)  # paper, section 4
 _MAX_GRADIENT_NORM = 1.0
+_ALONE = Workers()
 _WINDOW = 50  # steps over which the loss is averaged to see whether it still falls
 
 
@@ -52,42 +53,6 @@ def episode_loss(student: Student, episode: Episode, lam: float, form: str, runt
     ssd = distillation_loss(query, references, form)
     tsd = distillation_loss(episode.query_targets, query, form)
     return dual_loss(ssd, tsd, lam)
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Processes that make each step together, each with its share of the queries. By default this one alone.
-
-    Attributes
-    ----------
-    rank, count : int
-        Which one this is, of how many; of more than one, torch's default process group must have been set up.
-    """
-
-    rank: int = 0
-    count: int = 1
-
-    def share(self, episode: Episode) -> Episode:
-        """Return this worker's part of the queries, with the whole support."""
-        mine = slice(self.rank, None, self.count)
-        return Episode(episode.query_inputs[mine], [t[mine] for t in episode.query_targets], episode.support_inputs)
-
-    def wait(self) -> None:
-        """Wait until all workers are here."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
-    def add_up(self, loss: torch.Tensor, student: Student) -> torch.Tensor:
-        """Sum the workers' gradients, in place, and return the sum of their losses."""
-        if self.count == 1:
-            return loss
-        weights = list(student.parameters())
-        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        together = torch.cat([loss.view(1), *(g.flatten() for g in gradients)])
-        torch.distributed.all_reduce(together)
-        for w, total in zip(weights, together[1:].split([w.numel() for w in weights]), strict=True):
-            w.grad = total.view_as(w)
-        return together[0]
 
 
 def make_optimizer(student: Student, learning_rate: float) -> torch.optim.Optimizer:
@@ -141,7 +106,7 @@ class Training:
         seed: int,
         runtime: Runtime,
         decay: bool = False,
-        workers: Workers = Workers(),
+        workers: Workers = _ALONE,
     ) -> None:
         self.student, self.tasks, self.runtime = student, tasks, runtime
         self.n_steps, self.n_shots, self.batch_size = n_steps, n_shots, batch_size
