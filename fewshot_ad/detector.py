@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Real
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,47 +16,22 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from . import __version__, explanation
+from . import __version__
+from .attributes import FittedAttribute, summary
 from .data.images import MAX_PIXELS
 from .exceptions import VersionWarning, warn
-from .files import checkpoints, export, model_file
+from .explanation import Explanation
+from .files import export, model_file
 from .method.scoring import Expert
 from .method.student import PAPER_BLOCKS
-from .runtime import own_torch_state, resolve_runtime
-from .session import Session, read_normal, split_input
-from .settings import OF_THE_CALL, Settings, checked
-from .support import FittedSupport, build, doubts, find_teacher
-from .training.students import make_experts, resolve_evidence
+from .runtime import own_torch_state
+from .session import Session
+from .settings import OF_THE_CALL, checked
+from .support import FittedSupport, doubts
+from .training.fitting import extend_support, fit_support
+from .training.students import resolve_evidence
 
-_T = TypeVar("_T")
 _VERSION = "_fewshot_ad_version"
-
-
-class _Fitted(Generic[_T]):
-    """A fitted attribute, read from the fitted state. Not there without one; with `may_lack`, nor where it has None."""
-
-    def __init__(self, read: Callable[[FittedSupport], Any], *, may_lack: bool = False) -> None:
-        self.read = read
-        self.may_lack = may_lack
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    @overload
-    def __get__(self, det: None, owner: type) -> _Fitted[_T]: ...
-    @overload
-    def __get__(self, det: DualDistillationDetector, owner: type) -> _T: ...
-    def __get__(self, det: DualDistillationDetector | None, owner: type) -> _Fitted[_T] | _T:
-        if det is None:
-            return self
-        fitted = vars(det).get("fitted_")
-        if fitted is None or (self.may_lack and self.read(fitted) is None):
-            raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
-        value: _T = self.read(fitted)
-        return value
-
-    def __set__(self, det: DualDistillationDetector, value: Any) -> None:
-        raise AttributeError(f"{self.name} cannot be set: it comes of `fit`. Change a parameter, and fit again.")
 
 
 class DualDistillationDetector(OutlierMixin, BaseEstimator):
@@ -80,8 +55,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Images are resized to a square of this side, pixels.
     student : {"decoder", "encoder"}, default="decoder"
         "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained
-        network of
-        the teacher's architecture that sees the image.
+        network of the teacher's architecture that sees the image.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
         Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6). A pretrained student brings
         its own.
@@ -135,9 +109,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Whether "patch" and "embedding" also see the support turned by 90, 180 and 270 degrees and mirrored, and whether
         a student that is trained on the support sees slightly changed views of it.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each
-        image held
-        against the others, is called anomalous.
+        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support images, each
+        scored against the others, is called anomalous.
     image_shape : tuple of int, optional
         (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
         height 1.
@@ -326,8 +299,6 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         }  # fmt: skip
         return cls(backbone, **{**setting, **parameters})
 
-    # ---- fitting
-
     def fit(self, X: Any, y: Any = None, *, auxiliary: Mapping[str, Any] | None = None) -> DualDistillationDetector:
         """Fit on normal images.
 
@@ -364,28 +335,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         evidence = resolve_evidence(settings, auxiliary)
         seeds = check_random_state(settings.random_state).randint(np.iinfo(np.int32).max, size=4).tolist()
         with own_torch_state():
-            fitted = self._build(settings, evidence, seeds, X, y, auxiliary)
+            fitted = fit_support(settings, X, y, auxiliary, evidence, seeds)
         return self._take(fitted)
-
-    def _build(
-        self,
-        settings: Settings,
-        evidence: str | tuple[str, ...] | dict[str, float],
-        seeds: list[int],
-        X: Any,
-        y: Any,
-        auxiliary: Mapping[str, Any] | None,
-    ) -> FittedSupport:
-        runtime = resolve_runtime(settings.device, settings.precision)
-        items, options, table = split_input(X, settings, None, fitting=True)
-        support, names = read_normal(items, y, settings.on_error, options, rows=table is not None)
-        extract, fingerprint = find_teacher(settings, evidence, runtime)
-        extract.keep(support)
-        experts, curve = make_experts(settings, evidence, support, auxiliary, extract, fingerprint, seeds)
-        return build(
-            settings, support, names, experts=experts, evidence=evidence, loss_curve=curve, extract=extract,
-            fingerprint=fingerprint, table=table, held_out_seed=seeds[3],
-        )  # fmt: skip
 
     def _take(self, fitted: FittedSupport) -> DualDistillationDetector:
         """Say what there is to doubt, and only then be fitted."""
@@ -399,12 +350,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : images, or array-like of shape (n_samples, n_features)
-            As for `fit`.
-        y : array-like of shape (n_samples,), optional
+        X, y, **fit_params
             As for `fit`. All images are labelled, also those that are not fitted on.
-        **fit_params
-            Passed on to `fit`.
 
         Returns
         -------
@@ -421,10 +368,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : images, or array-like of shape (n_samples, n_features)
+        X, y
             As for `fit`.
-        y : array-like of shape (n_samples,), optional
-            Rows labelled -1 are left out of the support.
 
         Returns
         -------
@@ -438,26 +383,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         if not hasattr(self, "fitted_"):
             return self.fit(X, y)
-        session = self.session()
-        before = session.fitted
-        if before.images is None:
-            raise ValueError(
-                "This detector was loaded from a file that holds no support images, and cannot be added to. Save it "
-                "with support=True, or fit again on all images."
-            )
-        items, options = session.items(X)
         with own_torch_state():
-            new, names = read_normal(items, y, self.on_error, options, rows=before.table is not None)
-            extract = session.scorer.extract
-            support = torch.cat([before.images, new])
-            extract.keep(support)
-            fitted = build(
-                session.settings, support, [*before.names, *names], experts=before.experts, evidence=before.evidence,
-                loss_curve=before.loss_curve, extract=extract, fingerprint=before.teacher_fingerprint,
-                table=before.table, held_out_seed=before.held_out_seed,
-            )  # fmt: skip
-        if before.offset_given:
-            fitted = replace(fitted, offset=before.offset, offset_given=True)
+            fitted = extend_support(self.session(), X, y)
         return self._take(fitted)
 
     def save_student(self, path: str | os.PathLike[str]) -> None:
@@ -468,18 +395,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         path : path
             The file to write, safetensors.
         """
-        check_is_fitted(self)
-        fitted = self.fitted_
-        if not fitted.experts or fitted.experts[0].seen.any():
-            raise ValueError(
-                f"There is no student to save: evidence={fitted.evidence!r} trains none."
-                if not fitted.experts
-                else "A student that was trained on the support is good for that support only. Pass auxiliary= to "
-                "fit, images of other kinds, to train one that can be used elsewhere."
-            )
-        student = fitted.experts[0].student
-        header = checkpoints.student_header(fitted.settings.backbone, fitted.teacher_fingerprint, student)
-        checkpoints.save_student(path, student, header)
+        model_file.save_student(path, self.session().fitted)
 
     def save(self, path: str | os.PathLike[str], *, support: bool = False, force: bool = False) -> None:
         """Write the fitted detector to a file that `load` reads, without the teacher.
@@ -502,10 +418,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         ------
         sklearn.exceptions.NotFittedError
             There is nothing to save yet.
-        OutputExistsError
-            The file exists, and `force` is False.
-        OutputError
-            It cannot be written there.
+        OutputExistsError, OutputError
+            The file exists, and `force` is False; it cannot be written there.
         CheckpointError
             A parameter that no file can hold.
         DiskFullError
@@ -576,17 +490,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             There is nothing to export yet.
         MissingExtraError
             onnx or onnxscript is not installed.
-        OutputExistsError
-            The file exists, and `force` is False.
-        OutputError
-            It cannot be written there.
+        OutputExistsError, OutputError
+            The file exists, and `force` is False; it cannot be written there.
         DiskFullError
             What was there before stays.
         """
         session = self.session(memory=None)
         export.write(path, session.fitted, session.settings, force=force)
-
-    # ---- scoring
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Score images; high = normal.
@@ -682,7 +592,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         return self.session().support_weights(X)
 
-    def explain(self, X: Any) -> list[explanation.Explanation | None]:
+    def explain(self, X: Any) -> list[Explanation | None]:
         """Tell what the score of each image comes from.
 
         Parameters
@@ -692,16 +602,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        list of explanation.Explanation
+        list of Explanation
             One for each image, each with score, map, the support's weights, the hottest spot, and the patch of the
             support that is most like it. None for an unreadable image with on_error="skip".
         """
-        session = self.session()
-        items, _ = session.items(X)
-        found: list[explanation.Explanation | None] = [None] * len(items)
-        for row, one in session.explanations(items, self.on_error):
-            found[row] = one
-        return found
+        return self.session().explain(X)
 
     def session(self, **of_the_call: Any) -> Session:
         """Put the fitted state to work: for tools, and for several questions to one state.
@@ -722,19 +627,19 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     # ---- what was fitted
 
     fitted_: FittedSupport
-    support_ = _Fitted[np.ndarray](lambda f: None if f.images is None else f.images.numpy(), may_lack=True)
-    support_scores_ = _Fitted[np.ndarray](lambda f: f.scores)
-    evidence_ = _Fitted[str | tuple[str, ...] | dict[str, float]](lambda f: f.evidence)
-    lam_ = _Fitted[float](lambda f: f.lam)
-    scales_ = _Fitted[dict[str, float]](lambda f: dict(f.scales))
-    loss_curve_ = _Fitted[list[float]](lambda f: list(f.loss_curve))
-    experts_ = _Fitted[list[Expert]](lambda f: list(f.experts))
-    patches_ = _Fitted[torch.Tensor | None](lambda f: f.patches)
-    embeddings_ = _Fitted[torch.Tensor | None](lambda f: f.embeddings)
-    teacher_fingerprint_ = _Fitted[str](lambda f: f.teacher_fingerprint)
-    row_range_ = _Fitted[tuple[float, float] | None](lambda f: f.table and f.table.value_range)
-    n_features_in_ = _Fitted[int](lambda f: f.table and f.table.n_features, may_lack=True)
-    feature_names_in_ = _Fitted[np.ndarray](
+    support_ = FittedAttribute[np.ndarray](lambda f: None if f.images is None else f.images.numpy(), may_lack=True)
+    support_scores_ = FittedAttribute[np.ndarray](lambda f: f.scores)
+    evidence_ = FittedAttribute[str | tuple[str, ...] | dict[str, float]](lambda f: f.evidence)
+    lam_ = FittedAttribute[float](lambda f: f.lam)
+    scales_ = FittedAttribute[dict[str, float]](lambda f: dict(f.scales))
+    loss_curve_ = FittedAttribute[list[float]](lambda f: list(f.loss_curve))
+    experts_ = FittedAttribute[list[Expert]](lambda f: list(f.experts))
+    patches_ = FittedAttribute[torch.Tensor | None](lambda f: f.patches)
+    embeddings_ = FittedAttribute[torch.Tensor | None](lambda f: f.embeddings)
+    teacher_fingerprint_ = FittedAttribute[str](lambda f: f.teacher_fingerprint)
+    row_range_ = FittedAttribute[tuple[float, float] | None](lambda f: f.table and f.table.value_range)
+    n_features_in_ = FittedAttribute[int](lambda f: f.table and f.table.n_features, may_lack=True)
+    feature_names_in_ = FittedAttribute[np.ndarray](
         lambda f: np.array(f.table.feature_names, dtype=object) if f.table and f.table.feature_names else None,
         may_lack=True,
     )
@@ -774,30 +679,16 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def _repr_html_inner(self) -> str:
         """Put what was fitted above scikit-learn's diagram."""
         # The name is scikit-learn's own, and may go.
-        inner = getattr(super(), "_repr_html_inner", None)
-        return self._summary() + (inner() if inner is not None else f"<pre>{html.escape(repr(self))}</pre>")
+        inner = getattr(super(), "_repr_html_inner", lambda: f"<pre>{html.escape(repr(self))}</pre>")
+        return summary(vars(self).get("fitted_")) + inner()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """Do the same for notebooks that prefer a bundle."""
-        inner = getattr(super(), "_repr_mimebundle_", None)
-        bundle = inner(**kwargs) if inner is not None else {"text/plain": repr(self)}
+        inner = getattr(super(), "_repr_mimebundle_", lambda **_: {"text/plain": repr(self)})
+        bundle: dict[str, Any] = inner(**kwargs)
         if "text/html" in bundle:
-            bundle["text/html"] = self._summary() + bundle["text/html"]
+            bundle["text/html"] = summary(vars(self).get("fitted_")) + bundle["text/html"]
         return bundle
-
-    def _summary(self) -> str:
-        """Say in HTML what was fitted; nothing before that."""
-        fitted = vars(self).get("fitted_")
-        if fitted is None:
-            return ""
-        shown = {
-            "support": f"{len(fitted.names)} images" + ("" if fitted.images is not None else " (not kept)"),
-            "offset_": f"{fitted.offset:.4g}",
-            "lam_": f"{fitted.lam:g}",
-            "teacher": f"{fitted.settings.backbone} ({fitted.teacher_fingerprint[:12]})",
-        }
-        cells = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in shown.items())
-        return f"<p>Fitted; {', '.join(cells)}</p>"
 
     def __sklearn_tags__(self) -> Any:
         """Say that images may be passed, besides rows."""

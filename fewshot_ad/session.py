@@ -233,6 +233,14 @@ class Session:
         for rows, batch in self._batches(items, on_error, options):
             yield rows, *self.scorer.evidence(batch, self.fitted.exclude(batch))
 
+    def explain(self, X: Any) -> list[Explanation | None]:
+        """Explain images; None for an unreadable one with on_error="skip"."""
+        items, _ = self.items(X)
+        found: list[Explanation | None] = [None] * len(items)
+        for row, one in self.explanations(items, self.settings.on_error):
+            found[row] = one
+        return found
+
     def explanations(self, X: Any, on_error: OnError) -> Iterator[tuple[int, Explanation]]:
         """Explain images, a few at a time, each with its place in X; those that cannot be read are left out."""
         items, options = self.items(X)

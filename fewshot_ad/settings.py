@@ -161,6 +161,19 @@ class Settings:
 RULES: dict[str, Rule] = {
     name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
 }
+# Of `pretrain`: as the estimator's, but for what only a pretraining has, or has to have.
+PRETRAINING_RULES = {
+    name: RULES[name]
+    for name in (
+        "backbone", "weights", "image_size", "student", "decoder_blocks", "weighting", "sharpness", "loss",
+        "batch_size", "learning_rate", "device", "precision", "verbose",
+    )
+}  # fmt: skip
+PRETRAINING_RULES |= {
+    "lam": number(0, finite=False), "n_shots": integer(1), "n_steps": integer(1), "held_out": number(0, 0.5),
+    "cache": either(NOTHING, PATH), "checkpoint_minutes": number(0), "resume": YES_OR_NO,
+    "random_state": integer(0, 2**32 - 1), "num_workers": integer(1),
+}  # fmt: skip
 # Where and how the work is done: what a call needs, and no score depends on. The others are those of the last fit.
 OF_THE_CALL = ("weights", "max_pixels", "device", "memory", "on_error", "verbose")
 

@@ -114,6 +114,20 @@ def load(
     return fitted if form == FORMAT else _from_format_1(path, fitted)
 
 
+def save_student(path: str | os.PathLike[str], fitted: FittedSupport) -> None:
+    """Write a student that was trained elsewhere than on the support; see `DualDistillationDetector.save_student`."""
+    if not fitted.experts:
+        raise ValueError(f"There is no student to save: evidence={fitted.evidence!r} trains none.")
+    if fitted.experts[0].seen.any():
+        raise ValueError(
+            "A student that was trained on the support is good for that support only. Pass auxiliary= to fit, images "
+            "of other kinds, to train one that can be used elsewhere."
+        )
+    student = fitted.experts[0].student
+    header = checkpoints.student_header(fitted.settings.backbone, fitted.teacher_fingerprint, student)
+    checkpoints.save_student(path, student, header)
+
+
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Say what is in a model file, from its header alone: the checksum of its tensors is not looked at.
 

@@ -24,7 +24,7 @@ from ..method.features import FeatureExtractor, image_hash, load_teacher
 from ..method.packaged import timm_name
 from ..method.student import build_student
 from ..runtime import own_torch_state, resolve_runtime
-from ..settings import NOTHING, PATH, RULES, YES_OR_NO, check, either, integer, number
+from ..settings import PRETRAINING_RULES, check
 from .episodes import Episode, Task
 from .feature_store import store_features
 from .loop import Training
@@ -35,20 +35,6 @@ from .workers import Workers, run_on_ray
 _PARTIAL_FORMAT = "fewshot_ad pretraining 1"
 # How often held-out tasks are looked at.
 _VALIDATIONS = 20
-
-# As the estimator's, but for what only a pretraining has, or has to have.
-_RULES = {
-    name: RULES[name]
-    for name in (
-        "backbone", "weights", "image_size", "student", "decoder_blocks", "weighting", "sharpness", "loss",
-        "batch_size", "learning_rate", "device", "precision", "verbose",
-    )
-}  # fmt: skip
-_RULES |= {
-    "lam": number(0, finite=False), "n_shots": integer(1), "n_steps": integer(1), "held_out": number(0, 0.5),
-    "cache": either(NOTHING, PATH), "checkpoint_minutes": number(0), "resume": YES_OR_NO,
-    "random_state": integer(0, 2**32 - 1), "num_workers": integer(1),
-}  # fmt: skip
 
 
 def pretrain(
@@ -187,7 +173,7 @@ def pretrain(
     partial = out.with_name(f"{out.name}.partial")
     if out.suffix != ".safetensors":
         raise ValueError(f"out={str(out)!r} was given; pass a name that ends in .safetensors.")
-    check({name: arguments[name] for name in _RULES}, _RULES)
+    check({name: arguments[name] for name in PRETRAINING_RULES}, PRETRAINING_RULES)
     if engine == "ray":
         if student == "encoder":
             raise ValueError(
