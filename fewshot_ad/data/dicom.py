@@ -188,7 +188,7 @@ class Dicom(File):
             if data["PixelData"].is_undefined_length and not self.syntax.is_encapsulated:
                 self._require_syntax()
             self._check_coded_size(data.PixelData, index)
-        if self._number(data, "SamplesPerPixel") != 1:
+        if self._number(data, "SamplesPerPixel") == 3:
             self._require("PlanarConfiguration")
         data.file_meta = self.pydicom.dataset.FileMetaDataset()
         data.file_meta.TransferSyntaxUID = self.syntax

@@ -22,7 +22,8 @@ _LOCKS = [threading.Lock() for _ in range(64)]
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 # Chunks of a PNG without which it would be another picture.
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf")
-_BITS, _NO_DATA = 258, 42113
+# Tags of a TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _NO_DATA = 258, 262, 339, 42113
 _UNKNOWN_ORIENTATION = (
     "has damaged EXIF data, so that its orientation is not known, and was read as it is stored. If it lies on its "
     "side, save it again upright"
@@ -139,13 +140,26 @@ def decode(picture: Image.Image, value_range: tuple[float, float] | None, source
     remarks: tuple[str, ...] = () if known else (_UNKNOWN_ORIENTATION,)
     if deep is None and narrowed:
         remarks += (_NARROWED,)
-    if values.dtype == np.uint16 and picture.format == "TIFF":
-        full = full_range(int(np.max(tags.get(_BITS, 16))), values.dtype)
+    inverted = False
+    if picture.format == "TIFF" and picture.mode not in ("RGB", "RGBA", "CMYK"):
+        values, full, inverted = _as_declared(values, picture.mode, tags)
     hidden = no_data(values, tags.get(_NO_DATA, ""))
     return Pixels(
-        upright(values, orientation), value_range or full,
-        hidden=None if hidden is None else upright(hidden, orientation), remarks=remarks,
+        upright(values, orientation), value_range or full, inverted,
+        None if hidden is None else upright(hidden, orientation), remarks,
     )  # fmt: skip
+
+
+def _as_declared(values: np.ndarray, mode: str, tags: Any) -> tuple[np.ndarray, tuple[float, float] | None, bool]:
+    """Give grey values of a TIFF the sign, range and direction that its tags tell, and Pillow does not heed."""
+    signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    if values.dtype == np.uint8 and signed:
+        values = values.view(np.int8)
+    if values.dtype == np.int32 and not signed:
+        values = values.view(np.uint32)
+    bits = int(np.max(tags.get(_BITS, 16)))
+    full = full_range(bits, values.dtype) if values.dtype == np.uint16 else None
+    return values, full, mode != "L" and mode[0] in "IF" and tags.get(_PHOTOMETRIC) == 0
 
 
 def _values(picture: Image.Image) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..exceptions import ImageError, MissingExtraError
 from ..runtime import is_out_of_memory
@@ -73,6 +73,8 @@ def read_picture(item: Any, name: str, side: int, max_pixels: int, value_range: 
         if is_out_of_memory(error):
             raise no_memory(name) from error
         said = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, UnidentifiedImageError):  # which tells an address in memory
+            said = "cannot identify its format"
         raise ImageError(
             f"{name} could not be read: {type(error).__name__}: {said}. Accepted are whole files of the formats "
             f"{_READABLE}."
