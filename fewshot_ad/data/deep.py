@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
+from .mending import PNG_HEAD, png_chunks
 from .sources import Source, import_extra
 
 # Start of a JPEG 2000 codestream, which boxes may precede, and where in it the number and the bits of channels stand.
@@ -42,11 +46,12 @@ def decode_deep(picture: Any, source: Source | None) -> tuple[np.ndarray, tuple[
         return None
     codec, _, offset, arguments = picture.tile[0]
     if codec == "zip" and picture.tell() == 0 and arguments in ("LA;16B", "RGB;16B", "RGBA;16B"):
-        values = _decode_png(_content(picture, source))
-        if values is not None and "transparency" in picture.info:
+        n_channels = {"LA": 2, "RGB": 3, "RGBA": 4}[arguments[:-4]]
+        values = _decode_png(picture, _content(picture, source), n_channels)
+        if "transparency" in picture.info:
             shown = (values != np.array(picture.info["transparency"])).any(-1)
             values = np.dstack([values, np.where(shown, 65535, 0).astype(np.uint16)])
-        return None if values is None else (values, None)
+        return values, None
     if codec == "ppm" and _is_deep_ppm(arguments):
         data = _content(picture, source)[offset:]
         values = np.frombuffer(data, ">u2", 3 * picture.width * picture.height).astype(np.uint16)
@@ -79,15 +84,54 @@ def _content(picture: Any, source: Source | None) -> bytes:
         picture.fp.seek(place)
 
 
-def _decode_png(data: bytes) -> np.ndarray | None:
-    """Decode 16 bits for each channel; None where torchvision was built without its decoder."""
-    from torchvision.io import decode_png
+def _decode_png(picture: Any, data: bytes, n_channels: int) -> np.ndarray:
+    """Decode 16 bits for each channel: high and low bytes as pictures of their own."""
+    found = np.zeros((picture.height, picture.width, n_channels), np.uint16)
+    planes = _png_planes(data, picture.width, picture.height, 2 * n_channels, "interlace" in picture.info)
+    for i, plane in enumerate(planes):
+        with Image.open(io.BytesIO(plane)) as single:
+            values = np.asarray(single)
+        found[..., i // 2] |= values.astype(np.uint16) << 8 if i % 2 == 0 else values
+    return _with_colours(found)
 
+
+def _png_planes(data: bytes, width: int, height: int, n_bytes: int, interlaced: bool) -> Iterator[bytes]:
+    """Split a PNG of several bytes for each pixel into as many grey ones of 8 bits, the first of the first byte.
+
+    All filters of PNG combine a byte with the same byte of neighbouring pixels, so that each of these bytes makes a
+    picture of its own, with the same filters.
+    """
+    bodies = []
+    for kind, body, whole in png_chunks(data):
+        if kind == b"IDAT":
+            if zlib.crc32(kind + body) != int.from_bytes(whole[-4:], "big"):
+                raise OSError("broken PNG file (checksum of the pixels)")
+            bodies.append(body)
+    passes = [(height, width)]
+    if interlaced:
+        starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+        passes = [(-(-(height - y) // dy), -(-(width - x) // dx)) for y, x, dy, dx in starts]
+    passes = [(rows, columns) for rows, columns in passes if rows > 0 and columns > 0]
+    expected = sum(rows * (1 + columns * n_bytes) for rows, columns in passes)
     try:
-        values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8)).permute(1, 2, 0).numpy()
-    except (AttributeError, NotImplementedError):
-        return None
-    return _with_colours(values)
+        raw = np.frombuffer(zlib.decompressobj().decompress(b"".join(bodies), expected), np.uint8)
+    except zlib.error as error:
+        raise OSError(f"broken PNG file ({error})") from error
+    if len(raw) < expected:
+        raise OSError("image file is truncated")
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlaced))
+    for i in range(n_bytes):
+        parts, at = [], 0
+        for rows, columns in passes:
+            stored = raw[at : at + rows * (1 + columns * n_bytes)].reshape(rows, -1)
+            at += stored.size
+            parts.append(np.concatenate([stored[:, :1], stored[:, 1 + i :: n_bytes]], axis=1).tobytes())
+        pixels = zlib.compress(b"".join(parts), 0)
+        yield PNG_HEAD + head + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _decode_jpeg_2000(data: bytes, source: Source | None) -> tuple[np.ndarray, tuple[float, float] | None] | None:

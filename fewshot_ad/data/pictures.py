@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from .deep import decode_deep, is_narrowed
+from .mending import exif_is_cut, mended
 from .sources import File, Pixels, Source, full_range, no_data, upright
 
 # Named one by one: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
@@ -19,9 +19,6 @@ _SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
 # A JPEG is decoded to no less than so many times the side that it is resized to.
 _SPARE = 4
 _LOCKS = [threading.Lock() for _ in range(64)]
-_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
-# Chunks of a PNG without which it would be another picture.
-_PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf")
 # Tags of a TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _NO_DATA = 258, 262, 339, 42113
 _UNKNOWN_ORIENTATION = (
@@ -85,12 +82,13 @@ class Picture(File):
 
     def _mend(self) -> bool:
         """Open the file again without what is said beside the picture, where that may be what is damaged."""
+        if self.mended:
+            return False
+        self.mended = True
         with self.source.open() as file:
-            is_png = file.read(8) == _PNG_HEAD
-            if self.mended or not is_png:
-                return False
-            self.mended = True
-            data = _PNG_HEAD + _needed_chunks(file.read())
+            data = mended(file.read())
+        if data is None:
+            return False
         try:
             picture = self._open(Source(str(self.source), None, data))
         except Exception:  # then the picture itself is damaged, and the first error says how
@@ -104,8 +102,10 @@ class Picture(File):
 def shown_size(picture: Image.Image) -> tuple[int, int]:
     """Tell a picture's width and height as it is shown, without decoding it."""
     width, height = picture.size
-    tags = getattr(picture, "tag_v2", None)
-    if tags is not None and picture.format == "TIFF":
+    if picture.format == "TIFF":
+        if not getattr(picture, "tile", None):  # decoded, and turned then
+            return width, height
+        tags: Any = getattr(picture, "tag_v2", {})
         width, height, orientation = tags.get(256, width), tags.get(257, height), tags.get(274, 1)
     else:
         orientation = _orientation(picture)[0]
@@ -190,30 +190,5 @@ def _orientation(picture: Image.Image) -> tuple[int, bool]:
     except Exception:  # whatever the damage leads to
         return 1, False
     exif = picture.info.get("exif")
-    known = orientation is not None or not isinstance(exif, bytes) or not _is_cut(exif)
+    known = orientation is not None or not isinstance(exif, bytes) or not exif_is_cut(exif)
     return (orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1), known
-
-
-def _is_cut(exif: bytes) -> bool:
-    """Tell whether the first directory is not all there."""
-    body = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(body[:2])
-    if not body or order is None:
-        return bool(body)
-    try:
-        (start,) = struct.unpack_from(f"{order}I", body, 4)
-        (n_entries,) = struct.unpack_from(f"{order}H", body, start)
-    except struct.error:
-        return True
-    return len(body) < start + 2 + 12 * n_entries
-
-
-def _needed_chunks(data: bytes) -> bytes:
-    """Leave out a PNG's chunks that are not about pixels, or end before their time."""
-    found, at = [], 0
-    while at + 8 <= len(data):
-        (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
-        if kind in _PNG_NEEDED:
-            found.append(data[at : at + 12 + length])
-        at += 12 + length
-    return b"".join(found)
