@@ -10,6 +10,7 @@ __all__ = [
     "FewShotADError",
     "ImageError",
     "ImageSkippedWarning",
+    "ImageWarning",
     "MemoryWarning",
     "MissingExtraError",
     "MixedSeriesWarning",
@@ -73,12 +74,16 @@ class ImageSkippedWarning(UserWarning):
     """An unreadable image was left out (`on_error="skip"`)."""
 
 
+class ImageWarning(UserWarning):
+    """An image was read, and may not be what was meant: its orientation, transparency or channels are in doubt."""
+
+
 class MemoryWarning(UserWarning):
     """Memory ran out, and the work goes on in smaller batches."""
 
 
 class MixedSeriesWarning(UserWarning):
-    """DICOM files of several series, or sizes, are about to be used as images of one kind."""
+    """DICOM files of several sizes, modalities or photometric interpretations are in one support."""
 
 
 class SupportWarning(UserWarning):

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import sparse
 
+from fewshot_ad.data import pictures
 from fewshot_ad.data.images import as_items, full_scale, is_rows, load, load_each
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
 
@@ -268,7 +269,11 @@ def test_16_and_8_bit_files_load_alike(tmp_path, name):
 
 
 def test_32_bit_pictures_of_16_bit_values_load_alike():
-    assert_same(Image.fromarray(GREY.astype(np.int32) * 257), GREY)
+    """Only where the scale is said: 12 bits are kept in 32 as well. An array is judged alike."""
+    values = GREY.astype(np.int32) * 257
+    for item in (Image.fromarray(values), values):
+        assert_refused([item], "int32", "value_range=(low, high)")
+        torch.testing.assert_close(read([item], value_range=(0, 65535)), read(GREY), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
@@ -586,7 +591,7 @@ def test_reading_ahead_keeps_order_and_errors(tmp_path):
 @pytest.mark.usefixtures("two_threads")
 def test_reading_ahead_ends_with_whoever_asked(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("fewshot_ad.data.images.load", lambda item, index, **_: seen.append(index))
+    monkeypatch.setattr("fewshot_ad.data.images._load", lambda item, index, **_: (seen.append(index), []))
     reader = load_each(list(range(1000)), "raise", size=4)
     assert next(reader) == (0, None)
     reader.close()
@@ -601,10 +606,7 @@ def test_large_jpegs_are_decoded_smaller(tmp_path, monkeypatch):
     with Image.open(path) as picture:
         expected = load(np.asarray(picture), 0, 64)
     sizes = []
-    exif_transpose = ImageOps.exif_transpose
-    monkeypatch.setattr(
-        ImageOps, "exif_transpose", lambda picture: sizes.append(picture.size) or exif_transpose(picture)
-    )
+    monkeypatch.setattr(pictures, "upright", lambda values, _: sizes.append(values.shape[::-1]) or values)
     found = load(path, 0, 64)
     assert sizes == [(400, 300)]  # never below four times what is wanted
     assert (found - expected).abs().max() < 0.005

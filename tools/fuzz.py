@@ -89,7 +89,29 @@ class Format(NamedTuple):
 
 def read_image(path: Path) -> None:
     for item in images.frames([path])[:2]:
+        with contextlib.suppress(FewShotADError):
+            images.size_of(item)
         images.load(item, 0, _SIDE)
+
+
+def read_bytes(path: Path) -> None:
+    """Read what is not on a disk: bytes, and the same as an opened file."""
+    data = path.read_bytes()
+    with contextlib.suppress(FewShotADError):
+        images.size_of(data)
+    with path.open("rb") as file:
+        images.warn_of_mixed_series([file])
+        with contextlib.suppress(FewShotADError):
+            images.load(file, 0, _SIDE)
+    images.load(data, 0, _SIDE)
+
+
+def read_link(path: Path) -> None:
+    """Read a file by a link to it that has no ending."""
+    link = path.with_name("link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(path)
+    read_image(link)
 
 
 def read_model(path: Path) -> None:
@@ -170,6 +192,8 @@ def _dicoms() -> list[bytes]:
         (_GREY, uid.ExplicitVRLittleEndian, {"WindowCenter": 40, "WindowWidth": 80, "RescaleSlope": 2}),
         (_GREY.astype(np.uint16) * 16, uid.ImplicitVRLittleEndian, {"PhotometricInterpretation": "MONOCHROME1"}),
         (np.stack([_GREY] * 3), uid.ExplicitVRLittleEndian, {"NumberOfFrames": 3}),
+        (_GREY, uid.DeflatedExplicitVRLittleEndian, {"PixelPaddingValue": 0}),
+        (_GREY.astype(np.uint16), uid.ExplicitVRBigEndian, _palettes()),
         (_COLOUR, uid.RLELossless, {}), (_GREY, uid.JPEG2000Lossless, {}), (_GREY, uid.JPEGLSLossless, {}),
     ):  # fmt: skip
         header = Dataset()
@@ -187,10 +211,41 @@ def _dicoms() -> list[bytes]:
         header.PixelData = values.tobytes()
         for name, value in fields.items():
             setattr(header, name, value)
+            if name.startswith("PixelPadding"):
+                header[name].VR = "US"
         if syntax.is_compressed:
             header.compress(syntax, generate_instance_uid=False)
         found.append(_dicom_bytes(header))
     return found
+
+
+def _palettes() -> dict[str, Any]:
+    fields: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        fields[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        fields[f"{name}PaletteColorLookupTableData"] = np.arange(256, dtype=">u2").tobytes()
+    return fields
+
+
+def _headerless() -> list[bytes]:
+    """Make files as old scanners did, without the header of 128 bytes and group 0002."""
+    found = (data[144 + int.from_bytes(data[140:144], "little") :] for data in _dicoms()[:3])
+    return [*found, _dicoms()[3]]
+
+
+def _of_all_kinds() -> list[bytes]:
+    return [*_picture("PNG"), *_jpegs(), *_tiffs(), *_dicoms(), *_niftis(), *_picture("JPEG2000"), *_deep()]
+
+
+def _deep() -> list[bytes]:
+    """Make a PNG, a PPM and a JPEG 2000 of 16 bits in colour."""
+    import imagecodecs
+
+    wide = _COLOUR.astype(np.uint16) * 257
+    return [
+        imagecodecs.png_encode(wide), imagecodecs.jpeg2k_encode(wide, level=0),
+        b"P6 40 34 65535\n" + wide.astype(">u2").tobytes(),
+    ]  # fmt: skip
 
 
 def _dicom_bytes(header: Dataset) -> bytes:
@@ -337,7 +392,8 @@ def forge_dicom(data: bytes, rng: random.Random) -> bytes:
     names = (
         "Rows Columns SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation PlanarConfiguration "
         "PixelData NumberOfFrames PhotometricInterpretation WindowCenter WindowWidth RescaleSlope RescaleIntercept "
-        "VOILUTFunction TransferSyntaxUID SeriesInstanceUID SOPClassUID SpecificCharacterSet"
+        "VOILUTFunction TransferSyntaxUID SeriesInstanceUID SOPClassUID SpecificCharacterSet PixelPaddingValue "
+        "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableData"
     ).split()
     for name in rng.sample(names, rng.choice((1, 1, 2, 3))):
         value: Any = rng.choice(_ODD)
@@ -345,6 +401,10 @@ def forge_dicom(data: bytes, rng: random.Random) -> bytes:
             case "PixelData":
                 header.PixelData = mutate(header.PixelData, [data], rng) if "PixelData" in header else b""
                 continue
+            case "RedPaletteColorLookupTableDescriptor":
+                value = [rng.choice(_ODD) % 2**16 for _ in range(3)]
+            case "GreenPaletteColorLookupTableData":
+                value = rng.randbytes(rng.choice((0, 1, 2, 255, 256, 511, 512, 4000)))
             case "TransferSyntaxUID":
                 header.file_meta.TransferSyntaxUID = rng.choice((
                     uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEG2000, uid.JPEGLSLossless,
@@ -431,6 +491,10 @@ FORMATS = {
     "JPEG": Format(_jpegs, (".jpg",), read_image, None, 4),
     "TIFF": Format(_tiffs, (".tif",), read_image, forge_tiff, 4),
     "DICOM": Format(_dicoms, (".dcm", ""), read_image, forge_dicom, 4),
+    "DICOM, bare": Format(_headerless, ("", ".dcm"), read_image, None, 2),
+    "as bytes": Format(_of_all_kinds, ("", ".nii", ".dcm"), read_bytes, None, 4),
+    "by a link": Format(_of_all_kinds, ("", ".nii", ".dcm"), read_link, None, 2),
+    "deep": Format(_deep, ("",), read_image, None, 2),
     "NIfTI": Format(_niftis, (".nii",), read_image),
     "others of Pillow": Format(
         lambda: [
@@ -541,7 +605,7 @@ def run(name: str, n: int, seed: int, keep: Path) -> collections.Counter[str]:
             try:
                 FORMATS[name].read(path)
             except FewShotADError as error:
-                if "images, and a path" not in str(error):
+                if "images, and one entry" not in str(error):
                     raise RuntimeError(f"seed {number} of {name} is no such file") from error
     while start < n:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from . import dicom, nifti, tiff
-from .sources import File
+from .pictures import Picture
+from .sources import File, Source
 from .sources import Frame as Frame
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -13,20 +12,22 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_file(path: Path) -> File | None:
-    """Open a file of one of the formats that are read here.
+def open_file(source: Source, side: int = 0) -> File:
+    """Open a file of images.
 
     Parameters
     ----------
-    path : Path
-        A file that exists. DICOM is known by its ending, .dcm or .dicom, or by its first bytes; NIfTI by its ending,
-        .nii or .nii.gz; TIFF by its first bytes.
+    source : Source
+        DICOM is known by its ending, .dcm or .dicom, or by its first bytes; NIfTI by its ending, .nii or .nii.gz, or by
+        its first bytes; TIFF and all others by their first bytes.
+    side : int, optional
+        What its images will be resized to, if that is known: large JPEGs are then decoded smaller.
 
     Returns
     -------
-    File or None
-        To be closed. None is for Pillow: another format; or a TIFF without tifffile, of a colour space that Pillow
-        converts, or of a compression that tifffile cannot decode here.
+    File
+        To be closed. A TIFF is Pillow's without tifffile, in a colour space that Pillow converts, or in a compression
+        that tifffile cannot decode here.
 
     Raises
     ------
@@ -35,11 +36,11 @@ def open_file(path: Path) -> File | None:
     ImageError
         The file is not what it seems to be. Readers raise other errors as well.
     """
-    with path.open("rb") as file:
-        head = file.read(132)
-    name = path.name.lower()
-    if name.endswith(NIFTI_SUFFIXES):
-        return nifti.Nifti(path)
-    if name.endswith(DICOM_SUFFIXES) or (head[128:] == b"DICM" and head[:4] not in _TIFF_HEADS):
-        return dicom.Dicom(path)
-    return tiff.open_tiff(path) if head[:4] in _TIFF_HEADS else None
+    with source.open() as file:
+        head = file.read(352)
+    is_tiff = head[:4] in _TIFF_HEADS
+    if source.file_name.endswith(NIFTI_SUFFIXES) or nifti.is_nifti(head):
+        return nifti.Nifti(source)
+    if source.file_name.endswith(DICOM_SUFFIXES) or (dicom.is_dicom(head) and not is_tiff):
+        return dicom.Dicom(source)
+    return (tiff.open_tiff(source) if is_tiff else None) or Picture(source, side)

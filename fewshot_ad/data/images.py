@@ -23,15 +23,20 @@ from PIL import Image
 from scipy import sparse
 from torchvision.transforms.v2 import functional as TF
 
-from ..exceptions import ImageError, ImageSkippedWarning
+from ..exceptions import ImageError, ImageSkippedWarning, ImageWarning
 from ..runtime import is_out_of_memory
 from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES
 from .pictures import FORMATS
-from .pixels import ACCEPTED, FULL_SCALE, unit_channels
+from .pixels import ACCEPTED, FULL_SCALE, is_invisible, unit_channels
+from .pixels import warn_of_low_use as warn_of_low_use
+from .reading import label as label
 from .reading import native, no_memory, read_array, read_picture
+from .reading import size_of as size_of
 from .series import frames as frames
+from .series import warn_of_mixed_series as warn_of_mixed_series
 from .sources import Frame as Frame
 from .sources import Pixels
+from .streams import is_stream
 
 MAX_PIXELS = 50_000_000
 _FORMATS = FORMATS
@@ -58,7 +63,7 @@ def is_rows(X: Any) -> bool:
         True for data frames, sparse matrices, numeric arrays of up to two dimensions and nested lists of numbers. A
         list or 1-D array of paths, and anything with three or more dimensions, is images.
     """
-    if isinstance(X, _SINGLE):
+    if _is_single(X):
         return False
     if sparse.issparse(X):
         return True
@@ -71,6 +76,8 @@ def is_rows(X: Any) -> bool:
         return isinstance(first, numbers.Number) or (isinstance(first, np.ndarray) and first.ndim == 1)
     if hasattr(X, "__array__"):
         array = np.asarray(X)
+        if _is_column(array):
+            return False
         return array.ndim == 2 or (array.ndim < 2 and array.dtype.kind in "buifc")
     return False
 
@@ -80,12 +87,25 @@ def full_scale(X: Any) -> float | None:
     return FULL_SCALE.get(native(np.asarray(X)).dtype) if hasattr(X, "__array__") else None
 
 
+def _is_single(item: Any) -> bool:
+    """Tell whether an object is one image that is not an array."""
+    return isinstance(item, _SINGLE) or is_stream(item)
+
+
+def _is_column(array: np.ndarray) -> bool:
+    """Tell whether a table is one column of paths and the like: a data frame's, or an (n, 1) array's."""
+    if array.ndim != 2 or array.shape[1] != 1 or not len(array):
+        return False
+    return array.dtype.kind in "UT" or (array.dtype.kind == "O" and _is_single(array[0, 0]))
+
+
 def as_items(X: Any) -> Sequence[Any]:
     """Split what a user holds into single images; no file is opened.
 
     Parameters
     ----------
-    X : path, Frame, PIL image, array, torch tensor, or a list, tuple, 1-D array or iterable of these
+    X : path, Frame, bytes, file object, PIL image, array, torch tensor, or a list, tuple, column or iterable of these
+        A column is a 1-D array, a Series, or a data frame or array of one column.
         Arrays are (H, W, 1|3|4) for one image, (N, H, W) or (N, H, W, 1|3|4) for several; tensors are (N, C, H, W). A
         2-D array is taken as one grey image: tables of rows are recognised beforehand, by `is_rows`.
 
@@ -98,8 +118,13 @@ def as_items(X: Any) -> Sequence[Any]:
     ------
     ImageError
         Nothing in it, or a shape or type that holds no images.
+
+    Warns
+    -----
+    ImageWarning
+        An array (3, H, W), which is read as three grey images, may be one in colour.
     """
-    if isinstance(X, _SINGLE):
+    if _is_single(X):
         return [X]
     if isinstance(X, torch.Tensor):
         if X.ndim == 4:
@@ -112,6 +137,8 @@ def as_items(X: Any) -> Sequence[Any]:
         items = _split_array(np.asarray(X))
     elif isinstance(X, Iterable) and not sparse.issparse(X):
         items = X if isinstance(X, (list, tuple)) else list(X)
+        if items and all(isinstance(row, (list, tuple)) and len(row) == 1 and _is_single(row[0]) for row in items):
+            items = [row[0] for row in items]
     else:
         raise ImageError(
             f"An object of type {type(X).__name__} holds no images. Accepted: {ACCEPTED}, or a list of these."
@@ -122,14 +149,21 @@ def as_items(X: Any) -> Sequence[Any]:
 
 
 def _split_array(array: np.ndarray) -> Sequence[Any]:
-    if array.ndim == 1 and array.dtype.kind in "OUT":
-        return array.tolist()
+    if array.dtype.kind in "OUT" and (array.ndim == 1 or _is_column(array)):
+        return array.reshape(-1).tolist()
     if array.dtype.kind not in "buif":
         raise ImageError(
             f"An array of dtype {array.dtype} and shape {array.shape} holds no images. Accepted: {ACCEPTED}."
         )
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         return [array]
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[-1] > 5:
+        warnings.warn(
+            f"An array of shape {array.shape} is read as 3 grey images. Are the channels misplaced? An array has them "
+            "last: pass array.transpose(1, 2, 0), or a torch tensor, if it is one image in colour.",
+            ImageWarning,
+            stacklevel=4,
+        )
     if (array.ndim == 3 and array.shape[-1] > 5) or (array.ndim == 4 and array.shape[-1] in (1, 3, 4)):
         return list(array)
     hint = ""
@@ -147,11 +181,6 @@ def files(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
 
-def label(item: Any, index: int) -> str:
-    """Name an image in a message: its path, or its place in the input."""
-    return str(item) if isinstance(item, (str, os.PathLike, Frame)) else f"image {index}"
-
-
 def load(
     item: Any,
     index: int,
@@ -164,8 +193,8 @@ def load(
 
     Parameters
     ----------
-    item : path, Frame, PIL image, array (H, W) or (H, W, 1|3|4), or torch tensor (H, W) or (C, H, W)
-        One entry of `as_items`. A path is that of a file of one image.
+    item : path, Frame, bytes, file object, PIL image, array (H, W) or (H, W, 1|3|4), or tensor (H, W) or (C, H, W)
+        One entry of `as_items`. A file is one of one image.
     index : int
         Its place in the input, for messages.
     size : int
@@ -192,14 +221,44 @@ def load(
         dtype or values.
     MissingExtraError
         pydicom or nibabel is needed and not installed.
+
+    Warns
+    -----
+    ImageWarning
+        It was read, and may not be what was meant: its orientation is not known, or it is transparent everywhere.
     """
+    image, remarks = _load(item, index, size, value_range, max_pixels, margin)
+    _warn(remarks, 3)
+    return image
+
+
+def _warn(remarks: list[str], stacklevel: int) -> None:
+    for remark in remarks:
+        warnings.warn(remark, ImageWarning, stacklevel=stacklevel)
+
+
+def _load(
+    item: Any,
+    index: int,
+    size: int,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    margin: float = 0.0,
+) -> tuple[torch.Tensor, list[str]]:
+    """Read one image; and what the user is to be warned of, which is left to the caller's own thread."""
     name = label(item, index)
-    if isinstance(item, _SINGLE):
+    if _is_single(item):
         pixels = read_picture(item, name, size, max_pixels, value_range)
     elif isinstance(item, (np.ndarray, torch.Tensor)):
         pixels = Pixels(read_array(item, name), value_range)
     else:
         raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {ACCEPTED}.")
+    remarks = [f"{name} {remark}." for remark in pixels.remarks]
+    if is_invisible(pixels.values):
+        remarks.append(
+            f"{name} is transparent everywhere, and therefore black. Leave out its fourth channel (image[..., :3]), or "
+            "save it without transparency, if its colours count."
+        )
     try:
         # One at a time, and resized at once: of a large image the floats would take more memory than all the rest.
         channels = [
@@ -208,7 +267,7 @@ def load(
         ]
         # Resizing overshoots by float32's rounding.
         tensor = torch.cat(channels).clamp(-margin, 1.0 + margin)
-        return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1)
+        return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1), remarks
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -250,7 +309,7 @@ def load_each(
     places = range(len(items)) if only is None else only
     for index, read in zip(places, _read_ahead(items, places, options), strict=True):
         try:
-            yield index, read()
+            image, remarks = read()
         except ImageError as error:
             if on_error == "raise":
                 raise ImageError(
@@ -261,13 +320,16 @@ def load_each(
             else:
                 warnings.warn(f"Skipped: {error}", ImageSkippedWarning, stacklevel=2)
             yield index, None
+            continue
+        _warn(remarks, 3)
+        yield index, image
 
 
 def _read_ahead(
     items: Sequence[Any], places: Sequence[int], options: dict[str, Any]
-) -> Iterator[Callable[[], torch.Tensor]]:
+) -> Iterator[Callable[[], tuple[torch.Tensor, list[str]]]]:
     """Yield for each image what returns it, or raises its error."""
-    calls = (functools.partial(load, items[index], index, **options) for index in places)
+    calls = (functools.partial(_load, items[index], index, **options) for index in places)
     n_threads = min(torch.get_num_threads(), len(places))
     if n_threads <= 1:
         yield from calls

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import math
-from pathlib import Path
-from typing import Any
+import zlib
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from ..exceptions import ImageError
-from .sources import File, Pixels, import_extra, percentile_range
+from .sources import File, Pixels, Source, import_extra, percentile_range
 
 # Of a volume, at most about so many voxels are read for percentiles: whole slices, evenly spaced.
 _VOXELS = 1 << 24
+_SUFFIXES = (".nii", ".nii.gz")
+_GZIP = b"\x1f\x8b"
+
+
+def is_nifti(head: bytes) -> bool:
+    """Tell by the first 352 bytes of a file, as they are or unzipped, whether it is a NIfTI volume of one file."""
+    if head[:2] == _GZIP:
+        try:
+            head = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, 352)
+        except zlib.error:
+            return False
+    return head[344:348] == b"n+1\0" or head[4:12] == b"n+2\0\r\n\x1a\n"
 
 
 class Nifti(File):
     """A volume, or several, in canonical orientation; its images are its slices."""
 
-    def __init__(self, path: Path) -> None:
-        nibabel = import_extra("nibabel", path)
-        self.path = path
-        self.image = nibabel.load(path)
+    def __init__(self, source: Source) -> None:
+        nibabel = import_extra("nibabel", source)
+        self.source = source
+        self.stream: BinaryIO | None = None
+        if source.path and source.file_name.endswith(_SUFFIXES):
+            self.image = nibabel.load(source.path)
+        else:
+            self.stream = self._stream()
+            newer = self.stream.read(12)[4:8] == b"n+2\0"
+            self.stream.seek(0)
+            self.image = (nibabel.Nifti2Image if newer else nibabel.Nifti1Image).from_stream(self.stream)
         shape = self.image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         kind = self.image.get_data_dtype()
         if not isinstance(self.image, nibabel.Nifti1Image) or kind.kind not in "buif":
             raise ImageError(
-                f"{path} holds {type(self.image).__name__} of {kind}. Accepted are NIfTI volumes of numbers."
+                f"{source} holds {type(self.image).__name__} of {kind}. Accepted are NIfTI volumes of numbers."
             )
         if not 2 <= len(shape) <= 4 or min(shape) < 1:
-            raise ImageError(f"{path} has shape {self.image.shape}. Accepted are (X, Y), (X, Y, Z) and (X, Y, Z, T).")
+            raise ImageError(f"{source} has shape {self.image.shape}. Accepted are (X, Y), (X, Y, Z) and (X, Y, Z, T).")
         self.orientation = nibabel.io_orientation(self.image.affine)
         self.apply = nibabel.apply_orientation
         self.volume = (*shape, 1)[:3]
@@ -58,10 +78,37 @@ class Nifti(File):
         slab = self.apply(self.slices(slice(at, at + 1), volume), self.orientation)
         # Rows from top to bottom, as pictures are: anterior (of axial slices) or superior first.
         values = slab.squeeze(self.axis).T[::-1]
-        if value_range is None:
-            entry = self.path.stat()
-            value_range = _volume_range(str(self.path), entry.st_mtime_ns, entry.st_size, volume)
-        return Pixels(values, value_range)
+        unknown = np.isnan(values) if values.dtype.kind == "f" else None
+        if unknown is not None and unknown.all() and self.n_images == 1:
+            unknown = None  # then there is nothing to be seen, which is said
+        return Pixels(values, value_range or self._window() or self._range(volume), hidden=unknown)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.stream is not None:
+            self.stream.close()
+
+    def _stream(self) -> BinaryIO:
+        file = self.source.open()
+        zipped = file.read(2) == _GZIP
+        file.seek(0)
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
+
+    def _window(self) -> tuple[float, float] | None:
+        """Read the values that the header wants to be shown as black and white."""
+        low, high = (float(self.image.header[name]) for name in ("cal_min", "cal_max"))
+        return (low, high) if math.isfinite(low) and math.isfinite(high) and high > low else None
+
+    def _range(self, volume: int) -> tuple[float, float]:
+        if self.source.path is None:
+            return self.percentiles(volume)
+        entry = self.source.path.stat()
+        return _volume_range(self.source, entry.st_mtime_ns, entry.st_size, volume)
+
+    def percentiles(self, volume: int) -> tuple[float, float]:
+        """Find the percentiles of a volume."""
+        step = math.ceil(math.prod(self.volume) / _VOXELS)
+        return percentile_range(self.slices(slice(None, None, step), volume))
 
     def slices(self, which: slice, volume: int) -> np.ndarray:
         """Read some slices, (X, Y, Z) in the file's own orientation, and nothing else."""
@@ -73,8 +120,10 @@ class Nifti(File):
 
 
 @functools.lru_cache(maxsize=4096)
-def _volume_range(path: str, _modified: int, _size: int, volume: int) -> tuple[float, float]:
+def _volume_range(source: Source, _modified: int, _size: int, volume: int) -> tuple[float, float]:
     """Find the percentiles of a volume, once for all its slices."""
-    file = Nifti(Path(path))
-    step = math.ceil(math.prod(file.volume) / _VOXELS)
-    return percentile_range(file.slices(slice(None, None, step), volume))
+    file = Nifti(source)
+    try:
+        return file.percentiles(volume)
+    finally:
+        file.close()

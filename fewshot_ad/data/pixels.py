@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
 
-from ..exceptions import ImageError
+from ..exceptions import ImageError, SupportWarning
 from .sources import Pixels
 
 ACCEPTED = (
-    "a path, a Frame of a file of several images, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or "
+    "a path, a Frame of a file of several images, the bytes of a file, a file opened in binary mode, a PIL image, an "
+    "array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or "
     "a torch tensor (C, H, W); dtype bool, uint8, uint16, or float in [0, 1] (anything else with "
     "value_range=(low, high))"
 )
 FULL_SCALE = {np.dtype(bool): 1.0, np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
+# Further beyond [0, 1] than so many steps of a float's precision is not rounding.
+_STEPS = 16
+_BELOW = 1 / 8
+
+
+def rounding(dtype: Any) -> float:
+    """Return how far beyond [0, 1] floats may lie by rounding: as after a resize, or a sum of weights."""
+    return _STEPS * max(float(torch.finfo(dtype).eps), float(torch.finfo(torch.float32).eps))
+
+
 def unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarray]:
     """Raw values, (H, W) or (H, W, C) -> one or three channels, float32 (H, W), in [0, 1]."""
-    raw, value_range, inverted = pixels
+    raw, value_range, inverted, hidden, _ = pixels
     raw = raw[..., None] if raw.ndim == 2 else raw
     if raw.dtype.kind not in "buif":
         raise ImageError(f"{name} has dtype {raw.dtype}. Accepted: {ACCEPTED}.")
+    if hidden is not None:
+        raw = np.where(hidden[..., None], raw.dtype.type(0), raw)
     if raw.dtype.kind == "f" and not np.isfinite(raw).all():
         raise ImageError(f"{name} contains NaN or infinity. Replace those pixels, for instance with numpy.nan_to_num.")
     full = FULL_SCALE.get(raw.dtype, 1.0)
     scaled = value_range is not None or raw.dtype in FULL_SCALE
-    if not scaled and not (raw.dtype.kind == "f" and raw.min() >= 0 and raw.max() <= 1):
+    slack = _slack(raw.dtype)
+    if not scaled and not (raw.dtype.kind == "f" and raw.min() >= -slack and raw.max() <= 1 + slack):
         raise ImageError(
             f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or "
             "float in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
@@ -36,11 +53,12 @@ def unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarr
     if raw.shape[-1] == 4:
         # Transparency keeps the dtype's own scale: a value range is about grey values.
         alpha = raw[..., 3].astype(np.float32) / full
-        if alpha.min() < 0 or alpha.max() > 1:
+        if alpha.min() < -slack or alpha.max() > 1 + slack:
             raise ImageError(
                 f"{name} is {raw.dtype} with transparency from {alpha.min()} to {alpha.max()}. Accepted in its fourth "
                 "channel: the full scale of bool, uint8 or uint16, else values in [0, 1]."
             )
+        np.clip(alpha, 0, 1, out=alpha)
     for i in range(min(raw.shape[-1], 3)):
         channel: np.ndarray
         if value_range is not None:
@@ -53,8 +71,45 @@ def unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarr
             channel = raw[..., i].astype(np.float32)
             channel /= full
         else:
-            channel = raw[..., i].copy()
+            channel = np.clip(raw[..., i], 0, 1)
         channel = (1 - channel if inverted else channel).astype(np.float32, copy=False)
         if alpha is not None:
             channel *= alpha
+        if hidden is not None:
+            channel[hidden] = 0
         yield np.ascontiguousarray(channel)
+
+
+def _slack(dtype: np.dtype) -> float:
+    return rounding(getattr(torch, dtype.name)) if dtype.name in ("float16", "float32", "float64") else 0.0
+
+
+def is_invisible(values: np.ndarray) -> bool:
+    """Tell whether an image is transparent everywhere."""
+    return values.ndim == 3 and values.shape[-1] == 4 and not values[..., 3].any()
+
+
+def warn_of_low_use(images: torch.Tensor, stacklevel: int = 2) -> None:
+    """Warn of a support that uses little of the range of values, as 12 bits in uint16 do.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (N, 3, H, W), the support as `images.load` returned it: in [0, 1].
+    stacklevel : int, optional
+        Of the warning.
+
+    Warns
+    -----
+    SupportWarning
+        No value reaches 1/8 of the full scale.
+    """
+    largest = float(images.max()) if images.numel() else 1.0
+    if largest < _BELOW:
+        warnings.warn(
+            f"The support uses {largest:.2%} of the range of values: nothing in it is brighter, and anomalies are "
+            "hard to see. If its files or arrays hold fewer bits than their dtype (12 bits in uint16), pass "
+            "value_range=(low, high), the values that mean black and white, for instance value_range=(0, 4095).",
+            SupportWarning,
+            stacklevel=stacklevel,
+        )

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..exceptions import ImageError, MissingExtraError
 from ..runtime import is_out_of_memory
 from .formats import open_file
-from .pictures import FORMATS, Picture, decode
-from .pixels import ACCEPTED
-from .sources import File, Frame, Pixels
+from .pictures import FORMATS, decode, shown_size
+from .pixels import ACCEPTED, rounding
+from .sources import File, Frame, Pixels, Source
+from .streams import is_stream, read_stream, stream_name
 
 _READABLE = f"{', '.join(FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
 
@@ -42,24 +44,24 @@ def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         raise ImageError(f"{name} has shape {shape}, which holds no pixel. Accepted: {ACCEPTED}.")
     if not isinstance(item, torch.Tensor):
         return native(item)
-    raw = item.detach().cpu().to(torch.float32 if item.dtype == torch.bfloat16 else item.dtype).numpy()
-    return np.moveaxis(raw, 0, -1) if raw.ndim == 3 else raw
+    raw = item.detach().cpu()
+    if raw.dtype == torch.bfloat16:  # numpy has none, and one step beyond white is more than a float32's
+        slack = rounding(torch.bfloat16)
+        raw = raw.to(torch.float32)
+        if raw.min() >= -slack and raw.max() <= 1 + slack:
+            raw = raw.clamp(0, 1)
+    values = raw.numpy()
+    return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
 
 
-def read_picture(
-    item: str | os.PathLike[str] | Frame | Image.Image,
-    name: str,
-    side: int,
-    max_pixels: int,
-    value_range: tuple[float, float] | None,
-) -> Pixels:
+def read_picture(item: Any, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None) -> Pixels:
     """Read the raw values of a file's image or of a picture; whatever goes wrong names it."""
     try:
         if not isinstance(item, Image.Image):
             return _read_file(item, name, side, max_pixels, value_range)
         # A picture that Pillow has opened may still be undecoded, and fail like a file.
         _check_size(item.size, name, max_pixels)
-        return Pixels(decode(item), value_range)
+        return decode(item, value_range)
     except (ImageError, MissingExtraError):
         raise
     except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
@@ -71,30 +73,23 @@ def read_picture(
         if is_out_of_memory(error):
             raise no_memory(name) from error
         said = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, UnidentifiedImageError):  # which tells an address in memory
+            said = "cannot identify its format"
         raise ImageError(
             f"{name} could not be read: {type(error).__name__}: {said}. Accepted are whole files of the formats "
             f"{_READABLE}."
         ) from error
 
 
-def _read_file(
-    item: str | os.PathLike[str] | Frame, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None
-) -> Pixels:
-    path = Path(item.path if isinstance(item, Frame) else item)
-    if path.is_dir():
-        raise ImageError(f"{name} is a folder. Pass its files, for instance sorted(Path({str(path)!r}).glob('*.png')).")
-    if not path.exists():
-        raise ImageError(f"{name} does not exist. Pass the path of an image file.")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{name} is an empty file. Accepted are {_READABLE}.")
-    with opened(path, side) as file:
-        check_count(file, path)
+def _read_file(item: Any, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None) -> Pixels:
+    with opened(item, name, side) as file:
         index = item.index if isinstance(item, Frame) else 0
         if not 0 <= index < file.n_images:
             raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
         if file.n_images > 1 and not isinstance(item, Frame):
+            first = "Write it to a file, and pass" if is_stream(item) else "Pass"
             raise ImageError(
-                f"{name} holds {file.n_images} images, and a path stands for one. Pass "
+                f"{name} holds {file.n_images} images, and one entry stands for one. {first} "
                 "fewshot_ad.images.frames(paths): a row for each."
             )
         _check_size(file.size(index), name, max_pixels)
@@ -105,17 +100,89 @@ def _read_file(
     return pixels
 
 
-def opened(path: Path, side: int = 0) -> contextlib.closing[File]:
-    """Open a file; `side` is what its images will be resized to, if that is known."""
+def opened(item: Any, name: str, side: int = 0) -> contextlib.closing[File]:
+    """Open the file of an item; `side` is what its images will be resized to, if that is known."""
+    source = read_stream(item, name) if is_stream(item) else _on_disk(item, name)
+    if source.n_bytes == 0:
+        raise ImageError(f"{source} is an empty file. Accepted are {_READABLE}.")
     # Pillow may warn of a size that max_pixels allows, and pydicom of fields: filters are not for one thread alone.
-    return contextlib.closing(open_file(path) or Picture(path, side))
+    file = open_file(source, side)
+    try:
+        _check_count(file, source)
+    except ImageError:
+        file.close()
+        raise
+    return contextlib.closing(file)
 
 
-def check_count(file: File, path: Path) -> None:
+def _on_disk(item: str | os.PathLike[str] | Frame, name: str) -> Source:
+    path = Path(item.path if isinstance(item, Frame) else item)
+    if path.is_dir():
+        raise ImageError(f"{name} is a folder. Pass its files, for instance sorted(Path({str(path)!r}).glob('*.png')).")
+    if not path.exists():
+        raise ImageError(f"{name} does not exist. Pass the path of an image file.")
+    if not path.is_file():
+        raise ImageError(
+            f"{name} is a pipe or a device, not a regular file, and could be read only once. Save it as a file; in "
+            "Python its bytes are accepted: open(path, 'rb').read()."
+        )
+    return Source(str(path), path)
+
+
+def _check_count(file: File, source: Source) -> None:
     """Do not believe in more images than a file has bytes; gzip makes up to 1,032 of one."""
-    size = path.stat().st_size
-    if not 1 <= file.n_images <= size * (1032 if path.suffix.lower() == ".gz" else 1):
-        raise ImageError(f"{path} is damaged: it says that it holds {file.n_images} images, in {size} bytes.")
+    with source.open() as stream:
+        times = 1032 if stream.read(2) == b"\x1f\x8b" else 1
+    if not 1 <= file.n_images <= source.n_bytes * times:
+        raise ImageError(
+            f"{source} is damaged: it says that it holds {file.n_images} images, in {source.n_bytes} bytes."
+        )
+
+
+def size_of(item: Any, index: int = 0) -> tuple[int, int]:
+    """Tell an image's width and height as it is shown, without decoding it.
+
+    Parameters
+    ----------
+    item : path, Frame, bytes, file object, PIL image, array or torch tensor
+        One entry of `images.as_items`.
+    index : int, optional
+        Its place in the input, for messages.
+
+    Returns
+    -------
+    tuple of two ints
+        Width and height, pixels, upright: as EXIF and TIFF say, and of a NIfTI volume those of a slice.
+
+    Raises
+    ------
+    ImageError
+        It is no image, or its header cannot be read.
+    """
+    name = label(item, index)
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        height, width = read_array(item, name).shape[:2]
+        return width, height
+    try:
+        if isinstance(item, Image.Image):
+            return shown_size(item)
+        with opened(item, name) as file:
+            return file.size(item.index if isinstance(item, Frame) else 0)
+    except (ImageError, MissingExtraError):
+        raise
+    except Exception as error:  # readers raise whatever a damaged file leads them to
+        raise ImageError(f"{name} has no readable size: {type(error).__name__}: {error}.") from error
+
+
+def label(item: Any, index: int) -> str:
+    """Name an image in a message: its path, the name of an upload, or its place in the input."""
+    if isinstance(item, (str, os.PathLike, Frame)):
+        return str(item)
+    if is_stream(item):
+        return stream_name(item) or (
+            f"image {index} ({len(item)} bytes)" if hasattr(item, "__len__") else f"image {index}"
+        )
+    return f"image {index}"
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

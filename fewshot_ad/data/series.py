@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..exceptions import MissingExtraError, MixedSeriesWarning
-from .reading import check_count, opened
+from .reading import label, opened
 from .sources import Frame
+from .streams import is_stream
 
 
 def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Frame]) -> list[Any]:
@@ -31,41 +32,67 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
     ------
     MissingExtraError
         pydicom or nibabel is needed and not installed.
+    """
+    found: list[Any] = []
+    single = isinstance(paths, (str, os.PathLike, Frame)) or is_stream(paths)
+    for path in cast(Any, [paths] if single else paths):
+        n_images = 1
+        if isinstance(path, (str, os.PathLike)):
+            try:
+                with opened(path, str(path)) as file:
+                    n_images = file.n_images
+            except MissingExtraError:
+                raise
+            except Exception:  # readers raise whatever a damaged file leads them to; `load` explains it
+                n_images = 1
+        found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
+    return found
+
+
+def warn_of_mixed_series(items: Sequence[Any], stacklevel: int = 2) -> None:
+    """Warn where DICOM images of unlike kinds are to be one support; one image of each patient is of one kind.
+
+    Parameters
+    ----------
+    items : sequence
+        The support, from `images.as_items`. What is no DICOM file, or cannot be read, is passed over.
+    stacklevel : int, optional
+        Of the warning.
 
     Warns
     -----
     MixedSeriesWarning
-        The DICOM files are of several series, or sizes.
+        They differ in size, modality or photometric interpretation.
     """
-    found: list[Any] = []
     kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
-    for path in [paths] if isinstance(paths, (str, os.PathLike, Frame)) else paths:
-        if isinstance(path, Frame):
-            found.append(path)
+    known: dict[str, tuple[str, tuple[int, int]] | None] = {}
+    for index, item in enumerate(items):
+        if not isinstance(item, (str, os.PathLike, Frame)) and not is_stream(item):
             continue
-        n_images = 1
-        try:
-            with opened(Path(path)) as file:
-                check_count(file, Path(path))
-                n_images = file.n_images
-                if file.series is not None:
-                    kinds.setdefault((file.series, file.size(0)), []).append(str(path))
-        except MissingExtraError:
-            raise
-        except Exception:  # readers raise whatever a damaged file leads them to; `load` explains it
-            n_images = 1
-        found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
-    if len(kinds) > 1:
-        series, sizes = {uid for uid, _ in kinds}, {size for _, size in kinds}
-        listed = ", ".join(f"{width} x {height}" for width, height in sorted(sizes)[:5])
-        most = max(kinds.values(), key=len)
-        others = [name for names in kinds.values() if names is not most for name in names]
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        warnings.warn(
-            f"{len(most) + len(others)} DICOM files belong to {len(series)} series and have {len(sizes)} size(s) "
-            f"({listed}). Images of unlike kinds make a poor support: pass those of one series. Unlike most are "
-            f"{', '.join(others[:5])}{more}.",
-            MixedSeriesWarning,
-            stacklevel=2,
-        )
-    return found
+        path = os.fspath(item.path if isinstance(item, Frame) else item) if not is_stream(item) else f"stream {index}"
+        if path not in known:  # all frames of a file are of one kind
+            known[path] = _kind(item, index)
+        kind = known[path]
+        if kind is not None:
+            kinds.setdefault(kind, []).append(label(item, index))
+    if len(kinds) < 2:
+        return
+    listed = "; ".join(f"{kind}, {width} x {height}" for kind, (width, height) in sorted(kinds)[:5])
+    most = max(kinds.values(), key=len)
+    others = [name for names in kinds.values() if names is not most for name in names]
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    warnings.warn(
+        f"The support has {len(most) + len(others)} DICOM images of {len(kinds)} kinds ({listed}). Images of unlike "
+        f"modality, photometric interpretation or size make a poor support: pass those of one kind. Unlike most are "
+        f"{', '.join(others[:5])}{more}.",
+        MixedSeriesWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _kind(item: Any, index: int) -> tuple[str, tuple[int, int]] | None:
+    try:
+        with opened(item if not isinstance(item, Frame) else Path(item.path), label(item, index)) as file:
+            return None if file.kind is None else (file.kind, file.size(0))
+    except Exception:  # `load` tells what is wrong with it
+        return None

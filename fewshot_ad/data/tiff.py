@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..exceptions import ImageError
-from .sources import File, Pixels, full_range, narrow
+from .deep import full_alpha
+from .sources import File, Pixels, Source, full_range, no_data, upright
 
 # Pixels of a TIFF's tile, which may be larger than the image.
 _LARGEST_TILE = 1 << 24
 # Bytes of its parts that are believed even if the file has fewer.
 _LONGEST = 1 << 30
+# Of a page: how it is turned, and the value that means "no data" (GDAL).
+_ORIENTATION, _NO_DATA = 274, 42113
 # Bits of a TIFF page's NewSubfileType.
 _SMALLER_COPY, _MASK = 1, 4
 
 
-def open_tiff(path: Path) -> File | None:
+def open_tiff(source: Source) -> File | None:
     """Open a TIFF whose pages tifffile can decode; None leaves it to Pillow."""
     try:
         import tifffile
     except ImportError:
         return None
-    file = Tiff(tifffile.TiffFile(path), path)
-    if all(map(file.is_plain, file.pages)):
-        return file
+    stream = source.open()
+    try:
+        file = Tiff(tifffile.TiffFile(stream), stream, source)
+        if all(map(file.is_plain, file.pages)):
+            return file
+    except BaseException:
+        stream.close()
+        raise
     file.close()
     return None
 
@@ -35,8 +42,8 @@ def open_tiff(path: Path) -> File | None:
 class Tiff(File):
     """A TIFF; its images are its pages, without masks and smaller copies."""
 
-    def __init__(self, file: Any, path: Path) -> None:
-        self.file, self.path = file, path
+    def __init__(self, file: Any, stream: BinaryIO, source: Source) -> None:
+        self.file, self.stream, self.source = file, stream, source
         pages = list(file.pages)
         self.pages = [page for page in pages if not page.subfiletype & (_SMALLER_COPY | _MASK)] or pages
         self.n_images = len(self.pages)
@@ -54,7 +61,9 @@ class Tiff(File):
 
     def size(self, index: int) -> tuple[int, int]:
         """Tell width and height from the header."""
-        return self.pages[index].imagewidth, self.pages[index].imagelength
+        page = self.pages[index]
+        width, height = page.imagewidth, page.imagelength
+        return (height, width) if page.tags.valueof(_ORIENTATION, default=1) in (5, 6, 7, 8) else (width, height)
 
     def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
         """Decode one image."""
@@ -62,34 +71,40 @@ class Tiff(File):
         declared = int((self.file.imagej_metadata or {}).get("images", 1))
         if declared > len(self.file.pages):
             raise ImageError(
-                f"{self.path} is an ImageJ stack of {declared} images behind {len(self.file.pages)} page. Save its "
+                f"{self.source} is an ImageJ stack of {declared} images behind {len(self.file.pages)} page. Save its "
                 "images as pages, for instance with tifffile.imwrite."
             )
         n_pixels = math.prod(self.size(index))
         if math.prod(page.shape) > 4 * n_pixels:
-            raise ImageError(f"{self.path} has the shape {page.shape}. Accepted are one to four values for each pixel.")
+            raise ImageError(
+                f"{self.source} has the shape {page.shape}. Accepted are one to four values for each pixel."
+            )
         tile = page.tile if page.is_tiled else ()
         longest = max(page.databytecounts, default=0)
         # Room is made for what the file says of its parts; some writers are a little wrong about their bytes.
-        if math.prod(tile) > max(_LARGEST_TILE, 4 * n_pixels) or longest > max(_LONGEST, self.path.stat().st_size):
-            raise ImageError(f"{self.path} is damaged: it has tiles of {tile} pixels, and a part of {longest} bytes.")
-        # Integers of 32 bits seldom use them all: what they mean is not known.
-        full = full_range(page.bitspersample, page.dtype) if page.dtype.itemsize <= 2 else None
-        values = page.asarray() if full else narrow(page.asarray())
+        if math.prod(tile) > max(_LARGEST_TILE, 4 * n_pixels) or longest > max(_LONGEST, self.source.n_bytes):
+            raise ImageError(f"{self.source} is damaged: it has tiles of {tile} pixels, and a part of {longest} bytes.")
+        # What integers of other dtypes mean is not known: as in arrays.
+        known = page.dtype.itemsize <= 2
+        full = full_range(page.bitspersample, page.dtype) if known else None
+        values = page.asarray()
         n_colours = 3 if page.photometric == 2 else 1
         if page.samplesperpixel > 1:
             values = np.moveaxis(values, 0, -1) if page.planarconfig == 2 else values
             if page.samplesperpixel == n_colours + 1:
                 values = _without_extra(values, page.extrasamples)
-        orientation = page.tags.valueof(274, default=1)
-        values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
-        values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
-        values = values[::-1] if orientation in (3, 4, 7, 8) else values
-        return Pixels(values, value_range or full, inverted=page.photometric == 0)
+                values = full_alpha(values, full[1]) if full else values
+        hidden = no_data(values, page.tags.valueof(_NO_DATA, default=""))
+        orientation = page.tags.valueof(_ORIENTATION, default=1)
+        return Pixels(
+            upright(values, orientation), value_range or full, page.photometric == 0,
+            None if hidden is None else upright(hidden, orientation),
+        )  # fmt: skip
 
     def close(self) -> None:
         """Let go of the file."""
         self.file.close()
+        self.stream.close()
 
 
 def _without_extra(values: np.ndarray, extra: tuple[int, ...]) -> np.ndarray:

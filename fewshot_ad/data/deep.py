@@ -1,0 +1,175 @@
+"""Pictures of more than 8 bits for each channel, which Pillow would narrow to 8, or get wrong."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .mending import PNG_HEAD, png_chunks
+from .sources import Source, import_extra
+
+# Start of a JPEG 2000 codestream, which boxes may precede, and where in it the number and the bits of channels stand.
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+_N_CHANNELS, _BITS = 40, 42
+
+
+def decode_deep(picture: Any, source: Source | None) -> tuple[np.ndarray, tuple[float, float] | None] | None:
+    """Decode what Pillow would not get right.
+
+    Parameters
+    ----------
+    picture : PIL image
+        Opened, perhaps not yet decoded: of one that is, the depth is gone.
+    source : Source or None
+        Its file; by default the one that Pillow keeps open.
+
+    Returns
+    -------
+    values : ndarray of shape (H, W) or (H, W, 3|4)
+        With all their bits.
+    value_range : tuple of two floats or None
+        Black and white; None is the full scale of the dtype.
+        None for both: the picture is left to Pillow.
+
+    Raises
+    ------
+    MissingExtraError
+        JPEG 2000 of more than 8 bits, and imagecodecs is not installed.
+    """
+    if not getattr(picture, "tile", None):
+        return None
+    codec, _, offset, arguments = picture.tile[0]
+    if codec == "zip" and picture.tell() == 0 and arguments in ("LA;16B", "RGB;16B", "RGBA;16B"):
+        n_channels = {"LA": 2, "RGB": 3, "RGBA": 4}[arguments[:-4]]
+        values = _decode_png(picture, _content(picture, source), n_channels)
+        if "transparency" in picture.info:
+            shown = (values != np.array(picture.info["transparency"])).any(-1)
+            values = np.dstack([values, np.where(shown, 65535, 0).astype(np.uint16)])
+        return values, None
+    if codec == "ppm" and _is_deep_ppm(arguments):
+        data = _content(picture, source)[offset:]
+        values = np.frombuffer(data, ">u2", 3 * picture.width * picture.height).astype(np.uint16)
+        return values.reshape(picture.height, picture.width, 3), (0.0, float(arguments[1]))
+    return _decode_jpeg_2000(_content(picture, source), source) if codec == "jpeg2k" else None
+
+
+def is_narrowed(picture: Any) -> bool:
+    """Tell whether Pillow will drop bits of a picture that has not been decoded yet."""
+    if not getattr(picture, "tile", None) or picture.mode not in ("RGB", "RGBA"):
+        return False
+    codec, _, _, arguments = picture.tile[0]
+    return _is_deep_ppm(arguments) if codec.startswith("ppm") else ";16" in str(arguments)
+
+
+def _is_deep_ppm(arguments: Any) -> bool:
+    return isinstance(arguments, tuple) and arguments[0] == "RGB" and arguments[1] > 255
+
+
+def _content(picture: Any, source: Source | None) -> bytes:
+    """Read the whole file that a picture was opened from."""
+    if source is not None:
+        with source.open() as file:
+            return file.read()
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    try:
+        return picture.fp.read()
+    finally:
+        picture.fp.seek(place)
+
+
+def _decode_png(picture: Any, data: bytes, n_channels: int) -> np.ndarray:
+    """Decode 16 bits for each channel: high and low bytes as pictures of their own."""
+    found = np.zeros((picture.height, picture.width, n_channels), np.uint16)
+    planes = _png_planes(data, picture.width, picture.height, 2 * n_channels, "interlace" in picture.info)
+    for i, plane in enumerate(planes):
+        with Image.open(io.BytesIO(plane)) as single:
+            values = np.asarray(single)
+        found[..., i // 2] |= values.astype(np.uint16) << 8 if i % 2 == 0 else values
+    return _with_colours(found)
+
+
+def _png_planes(data: bytes, width: int, height: int, n_bytes: int, interlaced: bool) -> Iterator[bytes]:
+    """Split a PNG of several bytes for each pixel into as many grey ones of 8 bits, the first of the first byte.
+
+    All filters of PNG combine a byte with the same byte of neighbouring pixels, so that each of these bytes makes a
+    picture of its own, with the same filters.
+    """
+    bodies = []
+    for kind, body, whole in png_chunks(data):
+        if kind == b"IDAT":
+            if zlib.crc32(kind + body) != int.from_bytes(whole[-4:], "big"):
+                raise OSError("broken PNG file (checksum of the pixels)")
+            bodies.append(body)
+    passes = [(height, width)]
+    if interlaced:
+        starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+        passes = [(-(-(height - y) // dy), -(-(width - x) // dx)) for y, x, dy, dx in starts]
+    passes = [(rows, columns) for rows, columns in passes if rows > 0 and columns > 0]
+    expected = sum(rows * (1 + columns * n_bytes) for rows, columns in passes)
+    try:
+        raw = np.frombuffer(zlib.decompressobj().decompress(b"".join(bodies), expected), np.uint8)
+    except zlib.error as error:
+        raise OSError(f"broken PNG file ({error})") from error
+    if len(raw) < expected:
+        raise OSError("image file is truncated")
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlaced))
+    for i in range(n_bytes):
+        parts, at = [], 0
+        for rows, columns in passes:
+            stored = raw[at : at + rows * (1 + columns * n_bytes)].reshape(rows, -1)
+            at += stored.size
+            parts.append(np.concatenate([stored[:, :1], stored[:, 1 + i :: n_bytes]], axis=1).tobytes())
+        pixels = zlib.compress(b"".join(parts), 0)
+        yield PNG_HEAD + head + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _decode_jpeg_2000(data: bytes, source: Source | None) -> tuple[np.ndarray, tuple[float, float] | None] | None:
+    start = data.find(_JPEG_2000)
+    try:
+        (n_channels,) = struct.unpack_from(">H", data, start + _N_CHANNELS)
+        bits = max((data[start + _BITS + 3 * i] & 0x7F) + 1 for i in range(min(n_channels, 4)))
+    except (struct.error, IndexError, ValueError):
+        return None
+    if bits <= 8:
+        return None
+    values = import_extra("imagecodecs", source or Source("JPEG 2000 of more than 8 bits")).jpeg2k_decode(data)
+    values = _with_colours(values) if values.ndim == 3 else values
+    white = 2.0**bits - 1
+    return full_alpha(values, white), None if bits == 16 else (0.0, white)
+
+
+def _with_colours(values: np.ndarray) -> np.ndarray:
+    """Make grey with transparency RGBA."""
+    return np.dstack([values[..., :1]] * 3 + [values[..., 1:]]) if values.shape[-1] == 2 else values
+
+
+def full_alpha(values: np.ndarray, white: float) -> np.ndarray:
+    """Give transparency the full scale of the dtype: a range is about grey values.
+
+    Parameters
+    ----------
+    values : ndarray of shape (H, W) or (H, W, C)
+        Unsigned integers; of four channels the last one is transparency.
+    white : float
+        The value that is opaque.
+
+    Returns
+    -------
+    ndarray
+        Of the same shape and dtype.
+    """
+    if values.ndim < 3 or values.shape[-1] != 4 or values.dtype.kind != "u" or white == np.iinfo(values.dtype).max:
+        return values
+    alpha = np.minimum(values[..., 3:], white) * (np.iinfo(values.dtype).max / white)
+    return np.concatenate([values[..., :3], np.round(alpha).astype(values.dtype)], axis=-1)

@@ -1,0 +1,122 @@
+"""Lookup tables of DICOM files: palettes, and what turns stored values into meant ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..exceptions import ImageError
+from .sources import Source
+
+_NAMES = ("Red", "Green", "Blue", "Alpha")
+
+
+def look_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
+    """Replace values by a table's entries, the first of which stands for `first`; values beyond have the last one."""
+    at: np.ndarray = values.astype(np.int32 if values.dtype.itemsize < 4 else np.int64)
+    at -= first
+    np.clip(at, 0, len(table) - 1, out=at)
+    return table[at]
+
+
+def palette(header: Any, pydicom: Any, source: Source) -> tuple[np.ndarray, int]:
+    """Read the colours of PALETTE COLOR.
+
+    Parameters
+    ----------
+    header : Dataset
+        With the palette's descriptors and data, whole or in segments.
+    pydicom : module
+        It expands segments.
+    source : Source
+        For messages.
+
+    Returns
+    -------
+    table : ndarray of shape (N, 3|4)
+        uint8 or uint16, of full scale.
+    first : int
+        The stored value that the first entry stands for.
+
+    Raises
+    ------
+    ImageError
+        A part of the palette is missing, or of another length than it says.
+    """
+    names = [name for name in _NAMES if name != "Alpha" or f"{name}PaletteColorLookupTableDescriptor" in header]
+    columns, first, depth = [], 0, 0
+    for name in names:
+        n_entries, first, depth = _descriptor(header, f"{name}PaletteColorLookupTableDescriptor", header, source)
+        if header.get(f"{name}PaletteColorLookupTableData"):
+            columns.append(_entries(header, f"{name}PaletteColorLookupTableData", header, n_entries, depth, source))
+    if not columns and header.get("SegmentedRedPaletteColorLookupTableData"):
+        # The palette itself is looked up, entry by entry; only pydicom knows how segments go on.
+        indices = np.arange(first, first + n_entries)
+        table = pydicom.pixels.apply_color_lut(indices, header)
+        columns = list(np.moveaxis(table, -1, 0))
+    if len(columns) not in (3, 4):
+        raise ImageError(
+            f"{source} has the colours PALETTE COLOR, and {3 - len(columns)} of its three palettes "
+            "(PaletteColorLookupTableData) are missing. Leave it out, or convert it with another program."
+        )
+    if len({len(column) for column in columns}) > 1:
+        raise ImageError(f"{source} is damaged: its palettes have unlike lengths. Leave it out, or fetch it anew.")
+    table = np.stack(columns, -1)
+    if depth <= 8 or table.max() <= 255:
+        # Entries of 8 bits may be kept in words, alone or twice over.
+        table = (table >> 8) if table.max() > 255 else table
+        return _to_full_scale(table, depth if depth < 8 else 8, np.uint8), first
+    return _to_full_scale(table, depth, np.uint16), first
+
+
+def modality_table(item: Any, header: Any, source: Source) -> tuple[np.ndarray, int]:
+    """Read a modality LUT: its entries are the meant values; and the stored value that the first one stands for."""
+    n_entries, first, depth = _descriptor(item, "LUTDescriptor", header, source)
+    return _entries(item, "LUTData", header, n_entries, depth, source), first
+
+
+def _descriptor(part: Any, name: str, header: Any, source: Source) -> tuple[int, int, int]:
+    """Read the number of entries, the value of the first and the bits of each."""
+    try:
+        n_entries, first, depth = (int(value) for value in part[name].value)
+    except Exception as error:
+        raise ImageError(
+            f"{source} has no {name} of three numbers, without which its lookup table cannot be read. Leave it out, or "
+            "convert it with another program."
+        ) from error
+    n_entries = n_entries % 65536 or 65536
+    # Files write it with either sign.
+    signed = bool(header.get("PixelRepresentation"))
+    first = first - 65536 if signed and first > 32767 else first % 65536 if not signed else first
+    if not 1 <= depth <= 16:
+        raise ImageError(f"{source} has a lookup table of {depth} bits ({name}). Accepted are 1 to 16.")
+    return n_entries, first, depth
+
+
+def _entries(part: Any, name: str, header: Any, n_entries: int, depth: int, source: Source) -> np.ndarray:
+    data = part[name].value
+    order = "<" if header.original_encoding[1] else ">"
+    if not isinstance(data, bytes):
+        found = np.atleast_1d(np.asarray(data, dtype=np.int64) & 0xFFFF).astype(np.uint16)
+        if len(found) * 2 in (n_entries, n_entries + 1) and depth <= 8:
+            found = found.astype(f"{order}u2").view(np.uint8)
+    elif len(data) >= 2 * n_entries:
+        found = np.frombuffer(data[: 2 * n_entries], f"{order}u2").astype(np.uint16)
+    else:
+        found = np.frombuffer(data, np.uint8)
+        if order == ">" and len(found) % 2 == 0:
+            found = found.reshape(-1, 2)[:, ::-1].reshape(-1)
+    if len(found) < n_entries:
+        raise ImageError(
+            f"{source} is damaged: {name} has {len(found)} entries, and {n_entries} are announced. Leave it out, or "
+            "fetch it anew."
+        )
+    return found[:n_entries]
+
+
+def _to_full_scale(table: np.ndarray, bits: int, dtype: Any) -> np.ndarray:
+    white, full = 2**bits - 1, np.iinfo(dtype).max
+    if white == full:
+        return table.astype(dtype)
+    return np.round(np.minimum(table, white) * (full / white)).astype(dtype)
