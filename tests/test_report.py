@@ -186,10 +186,10 @@ def test_a_destination_that_will_not_do_is_told_first(det, paths, tmp_path):
 
 @pytest.mark.usefixtures("no_work")
 def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch):
-    def refuse(path, data):
+    def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoints, "write_atomically", refuse)
+    monkeypatch.setattr(checkpoints, "_temporary_file", refuse)
     with pytest.raises(OutputError, match=r"Permission denied.*another folder"):
         write(det, paths, tmp_path / "report.html")
 
