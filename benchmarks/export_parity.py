@@ -113,7 +113,7 @@ def aurocs(
 
 def quantize(det: DualDistillationDetector, model: Path, out: Path, support: torch.Tensor) -> None:
     """Write the graph with the teacher's convolutions in 8 bits: they are the first that it makes."""
-    n_convolutions = sum(isinstance(module, nn.Conv2d) for module in det._extractor().teacher.modules())
+    n_convolutions = sum(isinstance(module, nn.Conv2d) for module in det.session().scorer.extract.teacher.modules())
     names = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"][:n_convolutions]
     quantization.quantize_static(
         model, out, Views(support), per_channel=True, nodes_to_quantize=names,

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ import fewshot_ad
 from fewshot_ad import DualDistillationDetector, pretrain
 from fewshot_ad.data import images
 from fewshot_ad.evaluation import N_ANOMALOUS, N_NORMAL, PIXELS
+from fewshot_ad.method.evidence import WHOLE
 from fewshot_ad.method.features import CHUNK, image_hash, load_teacher
-from fewshot_ad.method.scoring import Scorer
+from fewshot_ad.method.scoring import Evidence, Scorer
 from fewshot_ad.metrics import aupro
 from fewshot_ad.runtime import resolve_runtime
 
@@ -283,15 +284,15 @@ def evaluate(
     det.fit(support)  # without features computed before: the time that a user would wait
     seconds = time.perf_counter() - start
     det.set_params(memory=features)
-    scorer = det._scorer(det._extractor())
+    scorer = det.session().scorer
     evidence = scored(det, scorer, drawn, queries, features)
-    maps = {"fused": scorer.fuse(evidence)}
+    maps, scores = {"fused": scorer.fuse(evidence)}, {}
     if kinds and len(det.scales_) > 1:
-        maps |= dict(zip(det.scales_, evidence.unbind(1), strict=True))
-    scores = {name: scorer.reduce(found).numpy() for name, found in maps.items()}
+        maps |= dict(zip(located_kinds(det), evidence.maps.unbind(1), strict=True))
+        scores = {name: scorer.reduction.reduce(found).numpy() for name, found in maps.items()}
+        scores |= {name: read.numpy() for name, read in zip(WHOLE, evidence.whole.unbind(1), strict=False)}
     scores["fused"] = scorer.score(evidence).numpy()
-    # The embedding's map is one number: nothing to measure at pixels.
-    located = {name: shown.numpy() for name, shown in maps.items() if name != "embedding"}
+    located = {name: shown.numpy() for name, shown in maps.items()}
     found = measure(drawn, pictures, features, scores, located)
     decision = -scores["fused"].astype(float) - det.offset_
     called = decision < 0
@@ -299,26 +300,32 @@ def evaluate(
         "alarms": float(called[drawn.y == 1].mean()), "recall": float(called[drawn.y == -1].mean()), "fit": seconds,
     }  # fmt: skip
     if leaky:
-        scorer.sigma = 0.0
+        scorer = Scorer(scorer.extract, scorer.memory, scorer.weights, replace(scorer.reduction, sigma=0.0))
         raw = scorer.fuse(scored(det, scorer, drawn, queries, features))
         found["fused"]["leaky"] = leaky_auroc(raw.numpy(), drawn.y)
     return found
 
 
+def located_kinds(det: DualDistillationDetector) -> list[str]:
+    """Kinds of evidence that say where, in the order of the detector's."""
+    return [name for name in det.scales_ if name not in WHOLE]
+
+
 def scored(
     det: DualDistillationDetector, scorer: Scorer, drawn: Draw, queries: torch.Tensor, features: Features
-) -> torch.Tensor:
-    """Read the evidence (N, E, S, S) of the queries by the detector's own scorer."""
-    kinds = list(det.scales_)
+) -> Evidence:
+    """Read the evidence of the queries by the detector's own scorer."""
+    kinds = located_kinds(det)
     key = None
     if det.patches_ is not None:
         bank = hashlib.blake2b(det.patches_.numpy().tobytes()).hexdigest()
-        key = (bank, tuple(drawn.queries), scorer.sigma, det.teacher_fingerprint_)
-        if kinds == ["patch"] and key in features.patch:
-            return features.patch[key][:, None]
-    evidence = torch.cat([scorer.evidence(batch, det._exclude(batch))[0] for batch in queries.split(CHUNK)])
+        key = (bank, tuple(drawn.queries), scorer.reduction.sigma, det.teacher_fingerprint_)
+        if list(det.scales_) == ["patch"] and key in features.patch:
+            return Evidence(features.patch[key][:, None], torch.empty(len(queries), 0))
+    exclude = det.fitted_.exclude
+    evidence = Evidence.cat([scorer.evidence(batch, exclude(batch))[0] for batch in queries.split(CHUNK)])
     if key is not None:
-        features.patch[key] = evidence[:, kinds.index("patch")].clone()
+        features.patch[key] = evidence.maps[:, kinds.index("patch")].clone()
         for old in list(features.patch)[:-4]:
             del features.patch[old]
     return evidence

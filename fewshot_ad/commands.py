@@ -84,7 +84,7 @@ def fit(support: Sequence[Path], out: Path, keep_support: bool, force: bool, **s
     _check_existence(support)
     det = _fit(support, settings)
     det.save(out, support=keep_support, force=force)
-    names = [Path(name).name for name in det._support_names]
+    names = [Path(name).name for name in det.session().fitted.names]
     found = {
         "model": str(out), "bytes": out.stat().st_size, "offset": det.offset_,
         "support": [{"name": n, "score": s} for n, s in zip(names, det.support_scores_.tolist(), strict=True)],
@@ -265,8 +265,7 @@ def _list(paths: Iterable[Path]) -> Iterator[tuple[Any, Path]]:
 
 
 def _rows(det: DualDistillationDetector, items: Sequence[Any]) -> list[Row]:
-    columns = det._score_files(items, keep=True)
-    return list(zip(*(columns[name].tolist() for name in _COLUMNS), strict=True))
+    return [(one.path, one.score, one.label, one.error) for one in det.session().score_each(items, keep=True)]
 
 
 def _write_maps(
@@ -281,9 +280,9 @@ def _write_maps(
         if file in seen:
             raise OutputExistsError(f"Two of the images would be written to {file}. Name their common folder instead.")
         seen.add(file)
-    given, options = det._items([item for item, _ in items], reset=False)
+    given = [item for item, _ in items]
     errors: dict[int, str] = {}
-    for i, found in det._explanations(given, lambda i, error: errors.update({i: str(error)}), options):
+    for i, found in det.session().explanations(given, lambda i, error: errors.update({i: str(error)})):
         for file, kind, content in zip(names[i], ("PNG", "TIFF"), (overlay(found), found.map), strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             data = io.BytesIO()

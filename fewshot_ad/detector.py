@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 import html
-import itertools
+import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.metrics import roc_auc_score
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_memory, validate_data
-from tqdm.auto import tqdm
+from sklearn.utils.validation import check_is_fitted
 
-from . import explanation
-from .data import images, views
-from .exceptions import CheckpointError, ImageError, SupportWarning, WeightsNotFoundError
-from .files import checkpoints, export, model_file
-from .method import calibration, matching, scoring
-from .method.features import CHUNK, FeatureExtractor, image_hash, load_teacher
-from .method.packaged import PACKAGED, timm_name
-from .method.student import PAPER_BLOCKS, Student, build_student
-from .method.teacher import Backbone
-from .runtime import Runtime, is_out_of_memory, resolve_runtime
-from .training.episodes import Task
-from .training.loop import train
+from . import __version__
+from .attributes import FittedAttribute, summary
+from .data.images import MAX_PIXELS
+from .exceptions import VersionWarning, warn
+from .explanation import Explanation
+from .files import export, model_file
+from .method.scoring import Expert
+from .method.student import PAPER_BLOCKS
+from .runtime import own_torch_state
+from .session import Session
+from .settings import OF_THE_CALL, checked
+from .support import FittedSupport, doubts
+from .training.fitting import extend_support, fit_support
+from .training.students import resolve_evidence
 
-# Training steps of a student that is not pretrained.
-_STEPS = 100
-# Views that the student learns from: as many as make about this many images in all, at most 16 of each.
-_TRAINING_VIEWS = 64
-_HELD_OUT_VIEWS = 2
-# A support image that reads so many times the median of all is named in a warning. On eleven tasks, four images: in 1
-# of 33 draws of normal ones, and for 1 of 8 anomalous ones among three normal (docs/experiments.md).
-_ODD = 2.5
-# What lam="auto" chooses from, by so many views of each support image; what it trains with, and stays with unless the
-# AUROC of another is larger by the margin: smaller differences are of the few views (docs/experiments.md).
-_LAMS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_SPOILT_VIEWS = 4
-_USUAL_LAM = 0.1
-_LAM_MARGIN = 0.15
-# What a row's value may exceed the range seen at fit by, in units of that range.
-_ROW_MARGIN = 1.0
+_VERSION = "_fewshot_ad_version"
 
 
 class DualDistillationDetector(OutlierMixin, BaseEstimator):
@@ -70,8 +55,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Images are resized to a square of this side, pixels.
     student : {"decoder", "encoder"}, default="decoder"
         "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained
-        network of
-        the teacher's architecture that sees the image.
+        network of the teacher's architecture that sees the image.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
         Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6). A pretrained student brings
         its own.
@@ -125,9 +109,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Whether "patch" and "embedding" also see the support turned by 90, 180 and 270 degrees and mirrored, and whether
         a student that is trained on the support sees slightly changed views of it.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support, each
-        image held
-        against the others, is called anomalous.
+        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support images, each
+        scored against the others, is called anomalous.
     image_shape : tuple of int, optional
         (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
         height 1.
@@ -156,10 +139,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     Attributes
     ----------
+    fitted_ : support.FittedSupport
+        The fitted state, frozen. The other attributes are read from it.
     offset_ : float
-        `decision_function` is `score_samples` minus this.
+        `decision_function` is `score_samples` minus this. It may be set; the other attributes are read-only.
     support_scores_ : ndarray of shape (K,)
-        `score_samples` of each support image held against the others.
+        `score_samples` of each support image, scored against the other support images.
     support_ : ndarray of shape (K, 3, image_size, image_size)
         The support images, float32 in [0, 1]. Not there after `load`, unless they were saved too.
     evidence_ : str, tuple of str, or dict
@@ -192,7 +177,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     A pickle, and a file of `save`, holds tensors on the CPU and no teacher: that is found again by `backbone` and
     `weights`, and checked.
 
-    `fit` that fails or is interrupted leaves the detector as it was before.
+    A changed parameter acts at the next `fit`, except for those that say where and how the work is done, and on which
+    no score depends: `weights`, `max_pixels`, `device`, `memory`, `on_error` and `verbose` act at the next call.
+
+    `fit` builds a new state and puts it in place of the old one at its end. A `fit` that fails or is interrupted leaves
+    the detector as it was before, and threads may score while another fits: each call sees one state from beginning to
+    end.
 
     References
     ----------
@@ -242,7 +232,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         contamination: str | float = "auto",
         image_shape: tuple[int, ...] | None = None,
         value_range: tuple[float, float] | None = None,
-        max_pixels: int = images.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         device: str | torch.device = "auto",
         precision: str = "auto",
         memory: Any = None,
@@ -309,8 +299,6 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         }  # fmt: skip
         return cls(backbone, **{**setting, **parameters})
 
-    # ---- fitting
-
     def fit(self, X: Any, y: Any = None, *, auxiliary: Mapping[str, Any] | None = None) -> DualDistillationDetector:
         """Fit on normal images.
 
@@ -343,70 +331,35 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         TrainingError
             The loss did not stay finite.
         """
-        before = dict(self.__dict__)
-        try:
-            return self._fit(X, y, auxiliary)
-        except BaseException:  # Ctrl-C too: never half a state
-            self.__dict__ = before
-            raise
+        settings = checked(self.get_params(deep=False))
+        evidence = resolve_evidence(settings, auxiliary)
+        seeds = check_random_state(settings.random_state).randint(np.iinfo(np.int32).max, size=4).tolist()
+        with own_torch_state():
+            fitted = fit_support(settings, X, y, auxiliary, evidence, seeds)
+        return self._take(fitted)
 
-    def _fit(self, X: Any, y: Any, auxiliary: Mapping[str, Any] | None) -> DualDistillationDetector:
-        self._check_parameters()
-        self.evidence_ = self._resolve_evidence(auxiliary)
-        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=4).tolist()
-        runtime = resolve_runtime(self.device, self.precision)
-        support, names = self._load_support(X, y)
-        teacher, fingerprint = self._load_teacher(runtime)
-        extract = FeatureExtractor(teacher, fingerprint, runtime, self._memory())
-        extract.keep(support)
-
-        experts: list[scoring.Expert] = []
-        curve: list[float] = []
-        for tasks, seen in self._curricula(support, auxiliary, extract, seeds[1]):
-            student = self._initial_student(teacher, fingerprint, seeds[0]).to(runtime.device, runtime.dtype).eval()
-            if tasks:
-                curve += train(
-                    student, tasks, n_steps=self._steps(auxiliary), n_shots=min(len(support), 8),
-                    batch_size=self.batch_size, learning_rate=self.learning_rate, lam=self._training_lam(),
-                    loss=self.loss, tol=self.tol, seed=seeds[2], runtime=runtime, verbose=self.verbose,
-                )  # fmt: skip
-            experts.append(scoring.Expert(student.cpu(), seen))
-        self.experts_ = experts
-        self.loss_curve_ = curve
-        self.teacher_fingerprint_ = fingerprint
-        self._held_out_seed = seeds[3]
-        self._store_support(support, names, extract)
+    def _take(self, fitted: FittedSupport) -> DualDistillationDetector:
+        """Say what there is to doubt, and only then be fitted."""
+        for doubt in doubts(fitted):
+            warn(doubt)
+        self.fitted_ = fitted
         return self
 
-    def _curricula(
-        self, support: torch.Tensor, auxiliary: Mapping[str, Any] | None, extract: FeatureExtractor, seed: int
-    ) -> Iterator[tuple[list[Task], torch.Tensor]]:
-        """Say what each student is trained on: its tasks, and which support images are among them."""
-        nothing = torch.zeros(len(support), dtype=torch.bool)
-        if not self._needs_student():
-            return
-        if self._steps(auxiliary) == 0:
-            if self._init_file() is None or auxiliary is not None:
-                raise ValueError(
-                    f"n_steps=0 trains no student, but evidence={self.evidence_!r} needs one"
-                    + (" and auxiliary= was given to train it" if auxiliary is not None else "")
-                    + ". Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'."
-                )
-            yield [], nothing
-        elif auxiliary is not None:
-            yield self._auxiliary_tasks(auxiliary, extract), nothing
-        else:
-            bank = self._support_task(support, extract, seed)
-            # Cross-fitting: each student is trained on one half and judges the other, so that a support image reads as
-            # a fresh one would. Fresh images are judged by both.
-            half = torch.arange(len(support)) % 2 == 0
-            for seen in [half, ~half] if len(support) > 1 else [half]:
-                yield [bank.select(seen.numpy()[bank.sources])], seen
+    def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> np.ndarray:
+        """Fit, and label the same images, each compared with the others.
 
-    def _steps(self, auxiliary: Mapping[str, Any] | None) -> int:
-        if self.n_steps != "auto":
-            return int(self.n_steps)
-        return 0 if self._init_file() is not None and auxiliary is None else _STEPS
+        Parameters
+        ----------
+        X, y, **fit_params
+            As for `fit`. All images are labelled, also those that are not fitted on.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int
+            As of `predict`.
+        """
+        X = list(X) if isinstance(X, Iterator) else X
+        return self.fit(X, y, **fit_params).predict(X)
 
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
         """Add support images without training again; the threshold follows.
@@ -415,10 +368,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : images, or array-like of shape (n_samples, n_features)
+        X, y
             As for `fit`.
-        y : array-like of shape (n_samples,), optional
-            Rows labelled -1 are left out of the support.
 
         Returns
         -------
@@ -430,23 +381,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         ValueError
             The detector was loaded from a file that holds no support images.
         """
-        if not hasattr(self, "offset_"):
+        if not hasattr(self, "fitted_"):
             return self.fit(X, y)
-        if not hasattr(self, "support_"):
-            raise ValueError(
-                "This detector was loaded from a file that holds no support images, and cannot be added to. Save it "
-                "with support=True, or fit again on all images."
-            )
-        before = dict(self.__dict__)
-        try:
-            new, names = self._load_support(X, y, reset=False)
-            support, extract = torch.cat([torch.from_numpy(self.support_), new]), self._extractor()
-            extract.keep(support)
-            self._store_support(support, self._support_names + names, extract)
-            return self
-        except BaseException:
-            self.__dict__ = before
-            raise
+        with own_torch_state():
+            fitted = extend_support(self.session(), X, y)
+        return self._take(fitted)
 
     def save_student(self, path: str | os.PathLike[str]) -> None:
         """Write the trained student, for `init` of other detectors with the same teacher.
@@ -456,17 +395,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         path : path
             The file to write, safetensors.
         """
-        check_is_fitted(self)
-        if not self.experts_ or self.experts_[0].seen.any():
-            raise ValueError(
-                f"There is no student to save: evidence={self.evidence_!r} trains none."
-                if not self.experts_
-                else "A student that was trained on the support is good for that support only. Pass auxiliary= to "
-                "fit, images of other kinds, to train one that can be used elsewhere."
-            )
-        student = self.experts_[0].student
-        header = checkpoints.student_header(self.backbone, self.teacher_fingerprint_, student)
-        checkpoints.save_student(path, student, header)
+        model_file.save_student(path, self.session().fitted)
 
     def save(self, path: str | os.PathLike[str], *, support: bool = False, force: bool = False) -> None:
         """Write the fitted detector to a file that `load` reads, without the teacher.
@@ -489,16 +418,15 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         ------
         sklearn.exceptions.NotFittedError
             There is nothing to save yet.
-        OutputExistsError
-            The file exists, and `force` is False.
-        OutputError
-            It cannot be written there.
+        OutputExistsError, OutputError
+            The file exists, and `force` is False; it cannot be written there.
         CheckpointError
             A parameter that no file can hold.
         DiskFullError
             What was there before stays.
         """
-        model_file.save(path, self, support=support, force=force)
+        session = self.session()
+        model_file.save(path, session.fitted, session.settings, support=support, force=force)
 
     @classmethod
     def load(
@@ -535,7 +463,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         WeightsNotFoundError
             The teacher's weights are not here.
         """
-        return model_file.load(path, cls, device=device, weights=weights)
+        defaults = cls().get_params(deep=False)
+        fitted = model_file.load(path, defaults, device=device, weights=weights)
+        det = cls(**{entry.name: getattr(fitted.settings, entry.name) for entry in fields(fitted.settings)})
+        det.fitted_ = fitted
+        return det
 
     def export(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the fitted detector as one ONNX graph, for onnxruntime, OpenVINO and the like.
@@ -558,16 +490,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             There is nothing to export yet.
         MissingExtraError
             onnx or onnxscript is not installed.
-        OutputExistsError
-            The file exists, and `force` is False.
-        OutputError
-            It cannot be written there.
+        OutputExistsError, OutputError
+            The file exists, and `force` is False; it cannot be written there.
         DiskFullError
             What was there before stays.
         """
-        export.write(path, self, force=force)
-
-    # ---- scoring
+        session = self.session(memory=None)
+        export.write(path, session.fitted, session.settings, force=force)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Score images; high = normal.
@@ -582,7 +511,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         ndarray of shape (n_samples,), float64
             NaN for an unreadable image with on_error="skip".
         """
-        return -self.anomaly_score(X)
+        return self.session().score_samples(X)
 
     def anomaly_score(self, X: Any) -> np.ndarray:
         """Score images; high = anomalous. The negative of `score_samples`.
@@ -596,7 +525,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples,), float64
         """
-        return self._collect(X, lambda scorer, evidence, _: scorer.score(evidence), (), np.float64)
+        return -self.session().score_samples(X)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Score images against the threshold; below 0 = anomaly.
@@ -611,7 +540,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         ndarray of shape (n_samples,), float64
             `score_samples(X) - offset_`.
         """
-        return self.score_samples(X) - self.offset_
+        return self.session().decision_function(X)
 
     def predict(self, X: Any) -> np.ndarray:
         """Label images.
@@ -645,8 +574,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples, image_size, image_size), float32
         """
-        shape = (self.image_size, self.image_size)
-        return self._collect(X, lambda scorer, evidence, _: scorer.fuse(evidence), shape, np.float32)
+        return self.session().anomaly_map(X)
 
     def support_weights(self, X: Any) -> np.ndarray:
         """Tell how much each support image counted for each query.
@@ -662,10 +590,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of the query's
             patches that found their match in each support image; of "embedding" alone, 1 for the most similar one.
         """
-        check_is_fitted(self)
-        return self._collect(X, lambda _scorer, _evidence, weights: weights, (self._n_support(),), np.float64)
+        return self.session().support_weights(X)
 
-    def explain(self, X: Any) -> list[explanation.Explanation | None]:
+    def explain(self, X: Any) -> list[Explanation | None]:
         """Tell what the score of each image comes from.
 
         Parameters
@@ -675,477 +602,96 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Returns
         -------
-        list of explanation.Explanation
+        list of Explanation
             One for each image, each with score, map, the support's weights, the hottest spot, and the patch of the
             support that is most like it. None for an unreadable image with on_error="skip".
         """
-        check_is_fitted(self)
-        items, options = self._items(X, reset=False)
-        found: list[explanation.Explanation | None] = [None] * len(items)
-        for row, one in self._explanations(items, self.on_error, options):
-            found[row] = one
-        return found
+        return self.session().explain(X)
 
-    def _score_files(
-        self, paths: Sequence[str | images.Frame], maps: bool = False, keep: bool = False
-    ) -> dict[str, np.ndarray]:
-        """Score files into columns, a row for each: path, score, label, error, which is None or why, and map.
+    def session(self, **of_the_call: Any) -> Session:
+        """Put the fitted state to work: for tools, and for several questions to one state.
 
-        With `keep`, what was scored before memory ran out is returned; the others have an error.
+        Parameters
+        ----------
+        **of_the_call
+            `weights`, `max_pixels`, `device`, `memory`, `on_error` or `verbose`, in place of the detector's own.
+
+        Returns
+        -------
+        session.Session
+            All that it answers comes of the state that is fitted now, whatever the detector does meanwhile.
         """
         check_is_fitted(self)
-        errors: dict[int, str] = {}
-        items, options = self._items(list(paths), reset=False)
-        columns: dict[str, np.ndarray] = {
-            "path": np.array(list(map(str, paths)), object),
-            "score": np.full(len(paths), np.nan),
-        }
-        if maps:
-            columns["map"] = np.full((len(paths), self.image_size, self.image_size), np.nan, np.float32)
-        done = 0
-        try:
-            for rows, scorer, evidence, _ in self._evidence(items, lambda i, e: errors.update({i: str(e)}), options):
-                columns["score"][rows] = -scorer.score(evidence).numpy()
-                if maps:
-                    columns["map"][rows] = scorer.fuse(evidence).numpy()
-                done = rows[-1] + 1
-        except (RuntimeError, MemoryError) as error:
-            if not keep or not done or not is_out_of_memory(error):
-                raise
-            for i in range(done, len(paths)):
-                errors.setdefault(
-                    i, f"{paths[i]} was not scored: memory ran out. Score it again with more memory free."
-                )
-        columns["label"] = np.where(columns["score"] - self.offset_ >= 0, 1, -1)
-        columns["error"] = np.array([errors.get(i) for i in range(len(paths))], object)
-        return columns
+        return Session(self.fitted_, **{**{name: getattr(self, name) for name in OF_THE_CALL}, **of_the_call})
 
-    # ---- parts
+    # ---- what was fitted
 
-    def _check_parameters(self) -> None:
-        def one_of(name: str, *accepted: Any) -> None:
-            if getattr(self, name) not in accepted:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} was given; accepted are {', '.join(map(repr, accepted))}."
-                )
+    fitted_: FittedSupport
+    support_ = FittedAttribute[np.ndarray](lambda f: None if f.images is None else f.images.numpy(), may_lack=True)
+    support_scores_ = FittedAttribute[np.ndarray](lambda f: f.scores)
+    evidence_ = FittedAttribute[str | tuple[str, ...] | dict[str, float]](lambda f: f.evidence)
+    lam_ = FittedAttribute[float](lambda f: f.lam)
+    scales_ = FittedAttribute[dict[str, float]](lambda f: dict(f.scales))
+    loss_curve_ = FittedAttribute[list[float]](lambda f: list(f.loss_curve))
+    experts_ = FittedAttribute[list[Expert]](lambda f: list(f.experts))
+    patches_ = FittedAttribute[torch.Tensor | None](lambda f: f.patches)
+    embeddings_ = FittedAttribute[torch.Tensor | None](lambda f: f.embeddings)
+    teacher_fingerprint_ = FittedAttribute[str](lambda f: f.teacher_fingerprint)
+    row_range_ = FittedAttribute[tuple[float, float] | None](lambda f: f.table and f.table.value_range)
+    n_features_in_ = FittedAttribute[int](lambda f: f.table and f.table.n_features, may_lack=True)
+    feature_names_in_ = FittedAttribute[np.ndarray](
+        lambda f: np.array(f.table.feature_names, dtype=object) if f.table and f.table.feature_names else None,
+        may_lack=True,
+    )
 
-        def number(name: str, kind: Any, low: float, high: float = np.inf, open_low: bool = False) -> None:
-            value: Any = getattr(self, name)
-            fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-            if not fits or (open_low and value == low):
-                bounds = f"{'above' if open_low else 'at least'} {low:g}" + (
-                    f", at most {high:g}" if high < np.inf else ""
-                )
-                what = "an integer" if kind is _INTEGER else "a number"
-                raise ValueError(f"{name}={value!r} was given; accepted is {what}, {bounds}.")
+    @property
+    def offset_(self) -> float:
+        """The threshold of `score_samples`; it may be set."""
+        if "fitted_" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'offset_'")
+        return self.fitted_.offset
 
-        one_of("student", "decoder", "encoder")
-        blocks = self.decoder_blocks
-        if len(blocks) != 3 or not all(isinstance(n, _INTEGER) and n >= 1 for n in blocks):
-            raise ValueError(f"decoder_blocks={blocks!r} was given; accepted are three integers of at least 1.")
-        one_of("weighting", "attention", "uniform")
-        one_of("loss", "position", "flattened")
-        one_of("on_error", "raise", "skip")
-        number("image_size", _INTEGER, 8)
-        if not isinstance(self.lam, str):
-            number("lam", _REAL, 0)
-        else:
-            one_of("lam", "auto")
-        number("sharpness", _REAL, 0)
-        number("blur_sigma", _REAL, 0, 10_000)
-        number("border_weight", _REAL, 0, 1)
-        number("contrast", _REAL, 0, 1)
-        if self.n_steps != "auto":
-            number("n_steps", _INTEGER, 0)
-        number("batch_size", _INTEGER, 1)
-        number("learning_rate", _REAL, 0, open_low=True)
-        number("tol", _REAL, 0)
-        number("max_pixels", _INTEGER, 1)
-        if not isinstance(self.aggregation, str):
-            number("aggregation", _REAL, 0, 1, open_low=True)
-        else:
-            one_of("aggregation", "max", "mean")
-        if self.contamination != "auto":
-            number("contamination", _REAL, 0, 0.5, open_low=True)
-        window = self.value_range
-        if window is not None and not (len(window) == 2 and -np.inf < window[0] < window[1] < np.inf):
-            raise ValueError(f"value_range={window!r} was given; accepted is (low, high), finite, with low < high.")
-        shape = self.image_shape
-        if shape is not None and not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
-            raise ValueError(f"image_shape={shape!r} was given; accepted are (H, W), (H, W, 1) and (H, W, 3).")
-        if self.evidence != "auto":
-            scoring.parse_evidence(self.evidence, _USUAL_LAM)
-
-    def _resolve_evidence(self, auxiliary: Mapping[str, Any] | None) -> str | tuple[str, ...] | dict[str, float]:
-        if isinstance(self.evidence, Mapping):
-            return dict(self.evidence)
-        if self.evidence != "auto":
-            return self.evidence if isinstance(self.evidence, str) else tuple(self.evidence)
-        usual = (self.init, self.student, self.weighting, self.n_steps) == ("auto", "decoder", "attention", "auto")
-        student = not usual or auxiliary is not None or self._init_file() is not None
-        return scoring.EVIDENCE if student else tuple(name for name in scoring.EVIDENCE if name not in ("ssd", "tsd"))
-
-    def _n_support(self) -> int:
-        return len(self._support_hashes)
-
-    def _kinds(self) -> set[str]:
-        return set(scoring.parse_evidence(self.evidence_, _USUAL_LAM)[0])
-
-    def _needs_student(self) -> bool:
-        return bool({"ssd", "tsd"} & self._kinds())
-
-    def _training_lam(self) -> float:
-        return _USUAL_LAM if self.lam == "auto" else float(self.lam)
-
-    def _memory(self) -> Any:
-        if self.memory is None or hasattr(self.memory, "cache"):
-            return self.memory
-        return check_memory(os.fspath(self.memory))
-
-    def _load_teacher(self, runtime: Runtime) -> tuple[Backbone, str]:
-        embedding = "embedding" in self._kinds() or (self._needs_student() and self.student == "decoder")
-        return load_teacher(self.backbone, self.image_size, self.weights, embedding, runtime)
-
-    def _extractor(self) -> FeatureExtractor:
-        """Find the teacher again, for a detector that may come from a pickle."""
-        runtime = resolve_runtime(self.device, self.precision)
-        teacher, fingerprint = self._load_teacher(runtime)
-        if fingerprint != self.teacher_fingerprint_:
-            raise WeightsNotFoundError(
-                f"The weights of {self.backbone!r} ({self.weights or 'from the hub'}) are not those that this detector "
-                f"was fitted with: fingerprint {fingerprint[:12]}, expected {self.teacher_fingerprint_[:12]}. Set "
-                "weights= to the file used then, or fit again."
-            )
-        return FeatureExtractor(teacher, fingerprint, runtime, self._memory())
-
-    def _items(self, X: Any, reset: bool) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Split the input into single images, and say how they are to be read."""
-        options: dict[str, Any] = {
-            "size": self.image_size, "value_range": self.value_range, "max_pixels": self.max_pixels,
-        }  # fmt: skip
-        # Once fitted on images, a 2-D array is one grey image.
-        if not images.is_rows(X) or not (reset or hasattr(self, "n_features_in_")):
-            if reset:
-                self.row_range_ = None
-            return images.as_items(X), options
-        full_scale = images.full_scale(X)
-        rows = validate_data(self, X, reset=reset, dtype=np.float64)
-        if reset:
-            low, high = (0.0, full_scale) if full_scale else (float(rows.min()), float(rows.max()))
-            self.row_range_ = (low, high if high > low else low + 1.0)
-        shape = self.image_shape or (1, rows.shape[1])
-        if np.prod(shape) != rows.shape[1]:
-            raise ValueError(
-                f"X has {rows.shape[1]} columns, but image_shape={self.image_shape} has {np.prod(shape)} values."
-            )
-        if self.value_range is None:
-            options.update(value_range=self.row_range_, margin=_ROW_MARGIN)
-        return rows.reshape(-1, *shape), options
-
-    def _load_support(self, X: Any, y: Any, reset: bool = True) -> tuple[torch.Tensor, list[str]]:
-        """Read the images that are not labelled anomalous, (K, 3, S, S), and tell what each is called."""
-        items, options = self._items(X, reset)
-        if y is not None:
-            check_consistent_length(items, y)
-            labels = np.asarray(y).ravel()
-            if not np.isin(labels, (-1, 1)).all():
-                warnings.warn(
-                    f"y has the labels {np.unique(labels)[:5].tolist()}; +1 is normal and -1 is anomalous. Only rows "
-                    "labelled -1 are left out of the support.",
-                    SupportWarning,
-                    stacklevel=4,
-                )
-            items = [items[int(i)] for i in np.flatnonzero(labels != -1)]
-            if not items:
-                raise ValueError("y labels every image -1: no normal image is left to fit on.")
-        loaded = [(i, image) for i, image in images.load_each(items, self.on_error, **options) if image is not None]
-        if not loaded:
-            raise ImageError(f"None of the {len(items)} images could be read: there is nothing to fit on.")
-        return torch.stack([image for _, image in loaded]), [images.label(items[i], i) for i, _ in loaded]
-
-    def _init_file(self) -> Path | None:
-        """Return the file of the student to start from; None for an untrained one."""
-        if self.init != "auto":
-            return None if self.init is None else Path(self.init)
-        packaged = PACKAGED.get(self.backbone)
-        fits = self.weights is None and self.student == "decoder" and self.weighting == "attention"
-        return packaged.check(packaged.student) if packaged is not None and fits else None
-
-    def _initial_student(self, teacher: Backbone, fingerprint: str, seed: int) -> Student:
-        file = self._init_file()
-        blocks, tensors = self.decoder_blocks, None
-        if file is not None:
-            tensors, header = checkpoints.load_student(file)
-            self._check_student(file, header, fingerprint)
-            blocks = header.get("decoder_blocks") or blocks
-        student = build_student(
-            self.student,
-            teacher,
-            timm_name(self.backbone),
-            self.image_size,
-            blocks=blocks,
-            attention=self.weighting == "attention",
-            sharpness=self.sharpness,
-            seed=seed,
-        )
-        if tensors is not None:
-            try:
-                student.load_state_dict(tensors)
-            except RuntimeError as error:
-                raise CheckpointError(f"The student {file} does not fit: {error}") from error
-        return student
-
-    def _check_student(self, file: Path, header: Mapping[str, Any], fingerprint: str) -> None:
-        if header["teacher"] != fingerprint:
-            raise CheckpointError(
-                f"The student {file} belongs to the teacher {header['backbone']!r} (fingerprint "
-                f"{header['teacher'][:12]}), not to {self.backbone!r} (fingerprint {fingerprint[:12]}). Pass that "
-                "teacher as backbone and weights, or train a student for this one."
-            )
-        for name in ("student", "weighting"):
-            if header[name] != getattr(self, name):
-                raise CheckpointError(
-                    f"The student {file} has {name}={header[name]!r}; pass the same, or another student."
-                )
-
-    def _support_task(self, support: torch.Tensor, extract: FeatureExtractor, seed: int) -> Task:
-        """Make the support a task of its own, of slightly changed views."""
-        bank = support[:, None]
-        if self.augment:
-            n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16))
-            bank = torch.cat([bank, views.random_views(support, n_views, np.random.default_rng(seed))], 1)
-        sources = np.repeat(np.arange(len(support)), bank.shape[1])
-        return self._task("support", bank.flatten(0, 1), sources, extract)
-
-    def _task(self, name: str, batch: torch.Tensor, sources: np.ndarray, extract: FeatureExtractor) -> Task:
-        maps = [m.cpu() for m in extract(batch)]
-        return Task(name, maps[:3], batch if self.student == "encoder" else maps[-1], sources)
-
-    def _auxiliary_tasks(self, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
-        if not isinstance(auxiliary, Mapping) or not auxiliary:
-            raise ValueError(
-                f"auxiliary is {type(auxiliary).__name__} with {len(auxiliary)} tasks; pass a mapping of at least "
-                "one task's name to its normal images."
-            )
-        options = {"size": self.image_size, "value_range": self.value_range, "max_pixels": self.max_pixels}
-        tasks = []
-        for name, X in tqdm(auxiliary.items(), desc="auxiliary", disable=not self.verbose):
-            try:
-                read = images.load_each(images.as_items(X), self.on_error, **options)
-                loaded = [image for _, image in read if image is not None]
-            except ImageError as error:
-                raise ImageError(f"Auxiliary task {name!r}: {error}") from error
-            if len(loaded) < 2:
-                raise ValueError(
-                    f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2."
-                )
-            tasks.append(self._task(str(name), torch.stack(loaded), np.arange(len(loaded)), extract))
-        return tasks
-
-    def _store_support(self, support: torch.Tensor, names: list[str], extract: FeatureExtractor) -> None:
-        """Compute everything that depends on the support: memory, scales, threshold."""
-        if len(support) == 1:
-            self._warn("The support is a single image")
-        elif (support == support[:1]).all():
-            self._warn(f"All {len(support)} support images are the same")
-        self.support_ = support.numpy()
-        self._support_names = names
-        self._support_hashes = np.array([image_hash(image) for image in support])
-        self._store_banks(support, extract)
-        self.experts_ = [self._show_support(expert, support, extract) for expert in self.experts_]
-        self.lam_, self.scales_ = self._training_lam(), {}
-        own = self._exclude(support)
-        held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(self._held_out_seed))
-        of_views = self._read(held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0), extract)
-        if self.lam == "auto" and {"ssd", "tsd"} <= self._kinds() and not isinstance(self.evidence_, Mapping):
-            self.lam_ = self._choose_lam(support, own, extract)
-        self.scales_ = self._scales(of_views, self.lam_, extract)
-        scorer = self._scorer(extract)
-        self.support_scores_ = -scorer.score(self._read(support, own, extract)).double().numpy()
-        if own.any():
-            self.offset_ = calibration.offset(self.support_scores_, self.contamination)
-        else:  # no support image has another to be held against: its changed views must do
-            known = -scorer.score(of_views).double().numpy()
-            self.offset_ = calibration.offset(known, self.contamination, of_views=True)
-        middle = np.median(self.support_scores_)
-        for i in np.flatnonzero(self.support_scores_ < _ODD * middle) if len(support) > 2 and middle < 0 else ():
-            warnings.warn(
-                f"{names[i]} looks unlike the rest of the support: it reads {self.support_scores_[i] / middle:.1f} "
-                "times as anomalous as the middle one. If it is not normal, fit without it: what looks like it passes "
-                "for normal.",
-                SupportWarning,
-                stacklevel=4,
-            )
-
-    def _scales(self, of_views: torch.Tensor, lam: float, extract: FeatureExtractor) -> dict[str, float]:
-        """Compute what each kind of evidence is divided by, from that (N, E, S, S) of normal images."""
-        weights, parts = scoring.parse_evidence(self.evidence_, lam)
-        scales = dict.fromkeys(weights, 1.0)
-        scorer = self._scorer(extract)
-        for part, share in parts.items():
-            fused = torch.stack([of_views[:, i] * weights[name] for i, name in enumerate(weights) if name in part])
-            read = torch.cat([scorer.reduce(one) for one in fused.sum(0).split(1)]).double().mean().item()
-            scales |= dict.fromkeys(part, max(read, 1e-12) / share)
-        return scales
-
-    def _choose_lam(self, support: torch.Tensor, own: torch.Tensor, extract: FeatureExtractor) -> float:
-        """Find the lam that tells views of the support best from the same views, spoilt; the usual one in doubt."""
-        rng = np.random.default_rng([self._held_out_seed, 1])
-        normal = views.random_views(support, _SPOILT_VIEWS, rng).flatten(0, 1)
-        others = own.repeat_interleave(_SPOILT_VIEWS, 0)
-        read = [self._read(batch, others, extract) for batch in (normal, views.synthetic_anomalies(normal, rng)[0])]
-        labels = np.repeat([0, 1], len(normal))
-        found = {}
-        for lam in sorted(_LAMS, key=lambda lam: abs(np.log(lam / _USUAL_LAM))):
-            scorer = self._scorer(extract, lam, self._scales(read[0], lam, extract))
-            found[lam] = roc_auc_score(labels, torch.cat([scorer.score(e) for e in read]).numpy())
-        best = max(found, key=lambda lam: found[lam])
-        return best if found[best] > found[_USUAL_LAM] + _LAM_MARGIN else _USUAL_LAM
-
-    def _tell_spoilt(self, X: Any, y: Any, n_views: int, rng: np.random.Generator) -> float:
-        """Compute the AUROC between views of normal images and the same views, spoilt (`SyntheticAnomalyScorer`)."""
+    @offset_.setter
+    def offset_(self, value: float) -> None:
         check_is_fitted(self)
-        normal = views.random_views(self._load_support(X, y, reset=False)[0], n_views, rng).flatten(0, 1)
-        both = torch.cat([normal, views.synthetic_anomalies(normal, rng)[0]])
-        scorer = self._scorer(self._extractor())
-        scores = [scorer.score(scorer.evidence(batch, self._exclude(batch))[0]) for batch in both.split(CHUNK)]
-        return roc_auc_score(np.repeat([0, 1], len(normal)), torch.cat(scores).double().numpy())
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"offset_={value!r} was given; accepted is a finite number.")
+        self.fitted_ = replace(self.fitted_, offset=float(value), offset_given=True)
 
-    def _read(self, batch: torch.Tensor, exclude: torch.Tensor, extract: FeatureExtractor) -> torch.Tensor:
-        """Compute the evidence (N, E, S, S) of a few images."""
-        scorer = self._scorer(extract)
-        chunks = zip(batch.split(CHUNK), exclude.split(CHUNK), strict=True)
-        return torch.cat([scorer.evidence(images_, left_out)[0] for images_, left_out in chunks])
-
-    def _store_banks(self, support: torch.Tensor, extract: FeatureExtractor) -> None:
-        kinds = self._kinds()
-        self.patches_ = self.embeddings_ = None
-        self._bank: tuple[Runtime, matching.PatchBank] | None = None
-        if not {"patch", "embedding"} & kinds:
-            return
-        bank = views.turned_and_mirrored(support) if self.augment else support[:, None]
-        maps = extract(bank.flatten(0, 1))
-        if "patch" in kinds:
-            patches = matching.patch_features(maps[:3])
-            self.patches_ = patches.view(len(support), -1, patches.shape[-1]).cpu()
-        if "embedding" in kinds:
-            self.embeddings_ = matching.pooled_embedding(maps).view(*bank.shape[:2], -1).cpu()
-
-    @torch.inference_mode()
-    def _show_support(self, expert: scoring.Expert, support: torch.Tensor, extract: FeatureExtractor) -> scoring.Expert:
-        """Compute an expert's maps of the support; images that are new to it count as unseen."""
-        seen = torch.zeros(len(support), dtype=torch.bool)
-        seen[: len(expert.seen)] = expert.seen
-        runtime = extract.runtime
-        student = scoring.Expert(expert.student, seen).to(runtime.device, runtime.dtype).student
-        maps = scoring.run_student(student, support, extract(support), runtime)
-        return scoring.Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu", runtime.dtype)
-
-    def _scorer(
-        self, extract: FeatureExtractor, lam: float | None = None, scales: Mapping[str, float] | None = None
-    ) -> scoring.Scorer:
-        weights = scoring.parse_evidence(self.evidence_, self.lam_ if lam is None else lam)[0]
-        scales = self.scales_ if scales is None else scales
-        weights = {name: weight / scales.get(name, 1.0) for name, weight in weights.items()}
-        final = (self.aggregation, float(self.blur_sigma), float(self.border_weight), float(self.contrast))
-        bank = self._patch_bank(extract.runtime)
-        return scoring.Scorer(extract, self.experts_, bank, self.embeddings_, weights, *final)
-
-    def _patch_bank(self, runtime: Runtime) -> matching.PatchBank | None:
-        """Prepare the support's patches for the search, once."""
-        if self.patches_ is None:
-            return None
-        if self._bank is None or self._bank[0] != runtime:
-            patches = self.patches_.to(runtime.device, runtime.dtype)
-            self._bank = runtime, matching.PatchBank(patches, runtime.matching_dtype)
-        return self._bank[1]
-
-    def _exclude(self, batch: torch.Tensor) -> torch.Tensor:
-        """Mark the support images that each of N images is a copy of, (N, K)."""
-        same = np.array([image_hash(image) for image in batch])[:, None] == self._support_hashes
-        same[same.all(1)] = False  # nothing else to be held against
-        return torch.from_numpy(same)
-
-    def _collect(
-        self,
-        X: Any,
-        reduce: Callable[[scoring.Scorer, torch.Tensor, torch.Tensor], torch.Tensor],
-        shape: tuple[int, ...],
-        dtype: type,
-    ) -> np.ndarray:
-        """Run the scoring path over any number of images; what an unreadable one would have given is NaN."""
-        check_is_fitted(self)
-        items, options = self._items(X, reset=False)
-        results: np.ndarray = np.full((len(items), *shape), np.nan, dtype)
-        for rows, scorer, evidence, weights in self._evidence(items, self.on_error, options):
-            results[rows] = reduce(scorer, evidence, weights).numpy()
-        return results
-
-    def _evidence(
-        self, items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], options: dict[str, Any]
-    ) -> Iterator[tuple[list[int], scoring.Scorer, torch.Tensor, torch.Tensor]]:
-        """Read images a few at a time, and compute the evidence (n, E, S, S) and the support's weights (n, K)."""
-        scorer = self._scorer(self._extractor())
-        for rows, batch in self._batches(items, on_error, options):
-            yield rows, scorer, *scorer.evidence(batch, self._exclude(batch))
-
-    def _explanations(
-        self, items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], options: dict[str, Any]
-    ) -> Iterator[tuple[int, explanation.Explanation]]:
-        """Explain images, a few at a time; those that cannot be read are left out."""
-        scorer = self._scorer(self._extractor())
-        for rows, batch in self._batches(items, on_error, options):
-            yield from zip(rows, explanation.explain(scorer, batch, self._exclude(batch), self.offset_), strict=True)
-
-    def _batches(
-        self, items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], options: dict[str, Any]
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Read images a few at a time: the places of the readable ones, and (n, 3, S, S)."""
-        read = tqdm(
-            images.load_each(items, on_error, **options), total=len(items), desc="scoring", disable=not self.verbose
-        )
-        readable = ((index, image) for index, image in read if image is not None)
-        while pairs := list(itertools.islice(readable, CHUNK)):
-            yield [index for index, _ in pairs], torch.stack([image for _, image in pairs])
-
-    def _warn(self, what: str) -> None:
-        message = f"{what}: how much normal images differ cannot be seen, and thresholds are guesses."
-        warnings.warn(message, SupportWarning, stacklevel=5)
+    # ---- as scikit-learn and notebooks see it
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is only prepared: it belongs to a device, and is made again."""
-        return super().__getstate__() | ({"_bank": None} if hasattr(self, "_bank") else {})
+        """Say which release wrote a pickle."""
+        return {**super().__getstate__(), _VERSION: __version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Warn of a pickle of another release."""
+        state = dict(state)
+        found = state.pop(_VERSION, "0.1.0")
+        if found != __version__:
+            warn(
+                f"This detector was pickled by fewshot-ad {found}, and this is {__version__}: it may not work. Pickles "
+                "are for one release; use det.save(path) and DualDistillationDetector.load(path).",
+                VersionWarning,
+            )
+        super().__setstate__(state)
 
     def _repr_html_inner(self) -> str:
         """Put what was fitted above scikit-learn's diagram."""
-        return self._summary() + super()._repr_html_inner()
+        # The name is scikit-learn's own, and may go.
+        inner = getattr(super(), "_repr_html_inner", lambda: f"<pre>{html.escape(repr(self))}</pre>")
+        return summary(vars(self).get("fitted_")) + inner()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """Do the same for notebooks that prefer a bundle."""
-        bundle = super()._repr_mimebundle_(**kwargs)
+        inner = getattr(super(), "_repr_mimebundle_", lambda **_: {"text/plain": repr(self)})
+        bundle: dict[str, Any] = inner(**kwargs)
         if "text/html" in bundle:
-            bundle["text/html"] = self._summary() + bundle["text/html"]
+            bundle["text/html"] = summary(vars(self).get("fitted_")) + bundle["text/html"]
         return bundle
-
-    def _summary(self) -> str:
-        """Say in HTML what was fitted; nothing before that."""
-        if not hasattr(self, "offset_"):
-            return ""
-        shown = {
-            "support": f"{self._n_support()} images" + ("" if hasattr(self, "support_") else " (not kept)"),
-            "offset_": f"{self.offset_:.4g}",
-            "lam_": f"{self.lam_:g}",
-            "teacher": f"{self.backbone} ({self.teacher_fingerprint_[:12]})",
-        }
-        cells = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in shown.items())
-        return f"<p>Fitted; {', '.join(cells)}</p>"
 
     def __sklearn_tags__(self) -> Any:
         """Say that images may be passed, besides rows."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
-
-
-_INTEGER = (int, np.integer)
-_REAL = (int, float, np.integer, np.floating)

@@ -1,65 +1,34 @@
-"""The same work on a Ray cluster (extra `ray`): scoring any number of files, and the workers of a pretraining."""
+"""Scoring any number of files on a Ray cluster (extra `ray`)."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from .cluster import connect, settle
 from .data import images
 from .data.formats import Frame
-from .exceptions import FewShotADError, ImageError, MissingExtraError, TrainingError
-from .training.loop import Workers
+from .exceptions import ImageError
+from .files import checkpoints
 
-# Restarts of a pretraining's workers, each from the last checkpoint.
-_MAX_FAILURES = 3
-# Seconds that workers wait for each other; while features are computed the last one may be long in coming.
-_PATIENCE = 24 * 3600
+if TYPE_CHECKING:
+    from .detector import DualDistillationDetector
 
+__all__ = ["connect", "list_files", "score"]
 
-def connect(address: str | None = None) -> Any:
-    """Connect to a Ray cluster, unless this process is connected already.
-
-    Parameters
-    ----------
-    address : str, optional
-        Of a running cluster ("auto" is one on this machine). By default that in the environment variable RAY_ADDRESS,
-        else a cluster of this machine's processors is started.
-
-    Returns
-    -------
-    module
-        `ray`.
-
-    Raises
-    ------
-    MissingExtraError
-        Ray is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-        import ray.train.torch
-    except ImportError as error:
-        raise MissingExtraError(
-            f'Ray is not installed, or not all of it ({error}). Install the extra: pip install "fewshot-ad[ray]"'
-        ) from error
-    if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, ignore_reinit_error=True)
-    return ray
+# Seconds after which what a killed process left behind is removed.
+_ABANDONED = 86400.0
 
 
 def score(
-    detector: Any,
+    detector: DualDistillationDetector,
     source: Any,
     *,
     num_actors: int | None = None,
@@ -198,8 +167,8 @@ class _Actor:
     def __init__(self, detector: list[Any], maps: bool, num_cpus: int, cwd: str) -> None:
         import ray
 
-        _settle(num_cpus, cwd)
-        self.detector, self.maps = ray.get(detector[0]), maps
+        settle(num_cpus, cwd)
+        self.session, self.maps = ray.get(detector[0]).session(), maps
 
     def __call__(self, batch: Any) -> Any:
         import pyarrow
@@ -207,94 +176,31 @@ class _Actor:
         items = batch["path"].to_pylist()
         if "index" in batch.column_names:
             items = list(map(_join, items, batch["index"].to_pylist()))
-        columns = self.detector._score_files(items, self.maps)
-        found = {"path": pyarrow.array(columns["path"], pyarrow.string())}
-        found |= {name: pyarrow.array(columns[name]) for name in ("score", "label")}
-        # With its type said: in most batches there is none.
-        found["error"] = pyarrow.array(columns["error"], pyarrow.string())
+        scored = list(self.session.score_each(items, maps=self.maps))
+        found = {
+            "path": pyarrow.array([one.path for one in scored], pyarrow.string()),
+            "score": pyarrow.array([one.score for one in scored], pyarrow.float64(), from_pandas=False),
+            "label": pyarrow.array([one.label for one in scored], pyarrow.int64()),
+            # With its type said: in most batches there is none.
+            "error": pyarrow.array([one.error for one in scored], pyarrow.string()),
+        }
         if self.maps:
-            found["map"] = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(columns["map"])
+            side = self.session.settings.image_size
+            nothing = np.full((side, side), np.nan, np.float32)
+            maps = np.stack([nothing if one.map is None else one.map for one in scored])
+            found["map"] = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(maps)
         return pyarrow.table(found)
-
-
-def _settle(num_cpus: int, cwd: str) -> None:
-    """Make a worker's process what the caller's is, as far as that goes."""
-    torch.set_num_threads(num_cpus)
-    with contextlib.suppress(OSError):  # another machine may not have that folder; absolute paths are still good
-        os.chdir(cwd)
 
 
 def _write(dataset: Any, out: Path) -> None:
     """Write a folder of Parquet files under a temporary name, then rename it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    checkpoints.remove_leftovers(out, _ABANDONED)
+    temporary = checkpoints.temporary_name(out)
+    temporary.mkdir()
     try:
         # The actors hold all processors: a writer that asked for one would wait for ever.
         dataset.write_parquet(str(temporary), ray_remote_args={"num_cpus": 0})
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def run_on_ray(function: Callable[..., Any], arguments: dict[str, Any], num_workers: int) -> None:
-    """Call a training function in all workers of a Ray Train group; after a lost worker, all start again.
-
-    Parameters
-    ----------
-    function : callable
-        Called with `arguments`, and with `engine`, its `Workers`, and `resume=True`.
-    arguments : dict
-        `device`, `out`, `tasks` and `verbose` among them.
-    num_workers : int
-
-    Raises
-    ------
-    MissingExtraError
-        Ray is not installed.
-    FewShotADError
-        What `function` raised.
-    """
-    if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers} was given; accepted is an integer of at least 1.")
-    ray = connect()
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    out = Path(arguments["out"]).absolute()
-    on_gpu = ray.cluster_resources().get("GPU", 0) >= num_workers and str(arguments["device"]) != "cpu"
-    device = {"device": "cuda" if on_gpu else "cpu"} if str(arguments["device"]) == "auto" else {}
-    # Sent once: tasks may be images in memory.
-    arguments = {**arguments, **device, "tasks": [ray.put(arguments["tasks"])], "resume": True}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".ray", dir=out.parent) as storage:
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"function": function, "arguments": arguments, "cwd": os.getcwd()},
-            torch_config=TorchConfig(timeout_s=_PATIENCE),
-            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=on_gpu),
-            run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=_MAX_FAILURES)),
-        )
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as failure:
-            for error in getattr(failure, "worker_failures", {}).values():
-                if isinstance(error, (FewShotADError, ValueError)):
-                    raise error from failure
-            raise TrainingError(
-                f"The workers were lost {_MAX_FAILURES + 1} times: {failure} Go on from the last checkpoint: with the "
-                "same arguments and resume."
-            ) from failure
-
-
-def _work(config: dict[str, Any]) -> None:
-    """Be one worker of a training."""
-    import ray
-
-    _settle(1, config["cwd"])
-    context = ray.train.get_context()
-    workers = Workers(context.get_world_rank(), context.get_world_size())
-    arguments = {**config["arguments"], "engine": workers}
-    arguments["tasks"] = ray.get(arguments["tasks"][0])
-    if workers.rank > 0:
-        arguments["verbose"] = 0
-    config["function"](**arguments)

@@ -106,14 +106,15 @@ def _one_draw(
     start = time.perf_counter()
     det.fit([folder.paths[i] for i in support])
     fitted = time.perf_counter()
-    columns = det._score_files([str(folder.paths[i]) for i in queries], maps=True)
+    found_of = list(det.session().score_each([str(folder.paths[i]) for i in queries], maps=True))
     scored = time.perf_counter()
-    read = np.isfinite(columns["score"])
+    read = np.array([one.error is None for one in found_of])
+    known = [one for one in found_of if one.error is None]
     y = folder.y[queries][read]
-    called = columns["label"][read] == -1
+    called = np.array([one.label == -1 for one in known])
     found: dict[str, Any] = {
         "n_normal": int(np.sum(y == 1)), "n_anomalous": int(np.sum(y == -1)), "n_failed": int(np.sum(~read)),
-        "image_auroc": float(roc_auc_score(y, columns["score"][read])), "pixel_auroc": None, "aupro": None,
+        "image_auroc": float(roc_auc_score(y, [one.score for one in known])), "pixel_auroc": None, "aupro": None,
         "false_alarms": float(called[y == 1].mean()), "recall": float(called[y == -1].mean()),
         "fit_seconds": fitted - start, "score_seconds": scored - fitted,
     }  # fmt: skip
@@ -121,7 +122,7 @@ def _one_draw(
     located = [i for i, mask in enumerate(masks) if y[i] == 1 or mask is not None]
     if any(masks[i] is not None for i in located):
         truth = np.stack([_mask(masks[i]) for i in located])
-        maps = torch.from_numpy(columns["map"][read][located])[:, None]
+        maps = torch.stack([torch.from_numpy(known[i].map) for i in located])[:, None]
         shown = F.interpolate(maps, size=(PIXELS, PIXELS), mode="bilinear", align_corners=False)[:, 0].numpy()
         found["pixel_auroc"] = float(roc_auc_score(truth.ravel(), shown.ravel()))
         found["aupro"] = aupro(truth, shown)

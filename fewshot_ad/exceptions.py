@@ -1,5 +1,9 @@
 """Errors and warnings; each is also the builtin that a caller would expect."""
 
+import inspect
+import os
+import warnings
+
 __all__ = [
     "CheckpointError",
     "DiskFullError",
@@ -7,6 +11,7 @@ __all__ = [
     "ImageError",
     "ImageSkippedWarning",
     "ImageWarning",
+    "MemoryWarning",
     "MissingExtraError",
     "MixedSeriesWarning",
     "OutOfMemoryError",
@@ -16,6 +21,7 @@ __all__ = [
     "SupportWarning",
     "TaskSkippedWarning",
     "TrainingError",
+    "VersionWarning",
     "WeightsNotFoundError",
 ]
 
@@ -72,6 +78,10 @@ class ImageWarning(UserWarning):
     """An image was read, and may not be what was meant: its orientation, transparency or channels are in doubt."""
 
 
+class MemoryWarning(UserWarning):
+    """Memory ran out, and the work goes on in smaller batches."""
+
+
 class MixedSeriesWarning(UserWarning):
     """DICOM files of several sizes, modalities or photometric interpretations are in one support."""
 
@@ -82,3 +92,21 @@ class SupportWarning(UserWarning):
 
 class TaskSkippedWarning(UserWarning):
     """A task with fewer than two usable images was left out of a pretraining."""
+
+
+class VersionWarning(UserWarning):
+    """A pickle was written by another release of the package."""
+
+
+_PACKAGE = os.path.dirname(__file__)
+
+
+def warn(message: str, category: type[Warning] = SupportWarning) -> None:
+    """Warn whoever called the package, however deep in it the reason was found."""
+    frame, depth, level = inspect.currentframe(), 0, 0
+    while frame is not None:  # to the outermost of the package's: decorators' frames lie between
+        depth += 1
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            level = depth
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level + 1)

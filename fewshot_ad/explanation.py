@@ -90,11 +90,11 @@ def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset:
     maps = scorer.extract(images)
     evidence, weights = scorer.evidence(images, exclude, maps)
     fused, scores = scorer.fuse(evidence), -scorer.score(evidence).double()
-    faded = [scorer.fade(one) for one in fused]
-    spots = [_highest(one.numpy()) for one in faded]
+    faded = [scorer.reduction.fade(one) for one in fused]
+    spots = [highest(one.numpy()) for one in faded]
     matches: list[Match | None] = [None] * len(spots)
-    if scorer.bank is not None:
-        matches = [*match(maps, scorer.bank, exclude, spots, size)]
+    if scorer.memory.bank is not None:
+        matches = [*match(maps, scorer.memory.bank, exclude, spots, size)]
     pixels = as_uint8(images)
     for i, spot in enumerate(spots):
         decision = float(scores[i] - offset)
@@ -109,11 +109,12 @@ def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset:
             matches=matches[i],
             patch_size=size / maps[1].shape[2],
             faded=faded[i].numpy().astype(np.float32),
-            level=float(scorer.peak(fused[i])) + decision,
+            level=float(scorer.reduction.peak(fused[i])) + decision,
         )
 
 
-def _highest(values: np.ndarray) -> tuple[int, int]:
+def highest(values: np.ndarray) -> tuple[int, int]:
+    """Find row and column of the highest of (H, W) values; the first of equally high ones."""
     row, column = np.unravel_index(values.argmax(), values.shape)
     return int(row), int(column)
 

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, column_or_1d
+
+from .detector import DualDistillationDetector
 
 
 class KShotSplit(BaseCrossValidator):
@@ -94,7 +97,7 @@ class KShotSplit(BaseCrossValidator):
             yield train, np.setdiff1d(np.arange(len(labels)), train)
 
 
-class SyntheticAnomalyScorer:
+class SyntheticAnomalyScorer(BaseEstimator):
     """Scorer for scikit-learn's model selection that needs normal images only.
 
     The normal images that a detector was *not* fitted on are held against copies of them in which a region was spoilt
@@ -110,7 +113,8 @@ class SyntheticAnomalyScorer:
     Examples
     --------
     >>> from sklearn.datasets import load_sample_image
-    >>> from sklearn.model_selection import GridSearchCV, KFold
+    >>> from sklearn.base import BaseEstimator
+    from sklearn.model_selection import GridSearchCV, KFold
     >>> from fewshot_ad import DualDistillationDetector, SyntheticAnomalyScorer
     >>> photograph = load_sample_image("china.jpg")
     >>> normal = [photograph[80:240, x : x + 160] for x in (100, 110, 120, 130)]
@@ -127,10 +131,6 @@ class SyntheticAnomalyScorer:
     def __init__(self, n_views: int = 4, random_state: Any = 0) -> None:
         self.n_views = n_views
         self.random_state = random_state
-
-    def __repr__(self) -> str:
-        """Say how the scorer was made: `GridSearchCV` shows it."""
-        return f"{type(self).__name__}(n_views={self.n_views}, random_state={self.random_state})"
 
     def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
         """Score a fitted detector.
@@ -158,7 +158,7 @@ class SyntheticAnomalyScorer:
         """
         if isinstance(estimator, Pipeline):
             estimator, X = estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X
-        if not hasattr(estimator, "_tell_spoilt"):
+        if not isinstance(estimator, DualDistillationDetector):
             raise TypeError(
                 f"{type(estimator).__name__} was given; SyntheticAnomalyScorer scores a DualDistillationDetector, or a "
                 "Pipeline that ends in one."
@@ -166,4 +166,4 @@ class SyntheticAnomalyScorer:
         if self.n_views < 1:
             raise ValueError(f"n_views={self.n_views!r} was given; accepted is an integer of at least 1.")
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        return float(estimator._tell_spoilt(X, y, self.n_views, np.random.default_rng(seed)))
+        return estimator.session().synthetic_auroc(X, y, self.n_views, np.random.default_rng(seed))

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length
 from tqdm.auto import tqdm
 
 from . import __version__
@@ -28,6 +27,8 @@ from .data import images
 from .exceptions import ImageError
 from .explanation import as_uint8, opacity
 from .files import checkpoints
+from .session import Session
+from .support import FittedSupport
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
@@ -97,7 +98,6 @@ def write_report(
     An image takes up about 15 to 30 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
     image's `level`, which its hottest places are above where it is called anomalous.
     """
-    check_is_fitted(det)
     if max_side is not None and not (isinstance(max_side, (int, np.integer)) and max_side >= 1):
         raise ValueError(f"max_side={max_side!r} was given; accepted is an integer of at least 1, or None.")
     items = images.as_items(paths)
@@ -105,10 +105,11 @@ def write_report(
     out = Path(out)
     checkpoints.check_destination(out, force=force, least=len(items) * _LEAST)
 
-    records, unreadable = _collect(det, items, _names(items), labels, max_side, progress)
+    session = det.session()
+    records, unreadable = _collect(session, items, _names(items), labels, max_side, progress)
     if not records:
         raise ImageError(f"None of the {len(items)} files could be read: {' '.join(unreadable[0])}")
-    data = _data(det, records, unreadable, title, labels is not None)
+    data = _data(session.fitted, records, unreadable, title, labels is not None)
     checkpoints.write_atomically(out, _document(data).encode("utf-8", "replace"))
     return unreadable
 
@@ -136,7 +137,7 @@ def _names(items: Sequence[Any]) -> list[str]:
 
 
 def _collect(
-    det: DualDistillationDetector,
+    session: Session,
     items: Sequence[Any],
     names: Sequence[str],
     labels: np.ndarray | None,
@@ -146,8 +147,8 @@ def _collect(
     """Encode what the report shows of each readable image, and tell why the others could not be read."""
     records: list[dict[str, Any]] = []
     errors: dict[int, ImageError] = {}
-    options = det._items(items, reset=False)[1]
-    found = det._explanations(items, errors.__setitem__, options)
+    options = session.items(items)[1]
+    found = session.explanations(items, errors.__setitem__)
     for i, explanation in tqdm(found, total=len(items), desc="report", disable=not progress):
         picture = explanation.image
         if max_side is not None:
@@ -222,7 +223,7 @@ def _url(kind: str, file: io.BytesIO) -> str:
 
 
 def _data(
-    det: DualDistillationDetector,
+    fitted: FittedSupport,
     records: list[dict[str, Any]],
     unreadable: list[tuple[str, str]],
     title: str | None,
@@ -233,37 +234,36 @@ def _data(
     n_support = len(records[0]["weights"])
     known = [(record["label"], record["score"]) for record in records if record["label"]]
     auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
-    evidence = det.evidence_ if isinstance(det.evidence_, str) else ", ".join(det.evidence_)
+    settings, evidence = fitted.settings, fitted.evidence
     return {
         "title": title or "Anomaly report",
         "summary": f"{_number(len(records), 'image')}, most anomalous first; "
         f"judged by {_number(n_support, 'normal image')}.",
         "labelled": labelled,
         "auroc": auroc,
-        "size": int(det.image_size),
+        "size": int(settings.image_size),
         "patch": patches.pop(),
         "detector": [
             ["fewshot_ad", __version__],
-            ["Teacher", f"{det.backbone}, {det.teacher_fingerprint_[:12]}"],
-            ["Image size", f"{det.image_size} px"],
-            ["Evidence", evidence],
-            ["lambda", f"{det.lam_:g}"],
-            ["offset_", f"{det.offset_:.6g}"],
+            ["Teacher", f"{settings.backbone}, {fitted.teacher_fingerprint[:12]}"],
+            ["Image size", f"{settings.image_size} px"],
+            ["Evidence", evidence if isinstance(evidence, str) else ", ".join(evidence)],
+            ["lambda", f"{fitted.lam:g}"],
+            ["offset_", f"{fitted.offset:.6g}"],
         ],
-        "support": _support(det, records),
+        "support": _support(fitted, records),
         "images": sorted(records, key=lambda record: record["score"]),
         "unreadable": unreadable,
     }
 
 
-def _support(det: DualDistillationDetector, records: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+def _support(fitted: FittedSupport, records: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """Show the normal images in the proportions of the others, where the detector still holds them."""
-    support = getattr(det, "support_", None)
-    if support is None:
+    if fitted.images is None:
         return None
-    names = _names(getattr(det, "_support_names", [f"image {i + 1}" for i in range(len(support))]))
+    names = _names(fitted.names)
     aspect = float(np.median([record["aspect"] for record in records]))
-    pictures = as_uint8(torch.from_numpy(support))
+    pictures = as_uint8(fitted.images)
     return [
         {"name": name, "picture": _jpeg(picture), "aspect": aspect}
         for name, picture in zip(names, pictures, strict=True)

@@ -1,14 +1,18 @@
-"""Where and how precisely the networks run: device, precision, and what to do when memory runs out."""
+"""Where, how precisely, and under which of torch's global settings the networks run; and when memory runs out."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 PRECISIONS = ("auto", "float64", "float32", "bfloat16", "float16")
+_DEVICES_WITH_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,19 @@ class Runtime:
     training_dtype: torch.dtype | None
     matching_dtype: torch.dtype | None
 
-    def autocast(self, *, training: bool = False) -> AbstractContextManager[Any]:
+    @contextmanager
+    def autocast(self, *, training: bool = False) -> Iterator[None]:
         """Return the context that the networks (and nothing else) run in."""
         lowered = self.training_dtype if training else self.scoring_dtype
-        return nullcontext() if lowered is None else torch.autocast(self.device.type, lowered)
+        if lowered is None:
+            yield
+            return
+        try:
+            with torch.autocast(self.device.type, lowered):
+                yield
+        finally:
+            # Within an autocast of the caller's, torch would keep the lowered weights, and use them after a step.
+            torch.clear_autocast_cache()
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """Move to the device in the working format."""
@@ -84,7 +97,11 @@ def _native_bfloat16(device: torch.device) -> bool:
     # Elsewhere bfloat16 is emulated, and many times slower than float32.
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and any(
+        # Private names, which another release of torch may lack.
+        getattr(torch.cpu, name, lambda: False)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -92,3 +109,186 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     )
+
+
+class Lock:
+    """A re-entrant lock that is free in a forked process, unless the thread that forked holds it.
+
+    The other threads are not there after a fork: what they hold would stay locked for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._mine = threading.local()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def __enter__(self) -> None:
+        """Wait for the lock."""
+        self._lock.acquire()
+        self._mine.depth = self._depth() + 1
+
+    def __exit__(self, *_: object) -> None:
+        """Let go."""
+        self._mine.depth -= 1
+        self._lock.release()
+
+    def _depth(self) -> int:
+        return getattr(self._mine, "depth", 0)
+
+    def _renew(self) -> None:
+        if self._depth() == 0:
+            self._lock = threading.RLock()
+
+
+# A precision that was not set; a setting that cannot be read.
+_AS_GOOD = ("none", None)
+
+
+class _Setting(NamedTuple):
+    """One of torch's settings for the whole process, and what the package's own passes need it to be."""
+
+    get: Callable[[], Any]
+    write: Callable[[Any], None]
+    wanted: Any
+
+    def read(self) -> Any:
+        try:
+            return self.get()
+        except RuntimeError:  # torch's older name for a precision, where the caller used the newer one
+            return None
+
+
+def _settings() -> list[_Setting]:
+    """List them. To write one may change later ones: all are written in this order."""
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    named = [
+        _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        _attribute(cudnn, "allow_tf32", False),
+    ]
+    # From torch 2.9 on: of everything, and of single operations, which follow unless they were set themselves.
+    wide: list[Any] = [torch.backends, cudnn, mkldnn]
+    single: list[Any] = [torch.backends.cuda.matmul]
+    single += [getattr(owner, name, None) for owner in (cudnn, mkldnn) for name in ("conv", "rnn", "matmul")]
+    precisions = [
+        [_attribute(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
+        for places in (wide, single)
+    ]
+    dtype = _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
+    return [dtype, *precisions[0], *named, *precisions[1]]
+
+
+def _attribute(owner: Any, name: str, wanted: Any) -> _Setting:
+    return _Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value), wanted)
+
+
+class _Settings:
+    """Makes torch's settings for the whole process what the package needs, while any thread is inside.
+
+    A setting that is right already is not touched. The last thread to leave puts back what the caller had, but for what
+    the caller has set since.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside: dict[int, int] = {}  # how deep, by thread
+        self._before: dict[_Setting, Any] = {}
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_others)
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        with self._lock:
+            self._inside[me] = self._inside.get(me, 0) + 1
+            if self._inside[me] == 1:
+                self._make_ours()
+
+    def __exit__(self, *_: object) -> None:
+        me = threading.get_ident()
+        with self._lock:
+            self._inside[me] -= 1
+            if not self._inside[me]:
+                del self._inside[me]
+                self._put_back()
+
+    def _make_ours(self) -> None:
+        found = {setting: setting.read() for setting in _SETTINGS}
+        for setting, value in found.items():
+            right = value in (setting.wanted, *_AS_GOOD)
+            self._before[setting] = self._before.get(setting, value) if right else value
+            if setting.read() not in (setting.wanted, *_AS_GOOD):
+                setting.write(setting.wanted)
+
+    def _put_back(self) -> None:
+        if not self._inside:
+            ours = [setting for setting in self._before if setting.read() in (setting.wanted, *_AS_GOOD)]
+            for setting in ours:
+                before = self._before[setting]
+                if before is not None and setting.read() != before:
+                    setting.write(before)
+            self._before = {}
+
+    def _forget_others(self) -> None:
+        me = threading.get_ident()
+        self._inside = {me: self._inside[me]} if me in self._inside else {}
+        self._put_back()
+
+
+_SETTINGS = _settings()
+_SHARED = _Settings()
+_GENERATOR = Lock()
+
+
+@contextmanager
+def own_torch_state() -> Iterator[None]:
+    """Compute as if the caller had left torch's global state as it is at the start of a program.
+
+    For this thread: no autocast, no inference mode, gradients on, tensors on the CPU unless a device is named. For the
+    whole process, while any thread is inside: float32 as the default dtype, and products of float32 in float32 (no
+    TF32, no bfloat16); what differs is changed, and put back by the last thread that leaves. What the caller said of
+    deterministic algorithms holds.
+
+    Also a decorator, but not of generators.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_SHARED)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in _DEVICES_WITH_AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+_Item = TypeVar("_Item")
+
+
+def in_own_torch_state(steps: Iterator[_Item]) -> Iterator[_Item]:
+    """Run each step of a generator in `own_torch_state`, and its caller between them in the caller's."""
+    while True:
+        with own_torch_state():
+            try:
+                item = next(steps)
+            except StopIteration:
+                return
+        yield item
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Have torch's global generator to oneself, from a seed on, in `own_torch_state`.
+
+    One thread at a time; the generator is left as it was.
+
+    Parameters
+    ----------
+    seed : int or None
+        None goes on from where a `seeded` around this one is.
+    """
+    with _GENERATOR, own_torch_state(), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield

@@ -3,13 +3,16 @@
 import math
 import os
 import pickle
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from fewshot_ad.exceptions import CheckpointError
+from fewshot_ad.exceptions import CheckpointError, OutputError
+from fewshot_ad.files import checkpoints
 from fewshot_ad.files.checkpoints import FORMAT, check_destination, load_student, save_student, write_atomically
 from fewshot_ad.method.student import Decoder, Student
 from fewshot_ad.method.weighting import LearnToWeight
@@ -97,6 +100,81 @@ def test_what_was_left_of_a_file_is_removed_and_of_no_other(tmp_path, monkeypatc
     assert len(os.listdir(tmp_path)) == 1
     check_destination(paths[1], force=False)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_users_own_files_are_left_alone(tmp_path):
+    """Whatever they are called: the check before the work leaves the folder as it was."""
+    mine = [tmp_path / name for name in (".model.fsad.probe", ".model.fsad.tmp", ".model.fsad", "model.fsad")]
+    for file in mine:
+        file.write_text("mine")
+    check_destination(tmp_path / "model.fsad", force=True)
+    assert sorted(os.listdir(tmp_path)) == sorted(file.name for file in mine)
+    write_atomically(tmp_path / "model.fsad", b"new")
+    assert [file.read_text() for file in mine] == ["mine"] * 3 + ["new"]
+
+
+def test_threads_check_and_write_one_file(tmp_path):
+    path, contents = tmp_path / "a", [bytes([i]) * 10**4 for i in range(4)]
+
+    def write(i: int) -> None:
+        check_destination(path, force=True)
+        write_atomically(path, contents[i % 4])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(400)))
+    assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    victim, path = tmp_path / "victim", tmp_path / "a"
+    victim.write_text("precious")
+    names = []
+
+    def planted(path: Path) -> Path:
+        names.append(temporary_name(path))
+        names[-1].symlink_to(victim)
+        return names[-1]
+
+    temporary_name = checkpoints.temporary_name
+    monkeypatch.setattr(checkpoints, "temporary_name", planted)
+    with pytest.raises(FileExistsError):
+        write_atomically(path, b"secret")
+    with pytest.raises(OutputError, match="exists"):
+        check_destination(path, force=False)
+    assert victim.read_text() == "precious"
+    assert all(name.is_symlink() for name in names)  # not ours to remove
+    assert not path.exists()
+
+
+def test_temporary_names_cannot_be_foreseen(path):
+    assert len({checkpoints.temporary_name(path) for _ in range(100)}) == 100
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a umask")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_rights_of_any_new_file(path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_atomically(path, b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the longest name is another")
+@pytest.mark.parametrize(("length", "fits"), [(255, True), (256, False)])
+def test_names_as_long_as_the_system_takes(tmp_path, length, fits):
+    path = tmp_path / ("x" * length)
+    if fits:
+        check_destination(path, force=False)
+        write_atomically(path, b"x")
+        assert path.read_bytes() == b"x"
+    else:
+        with pytest.raises(OutputError, match="too long"):
+            check_destination(path, force=False)
+    assert len(os.listdir(tmp_path)) == fits
 
 
 def test_students_are_written_atomically(student, path, monkeypatch):

@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 import warnings
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from fewshot_ad import DualDistillationDetector, detector
+from fewshot_ad import DualDistillationDetector, support
 from fewshot_ad.data import images, views
 from fewshot_ad.exceptions import (
     CheckpointError,
@@ -24,6 +25,9 @@ from fewshot_ad.exceptions import (
     TrainingError,
     WeightsNotFoundError,
 )
+from fewshot_ad.method.features import FeatureExtractor
+from fewshot_ad.method.scoring import Evidence
+from fewshot_ad.training import students
 
 EVIDENCE = ["ssd", "tsd", "patch", "embedding", ("ssd", "tsd", "patch", "embedding"), {"ssd": 1.0, "tsd": 0.1}]
 
@@ -65,19 +69,19 @@ def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, ag
     whole = np.zeros(3)  # of the embedding, which only scores, unless it is alone
     if "embedding" in evidence and evidence != "embedding":
         queries = torch.stack([images.load(image, 0, 32) for image in anomalous[:3]])
-        read = det._read(queries, torch.zeros(3, 3, dtype=torch.bool), det._extractor())[:, evidence.index("embedding")]
-        assert (read == read[:, :1, :1]).all()
-        whole = (read[:, 0, 0] / det.scales_["embedding"]).numpy()
+        read, _ = det.session().scorer.evidence(queries, torch.zeros(3, 3, dtype=torch.bool))
+        whole = (read.whole[:, 0] / det.scales_["embedding"]).numpy()
     count = {"max": 1, "mean": 1024}.get(aggregation, 51)
     # 0.25 at the edge, 1 from an eighth, four pixels, on.
     middle = np.minimum(np.arange(32) + 0.5, 31.5 - np.arange(32))
     weight = 0.25 + 0.75 * np.minimum(np.minimum.outer(middle, middle) / 4, 1)
     for border_weight, faded, contrast in ((0.25, weight, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 0.4)):
-        det.set_params(border_weight=border_weight, contrast=contrast)
-        expected = np.zeros(3)
-        for part in (maps, np.broadcast_to(whole[:, None, None], maps.shape)):
-            pixels = np.sort((part * faded).reshape(3, -1).astype(float), axis=1)
-            expected += pixels[:, -count:].mean(1) - contrast * part.mean((1, 2))
+        settings = replace(det.fitted_.settings, border_weight=border_weight, contrast=contrast)
+        det.fitted_ = replace(det.fitted_, settings=settings)
+        pixels = np.sort((maps * faded).reshape(3, -1).astype(float), axis=1)
+        expected = whole + pixels[:, -count:].mean(1) - contrast * maps.mean((1, 2))
+        if evidence == "embedding":  # a number, however it is shown
+            expected = maps[:, 0, 0]
         np.testing.assert_allclose(det.anomaly_score(anomalous[:3]), expected, rtol=1e-5)
         np.testing.assert_array_equal(det.anomaly_map(anomalous[:3]), maps)
 
@@ -187,13 +191,13 @@ def test_value_range_is_a_window(make):
 def test_scales_are_what_the_evidence_reads(make, normal):
     det = make(evidence=("patch", "ssd", "tsd", "embedding")).fit(normal[:4])
     assert list(det.scales_) == ["patch", "ssd", "tsd", "embedding"]
-    extract = det._extractor()
+    scorer = det.session().scorer
     support = torch.from_numpy(det.support_)
-    held_out = views.random_views(support, 2, np.random.default_rng(det._held_out_seed)).flatten(0, 1)
-    read = det._read(held_out, torch.eye(4, dtype=torch.bool).repeat_interleave(2, 0), extract)
-    scorer = det._scorer(extract)
-    weighted = read * torch.tensor(list(scorer.weights.values()))[:, None, None]
-    found = [scorer.reduce(weighted[:, kinds].sum(1)).mean().item() for kinds in ([0], [1, 2], [3])]
+    held_out = views.random_views(support, 2, np.random.default_rng(det.fitted_.held_out_seed)).flatten(0, 1)
+    read, _ = scorer.evidence(held_out, torch.eye(4, dtype=torch.bool).repeat_interleave(2, 0))
+    weighted = read.maps * torch.tensor(list(scorer.weights.values())[:3])[:, None, None]
+    found = [scorer.reduction.reduce(weighted[:, kinds].sum(1)).mean().item() for kinds in ([0], [1, 2])]
+    found.append(read.whole[:, 0].mean().item() * scorer.weights["embedding"])
     assert found == pytest.approx([1 / 1.3, 0.1 / 1.3, 0.2 / 1.3], rel=1e-4)  # the shares of patch, student, embedding
     assert make(evidence="ssd").fit(normal[:4]).scales_ == {"ssd": 1.0}
 
@@ -241,7 +245,7 @@ def test_lam_is_chosen_without_labels(make, normal, anomalous, monkeypatch):
             white = (images == 1).all(3).all(2).all(1).float()
             noise = [np.random.default_rng(int(image.double().sum() * 1e6)).uniform(0, 1) for image in images]
             values = torch.stack([torch.tensor(noise).float() * (1 - white), white], 1)
-            return values[:, order, None, None].expand(-1, -1, 32, 32), exclude.float()
+            return Evidence(values[:, order, None, None].expand(-1, -1, 32, 32), values[:, :0]), exclude.float()
 
         return evidence
 
@@ -251,7 +255,7 @@ def test_lam_is_chosen_without_labels(make, normal, anomalous, monkeypatch):
         assert make(lam="auto", evidence=("ssd", "tsd"), aggregation="max").fit(normal[:4]).lam_ == expected
     # No AUROC is larger by so much: the usual one stays.
     monkeypatch.setattr("fewshot_ad.method.scoring.Scorer.evidence", evidence_with([0, 1]))
-    monkeypatch.setattr(detector, "_LAM_MARGIN", 1.0)
+    monkeypatch.setattr(support, "_LAM_MARGIN", 1.0)
     assert make(lam="auto", evidence=("ssd", "tsd"), aggregation="max").fit(normal[:4]).lam_ == 0.1
 
 
@@ -327,7 +331,7 @@ def test_no_steps_need_a_trained_student(make, normal):
 
 @pytest.mark.parametrize("auxiliary", [{}, [1, 2]])
 def test_auxiliary_must_be_a_mapping(make, normal, auxiliary):
-    with pytest.raises(ValueError, match="pass a mapping"):
+    with pytest.raises(ValueError, match="accepted is a mapping"):
         make().fit(normal[:4], auxiliary=auxiliary)
 
 
@@ -340,10 +344,8 @@ def test_auxiliary_errors_name_the_task(make, normal):
 
 def test_memory_makes_the_teacher_see_each_image_once(make, normal, anomalous, tmp_path, monkeypatch):
     seen = []
-    real = detector.FeatureExtractor._compute
-    monkeypatch.setattr(
-        detector.FeatureExtractor, "_compute", lambda self, images: (seen.extend(images), real(self, images))[1]
-    )
+    real = FeatureExtractor._compute
+    monkeypatch.setattr(FeatureExtractor, "_compute", lambda self, images: (seen.extend(images), real(self, images))[1])
     det = make().fit(normal[:4])
     assert len(seen) == len({image.numpy().tobytes() for image in seen})  # one fit, without memory
     assert len(seen) == 4 * (1 + 16 + 7 + 2)  # image, training views, turned and mirrored ones, held-out views
@@ -390,8 +392,11 @@ def test_labelled_rows_are_left_out(make, normal, anomalous):
     np.testing.assert_array_equal(a.score_samples(anomalous), make().fit(normal[:4]).score_samples(anomalous))
     with pytest.raises(ValueError, match="every image -1"):
         make().fit(anomalous, [-1] * 8)
-    with pytest.warns(SupportWarning, match=r"labels \[0, 1\]"):
-        make().fit(mixed, [1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(make().fit(mixed, [-1.0, -1, 1, 1, 1, 1]).offset_, a.offset_)
+    for labels in ([1, 1, 0, 0, 0, 0], ["bad", "bad", *["good"] * 4], [True, True, *[False] * 4], [np.nan, *[1] * 5]):
+        for y in (labels, np.array(labels, object)):
+            with pytest.raises(ValueError, match=r"y has the labels .*accepted are \+1 for normal"):
+                make().fit(mixed, y)
     with pytest.raises(ValueError, match="inconsistent"):
         make().fit(mixed, [1, 1])
 
@@ -518,13 +523,13 @@ def test_a_failed_fit_leaves_the_detector_as_it_was(make, normal, anomalous, mon
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(detector, "train", interrupted)
+    monkeypatch.setattr(students, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         det.fit(normal[4:8])
     np.testing.assert_array_equal(det.score_samples(anomalous), before)
     with pytest.raises(KeyboardInterrupt):
         clone(det).fit(normal[4:8])
-    monkeypatch.setattr(detector.calibration, "offset", interrupted)
+    monkeypatch.setattr(support.calibration, "offset", interrupted)
     with pytest.raises(KeyboardInterrupt):
         det.partial_fit(normal[4:8])
     np.testing.assert_array_equal(det.score_samples(anomalous), before)
@@ -554,7 +559,8 @@ def test_a_pickle_holds_cpu_tensors_and_no_teacher(make, normal):
     det = make(evidence="patch").fit(normal[:2])
     data = pickle.dumps(det)
     assert len(data) < det.patches_.nbytes + det.support_.nbytes + 20_000
-    tensors = [value for value in vars(det).values() if isinstance(value, torch.Tensor)]
+    tensors = [value for value in vars(pickle.loads(data).fitted_).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 2
     assert all(tensor.device.type == "cpu" for tensor in tensors)
 
 
@@ -588,7 +594,7 @@ def test_verbose_shows_progress(make, normal, capsys):
     ],
 )
 def test_a_student_is_trained_only_where_it_is_asked_for(toy, normal, monkeypatch, asked, kinds):
-    monkeypatch.setattr(detector, "_STEPS", 2)
+    monkeypatch.setattr(students, "_STEPS", 2)
     toy = {name: value for name, value in toy.items() if name != "n_steps"}
     det = DualDistillationDetector(**toy, **asked).fit(normal[:3])
     assert det.evidence_ == kinds

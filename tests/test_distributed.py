@@ -19,6 +19,7 @@ from fewshot_ad import DualDistillationDetector, KShotSplit, cli, distributed, p
 from fewshot_ad.exceptions import CheckpointError, ImageError, MissingExtraError
 from fewshot_ad.files.checkpoints import load_student
 from fewshot_ad.training import loop as training
+from fewshot_ad.training import workers
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +201,7 @@ def test_pretraining_goes_on_after_a_worker_was_killed(ray, course, tmp_path):
         **course, "out": tmp_path / "ray.safetensors", "marker": tmp_path / "died", "device": "auto",
         "checkpoint_minutes": 0,
     }  # fmt: skip
-    distributed.run_on_ray(mortal_pretrain, arguments, 2)
+    workers.run_on_ray(mortal_pretrain, arguments, 2)
     assert_alike(local, tmp_path / "ray.safetensors")
     starts = [int(line) for line in (tmp_path / "starts").read_text().split()]
     assert sorted(starts) == [0, 0, 7, 7]
@@ -208,7 +209,7 @@ def test_pretraining_goes_on_after_a_worker_was_killed(ray, course, tmp_path):
 
 @pytest.mark.slow
 def test_an_error_of_the_workers_is_raised_here(ray, course, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_MAX_FAILURES", 0)
+    monkeypatch.setattr(workers, "_MAX_FAILURES", 0)
     course["tasks"] = tmp_path / "nowhere"
     with pytest.raises(ImageError, match="nowhere is not a folder"):
         pretrain(out=tmp_path / "ray.safetensors", engine="ray", num_workers=1, **course)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data.views import turned_and_mirrored
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
-from fewshot_ad.method import matching, scoring
+from fewshot_ad.method import matching, reduction
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_explanations_say_what_the_other_methods_say(fitted, anomalous):
 
 def test_the_hot_spot_is_the_highest_pixel_of_the_faded_map(fitted, anomalous):
     for e in fitted.explain(anomalous):
-        faded = scoring.fade_border(torch.from_numpy(e.map), fitted.border_weight).numpy()
+        faded = reduction.fade_border(torch.from_numpy(e.map), fitted.border_weight).numpy()
         np.testing.assert_array_equal(e.faded, faded)
         assert faded[e.hot_spot] == faded.max()
         assert all(type(v) is int for v in e.hot_spot)
@@ -57,7 +57,7 @@ def test_the_hottest_pixels_exceed_the_level_where_an_image_is_anomalous(toy, no
     ).fit(normal[:4])
     for e in det.explain([*normal[4:6], *anomalous[:2]]):
         assert e.excess.dtype == np.float32
-        hottest = scoring.aggregate(torch.from_numpy(e.excess), aggregation).item()
+        hottest = reduction.aggregate(torch.from_numpy(e.excess), aggregation).item()
         assert hottest == pytest.approx(-e.decision, rel=1e-4, abs=1e-5)
 
 
@@ -86,14 +86,13 @@ def test_a_patch_is_found_where_it_is_in_the_unturned_support(by_patch, view):
     support = torch.from_numpy(by_patch.support_)
     positions = turned_and_mirrored(torch.arange(32 * 32).view(1, 1, 32, 32))[0, view, 0]
     query = turned_and_mirrored(support[1:2])[0, view].permute(1, 2, 0).numpy()
-    extract = by_patch._extractor()
-    scorer = by_patch._scorer(extract)
+    scorer = by_patch.session().scorer
     batch = torch.from_numpy(query).permute(2, 0, 1)[None].contiguous()
-    maps = extract(batch)
+    maps = scorer.extract(batch)
     nothing = torch.zeros(1, 3, dtype=torch.bool)
     half = 4  # the toy's middle stage has a stride of 8 pixels
     for row, column in [(3, 2), (4, 12), (12, 26), (27, 31)]:
-        (match,) = matching.match(maps, scorer.bank, nothing, [(row, column)], 32)
+        (match,) = matching.match(maps, scorer.memory.bank, nothing, [(row, column)], 32)
         assert match.similarity == pytest.approx(1, abs=1e-5)
         assert match.support_index == 1
         centre = (row // 8 * 8 + half, column // 8 * 8 + half)
@@ -104,7 +103,7 @@ def test_a_patch_is_found_where_it_is_in_the_unturned_support(by_patch, view):
 
 def test_the_match_is_the_most_similar_of_all_patches(by_patch):
     queries = spoilt(stripes(3, size=32, seed=1))  # of the detector's size, so that what it saw is known exactly
-    maps = by_patch._extractor()(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
+    maps = by_patch.session().scorer.extract(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
     for e, patches in zip(by_patch.explain(queries), matching.patch_features(maps[:3]), strict=True):
         cell = e.hot_spot[0] // 8 * 4 + e.hot_spot[1] // 8
         similarity = (by_patch.patches_ @ patches[cell]).numpy()

@@ -209,7 +209,7 @@ def test_an_image_that_memory_does_not_hold(folder, network, capfd):
 def test_no_memory_at_all(folder, network, capfd):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
-    features._cached_teacher.cache_clear()
+    features.TEACHERS.clear()
     command = ["fit", *map(str, (folder / "good").iterdir()), "-o", str(out), *network[:5], "1500", "--quiet"]
     assert limited(lambda: cli.main(command), 150) == 2
     said = capfd.readouterr().err
@@ -250,7 +250,7 @@ def test_what_was_scored_before_memory_ran_out_is_kept(folder, network, monkeypa
 @pytest.fixture
 def cold():
     """What the first call prepares is not there yet."""
-    features._cached_teacher.cache_clear()
+    features.TEACHERS.clear()
     features._EQUAL_SIZES.clear()
 
 
@@ -273,7 +273,7 @@ def test_eight_threads_with_one_detector(toy, normal, tmp_path, parameters, load
 
     alone = [read(det, i) for i in range(8)]
     if loaded:  # and nothing prepared
-        features._cached_teacher.cache_clear()
+        features.TEACHERS.clear()
         features._EQUAL_SIZES.clear()
         det = DualDistillationDetector.load(tmp_path / "model.fsad")
     with ThreadPoolExecutor(8) as pool:
@@ -287,7 +287,7 @@ def test_four_processes_with_one_file(toy, normal, anomalous, tmp_path):
     det = make(toy).fit(normal[:3])
     det.save(tmp_path / "model.fsad")
     expected = det.decision_function(anomalous)
-    features._cached_teacher.cache_clear()
+    features.TEACHERS.clear()
 
     def score(i: int) -> None:
         np.save(
@@ -308,3 +308,20 @@ def test_two_threads_write_one_file(tmp_path):
         list(pool.map(lambda i: checkpoints.write_atomically(path, contents[i % 4]), range(40)))
     assert path.read_bytes() in contents
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("form", ["decoder", "encoder"])
+@pytest.mark.usefixtures("cold")
+def test_fits_in_threads_are_those_one_after_the_other(toy, normal, anomalous, form):
+    """They all draw weights, and train, from torch's one generator."""
+    kinds = [{"random_state": seed, "n_steps": 2 + seed % 3} for seed in range(8)]
+
+    def fit(parameters: dict) -> list[np.ndarray]:
+        det = make(toy, student=form, evidence=("ssd", "tsd"), **parameters).fit(normal[:4])
+        return [np.array(det.loss_curve_), det.score_samples(anomalous), det.anomaly_map(anomalous[:2])]
+
+    alone = list(map(fit, kinds))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fit, kinds * 2))
+    for one, other in zip(alone * 2, found, strict=True):
+        assert all(map(np.array_equal, one, other))

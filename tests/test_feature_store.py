@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from fewshot_ad.data import images
 from fewshot_ad.exceptions import ImageSkippedWarning, TaskSkippedWarning
+from fewshot_ad.files import checkpoints
 from fewshot_ad.method.features import FeatureExtractor, load_teacher
 from fewshot_ad.runtime import resolve_runtime
 from fewshot_ad.training.feature_store import store_features
@@ -85,9 +87,20 @@ def test_what_a_killed_process_left_is_removed_after_a_day(store, normal, tmp_pa
     folder = tmp_path / "features"
     (place,) = folder.iterdir()
     shutil.rmtree(place)
-    old, recent = folder / f"{place.name}.a.tmp", folder / f"{place.name}.b.tmp"
+    old, recent = checkpoints.temporary_name(place), checkpoints.temporary_name(place)
     old.mkdir(parents=True)
     recent.mkdir()
     os.utime(old, (0, 0))
     store(list(normal))
     assert set(folder.iterdir()) == {place, recent}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a umask")
+def test_others_may_read_what_the_umask_lets_them_read(store, normal, tmp_path):
+    before = os.umask(0o022)
+    try:
+        store(list(normal))
+    finally:
+        os.umask(before)
+    (place,) = (tmp_path / "features").iterdir()
+    assert stat.S_IMODE(place.stat().st_mode) == 0o755

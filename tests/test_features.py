@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import errno
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import pytest
+import timm
 import torch
 from joblib import numpy_pickle
 
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.exceptions import OutOfMemoryError
+from fewshot_ad.exceptions import MemoryWarning, OutOfMemoryError
 from fewshot_ad.method import features
 from fewshot_ad.method.features import CHUNK, FeatureExtractor, in_chunks, run_network
 from fewshot_ad.method.teacher import build_backbone
@@ -144,7 +148,7 @@ def test_small_batches_that_do_not_fit_are_not_taken():
         def forward(self, batch):
             raise torch.OutOfMemoryError("no room")
 
-    with pytest.warns(ResourceWarning), pytest.raises(OutOfMemoryError, match="on 4 images at once"):
+    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match="on 4 images at once"):
         run_network(Full(), torch.zeros(1, 3, 4, 4), resolve_runtime("cpu", "float32"))
 
 
@@ -158,10 +162,10 @@ def test_out_of_memory_goes_on_with_half_a_batch():
         return function
 
     inputs = torch.arange(3.0).view(-1, 1)
-    with pytest.warns(ResourceWarning, match="Memory ran out"):
+    with pytest.warns(MemoryWarning, match="Memory ran out"):
         (result,) = in_chunks(only(CHUNK // 2), inputs)
     assert result.flatten().tolist() == [1.0, 2.0, 3.0]
-    with pytest.warns(ResourceWarning), pytest.raises(OutOfMemoryError, match="Lower image_size"):
+    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match="Lower image_size"):
         in_chunks(only(1), inputs)
 
 
@@ -192,3 +196,78 @@ def test_a_loaded_teacher_is_folded_and_keeps_its_fingerprint(teacher, toy, imag
     assert fingerprint == teacher.fingerprint()
     for folded, plain in zip(loaded(images), teacher(images), strict=True):
         torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Note each teacher that is made."""
+    make, names = features.build_backbone, []
+
+    def noting(name, size, **options):
+        names.append(size)
+        return make(name, size, **options)
+
+    features.TEACHERS.clear()
+    monkeypatch.setattr(features, "build_backbone", noting)
+    yield names
+    features.TEACHERS.clear()
+
+
+def test_detectors_of_several_sizes_in_turn_make_each_teacher_once(toy, normal, made):
+    dets = [DualDistillationDetector(**{**toy, "image_size": size}).fit(normal[:3]) for size in (32, 40, 48)]
+    for det in (*dets, *dets):
+        det.score_samples(normal[3:4])
+    assert made == [32, 40, 48]
+
+
+def test_the_last_four_teachers_stay_and_all_that_are_held(toy, made):
+    runtime = resolve_runtime("cpu", "float32")
+
+    def load(size: int):
+        return features.load_teacher(toy["backbone"], size, toy["weights"], True, runtime)
+
+    held = load(32)
+    known = [weakref.ref(load(size)[0]) for size in (40, 48, 56, 64, 72)]
+    gc.collect()
+    assert [ref() is None for ref in known] == [True, False, False, False, False]
+    assert load(32)[0] is held[0]
+    assert load(32)[1] == held[1]
+    assert load(72)[0] is known[-1]()
+    assert made == [32, 40, 48, 56, 64, 72]
+    load(40)
+    assert made[-1] == 40
+    features.TEACHERS.clear()
+    assert load(32)[0] is not held[0]
+
+
+def test_threads_that_want_one_teacher_at_once_share_it(toy, made):
+    runtime = resolve_runtime("cpu", "float32")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(
+            pool.map(
+                lambda i: features.load_teacher(toy["backbone"], (32, 40)[i % 2], toy["weights"], True, runtime),
+                range(16),
+            )
+        )
+    assert sorted(made) == [32, 40]
+    assert len({id(teacher) for teacher, _ in found}) == 2
+
+
+@pytest.mark.parametrize("what", ["threads", "torch", "timm", "processor"])
+def test_memory_tells_apart_what_may_round_otherwise(teacher, images, tmp_path, monkeypatch, what):
+    memory = joblib.Memory(tmp_path, verbose=0)
+    extract = extractor(teacher, memory)
+    extract(images[:2])
+    extract(images[:2])
+    assert extract.n_seen == 2
+    with monkeypatch.context() as other:
+        if what == "threads":
+            other.setattr(torch, "get_num_threads", lambda: 99)
+        elif what == "processor":
+            other.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX1024")
+        else:
+            other.setattr({"torch": torch, "timm": timm}[what], "__version__", "99.0")
+        extract(images[:2])
+        assert extract.n_seen == 4
+    extract(images[:2])
+    assert extract.n_seen == 4

@@ -657,10 +657,11 @@ def test_a_detector_of_frames(tmp_path, toy):
     np.testing.assert_array_equal(detector.support_, torch.stack([read(frame, 32) for frame in found[:4]]))
     scores = detector.score_samples(found)
     np.testing.assert_array_equal(scores[4:], detector.score_samples(found[4:]))
-    columns = detector._score_files([*found[:2], str(tmp_path / "a.dcm")])
-    assert columns["path"].tolist() == [f"{tmp_path / 'a.dcm'}[0]", f"{tmp_path / 'a.dcm'}[1]", str(tmp_path / "a.dcm")]
-    assert columns["error"][:2].tolist() == [None, None]
-    assert "holds 6 images" in columns["error"][2]
+    scored = list(detector.session().score_each([*found[:2], str(tmp_path / "a.dcm")]))
+    names = [f"{tmp_path / 'a.dcm'}[0]", f"{tmp_path / 'a.dcm'}[1]", str(tmp_path / "a.dcm")]
+    assert [one.path for one in scored] == names
+    assert [one.error for one in scored[:2]] == [None, None]
+    assert "holds 6 images" in scored[2].error
 
 
 def test_the_command_scores_every_image_of_a_file(tmp_path, capsys):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
-from fewshot_ad.exceptions import OutOfMemoryError, TrainingError
+from fewshot_ad.exceptions import MemoryWarning, OutOfMemoryError, TrainingError
 from fewshot_ad.method.losses import cosine_distance
 from fewshot_ad.method.student import Decoder, Student
 from fewshot_ad.method.weighting import LearnToWeight
@@ -123,12 +125,12 @@ def test_out_of_memory_halves_the_batch_once(monkeypatch):
         return real(student, episode, *rest)
 
     monkeypatch.setattr(training, "episode_loss", loss)
-    with pytest.warns(ResourceWarning, match="batch_size=2"):
+    with pytest.warns(MemoryWarning, match="batch_size=2"):
         curve = training.train(make_student(), [make_task()], **settings(n_steps=3))
     assert sizes == [4, 2, 2, 2]
     assert len(curve) == 3
     fail[0] = 1
-    with pytest.warns(ResourceWarning), pytest.raises(OutOfMemoryError, match=r"2 queries a step\. Lower batch_size"):
+    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match=r"2 queries a step\. Lower batch_size"):
         training.train(make_student(), [make_task()], **settings(n_steps=3))
 
 
@@ -167,3 +169,32 @@ def test_of_several_workers_none_halves_its_batch(monkeypatch):
     monkeypatch.setattr(training, "episode_loss", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(OutOfMemoryError, match="with 4 queries a step"):
         training.Training(make_student(), [make_task()], **options).step()
+
+
+class Dropped(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, embedding: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.dropout(m, 0.3, self.training) for m in self.net(embedding)]
+
+
+def test_trainings_with_dropout_in_threads_are_those_one_after_the_other():
+    students = [make_student(i % 4) for i in range(16)]
+    for student in students:
+        student.net = Dropped(student.net)
+
+    def run(i: int) -> list[float]:
+        return training.train(students[i], [make_task()], **settings(seed=i % 4))
+
+    alone = [run(i) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(4, 16))) == alone * 3
+
+
+def test_an_autocast_of_the_callers_keeps_no_weights_from_before_a_step():
+    runtime = resolve_runtime("cpu", "bfloat16")
+    expected = training.train(make_student(), [make_task()], **settings(runtime=runtime))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert training.train(make_student(), [make_task()], **settings(runtime=runtime)) == expected

@@ -70,3 +70,66 @@ def test_scales_must_agree_in_number():
 @pytest.mark.parametrize(("lam", "expected"), [(0, 3.0), (0.1, 3.7), (1, 10.0), (math.inf, 7.0)])
 def test_dual_loss(lam, expected):
     assert dual_loss(torch.tensor(3.0), torch.tensor(7.0), lam).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("form", ["position", "flattened"])
+@pytest.mark.parametrize(
+    ("of_a", "of_b"),
+    [
+        (2.8e-5, 2.8e-5),
+        (1e-9, 1e-9),
+        (1e-15, 1e-15),
+        (1e-19, 1e-19),
+        (1e-12, 1e5),
+        (1e-18, 1.0),
+        (1e12, 1e12),
+        (1e18, 1e2),
+    ],
+)
+@pytest.mark.parametrize(("turned", "expected"), [(False, 0.0), (True, 1.0), (None, 2.0)])
+def test_vectors_of_any_length_have_an_angle(form, of_a, of_b, turned, expected):
+    a = torch.tensor([0.6, 0.8])[None, :, None, None]
+    b = {False: a, True: a.flip(1) * torch.tensor([1.0, -1.0])[:, None, None], None: -a}[turned]
+    a, b = (of_a * a).requires_grad_(), (of_b * b).requires_grad_()
+    distance = cosine_distance(a, b, form)
+    assert distance.item() == pytest.approx(expected, abs=1e-5)
+    distance.sum().backward()
+    for vector, other in ((a, of_b), (b, of_a)):
+        assert vector.grad.norm() <= 1.01e8 * other  # an angle's would be 1e19 for the shortest
+
+
+@pytest.mark.parametrize("form", ["position", "flattened"])
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-9, 1.0, 1e12])
+def test_vectors_of_zeros_have_distance_one_to_all(form, length):
+    a, b = torch.zeros(1, 2, 1, 1, requires_grad=True), torch.full((1, 2, 1, 1), length, requires_grad=True)
+    distance = cosine_distance(a, b, form)
+    assert distance.item() == 1
+    distance.sum().backward()
+    assert a.grad.isfinite().all()
+    assert b.grad.isfinite().all()
+
+
+def test_a_short_vector_changes_no_other_position():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 32, 7, 7, generator=generator).unbind()
+    expected = 1 - (a * b).sum(1) * ((a * a).sum(1) * (b * b).sum(1)).rsqrt()
+    assert torch.equal(cosine_distance(a, b), expected)
+    a[0, :, 0, 0] *= 1e-9
+    found = cosine_distance(a, b)
+    assert torch.equal(found.flatten()[1:], expected.flatten()[1:])
+    assert found[0, 0, 0].item() == pytest.approx(expected[0, 0, 0].item(), abs=1e-5)
+
+
+def test_a_graph_takes_vectors_of_any_length_too():
+    class Distance(torch.nn.Module):
+        def forward(self, a, b):
+            return cosine_distance(a, b)
+
+    a = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    graph = torch.export.export(Distance(), (a, a.clone()), strict=False).module()
+    for length in (1e-9, 1.0, 1e12):
+        torch.testing.assert_close(graph(length * a, -length * a), torch.full((1, 4, 4), 2.0))
+
+
+def test_no_images_have_no_distances():
+    assert cosine_distance(torch.zeros(0, 3, 4, 4), torch.zeros(0, 3, 4, 4)).shape == (0, 4, 4)

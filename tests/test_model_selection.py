@@ -1,5 +1,6 @@
 """K-shot splits."""
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -120,7 +121,8 @@ def test_the_scorer_looks_into_a_pipeline(patch, normal):
 
 
 def test_the_scorer_says_what_it_is():
-    assert repr(SyntheticAnomalyScorer(2)) == "SyntheticAnomalyScorer(n_views=2, random_state=0)"
+    assert repr(SyntheticAnomalyScorer(2)) == "SyntheticAnomalyScorer(n_views=2)"
+    assert clone(SyntheticAnomalyScorer(2, random_state=3)).get_params() == {"n_views": 2, "random_state": 3}
 
 
 def test_the_scorer_names_what_it_cannot_score(patch, normal):
@@ -128,3 +130,14 @@ def test_the_scorer_names_what_it_cannot_score(patch, normal):
         SyntheticAnomalyScorer()(DummyClassifier(), normal)
     with pytest.raises(ValueError, match="n_views=0"):
         SyntheticAnomalyScorer(0)(patch.fit(normal[:4]), normal[4:])
+
+
+def test_a_search_in_threads_is_the_serial_one(toy, normal):
+    det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd")})
+    grid = {"lam": [0.1, 10.0], "n_steps": [2, 4], "student": ["decoder", "encoder"]}
+    search = GridSearchCV(det, grid, cv=KFold(2), scoring=SyntheticAnomalyScorer(n_views=2), n_jobs=1)
+    expected = search.fit(normal[:6]).cv_results_["mean_test_score"]
+    assert len(set(expected)) > 1
+    with joblib.parallel_config(backend="threading"):
+        found = search.set_params(n_jobs=4).fit(normal[:6]).cv_results_["mean_test_score"]
+    assert np.array_equal(found, expected)

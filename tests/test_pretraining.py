@@ -91,7 +91,7 @@ def test_the_student_with_the_least_contrast_is_kept(run, monkeypatch):
         students.append({key: value.clone() for key, value in student.state_dict().items()})
         return {"ssd": 1.0, "tsd": 1.0, "contrast": next(contrast)}
 
-    monkeypatch.setattr(pretraining, "_look", look)
+    monkeypatch.setattr(pretraining, "look", look)
     monkeypatch.setattr(pretraining, "_VALIDATIONS", 4)
     tensors, _ = load_student(run(n_steps=8))
     assert all(torch.equal(tensors[key], students[1][key]) for key in tensors)
@@ -362,3 +362,15 @@ def test_killed_at_five_moments(run, tmp_path):
     assert len(set(steps)) > 1  # each went on from where the last was killed
     assert same(run(n_steps=400, resume=True), whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student.safetensors", "whole.safetensors"]
+
+
+def test_the_callers_torch_state_changes_no_bit(run, tmp_path):
+    expected = run(out=tmp_path / "plain.safetensors", n_steps=4).read_bytes()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), torch.device("meta"):
+            found = run(out=tmp_path / "other.safetensors", n_steps=4).read_bytes()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected

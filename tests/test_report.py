@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import html
 import io
 import json
@@ -21,6 +22,7 @@ from fewshot_ad import DualDistillationDetector, report
 from fewshot_ad.exceptions import DiskFullError, ImageError, OutputError
 from fewshot_ad.files import checkpoints
 from fewshot_ad.report import write_report
+from fewshot_ad.session import Session
 
 HOSTILE = ("<img src=x onerror=alert(1)>.png", "\"&'</script>.png", "{{data}} \u202e $& \\u003c.png")
 
@@ -162,7 +164,7 @@ def no_work(monkeypatch):
     def explanations(*_):
         raise AssertionError("scored before the destination was checked")
 
-    monkeypatch.setattr(DualDistillationDetector, "_explanations", explanations)
+    monkeypatch.setattr(Session, "explanations", explanations)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -229,7 +231,7 @@ def test_force_replaces_and_failure_leaves_what_was_there(det, paths, tmp_path, 
 
 def test_a_detector_without_its_support_can_be_reported_on(det, paths, tmp_path):
     bare = copy.copy(det)
-    del bare.support_
+    bare.fitted_ = dataclasses.replace(det.fitted_, images=None)
     data = embedded(write(bare, paths[:2], tmp_path / "report.html"))
     assert data["support"] is None
     assert len(data["images"][0]["weights"]) == 4
@@ -479,7 +481,7 @@ def test_nothing_moves_after_loading(page):
 @pytest.mark.browser
 def test_a_report_without_labels_or_support(browser, det, paths, tmp_path):
     bare = copy.copy(det)
-    del bare.support_
+    bare.fitted_ = dataclasses.replace(det.fitted_, images=None)
     file = write(bare, paths[:3], tmp_path / "report.html")
     page = browser.new_page()
     page.goto(file.as_uri())

@@ -275,7 +275,11 @@ def _load(
 
 
 def load_each(
-    items: Sequence[Any], on_error: str | Callable[[int, ImageError], None], **options: Any
+    items: Sequence[Any],
+    on_error: str | Callable[[int, ImageError], None],
+    *,
+    only: Sequence[int] | None = None,
+    **options: Any,
 ) -> Iterator[tuple[int, torch.Tensor | None]]:
     """Read images in their order, some ahead of those that were asked for, in as many threads as torch has.
 
@@ -285,6 +289,8 @@ def load_each(
         From `as_items`.
     on_error : {"raise", "skip"} or callable
         With "skip" an unreadable image is named in an `ImageSkippedWarning`; a callable is told its place and error.
+    only : sequence of int, optional
+        Places of the images that are wanted; by default all.
     **options
         Passed on to `load`.
 
@@ -300,7 +306,8 @@ def load_each(
     ImageError
         The first unreadable image, with on_error="raise".
     """
-    for index, read in enumerate(_read_ahead(items, options)):
+    places = range(len(items)) if only is None else only
+    for index, read in zip(places, _read_ahead(items, places, options), strict=True):
         try:
             image, remarks = read()
         except ImageError as error:
@@ -319,11 +326,11 @@ def load_each(
 
 
 def _read_ahead(
-    items: Sequence[Any], options: dict[str, Any]
+    items: Sequence[Any], places: Sequence[int], options: dict[str, Any]
 ) -> Iterator[Callable[[], tuple[torch.Tensor, list[str]]]]:
     """Yield for each image what returns it, or raises its error."""
-    calls = (functools.partial(_load, item, index, **options) for index, item in enumerate(items))
-    n_threads = min(torch.get_num_threads(), len(items))
+    calls = (functools.partial(_load, items[index], index, **options) for index in places)
+    n_threads = min(torch.get_num_threads(), len(places))
     if n_threads <= 1:
         yield from calls
         return

@@ -7,13 +7,14 @@ import errno
 import glob
 import json
 import os
+import secrets
 import shutil
-import threading
+import stat
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -110,31 +111,42 @@ def load(
     path: str | os.PathLike[str], form: str, what: str, made_by: str = "save_student() or pretrain()"
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save` wrote in the same format; `what` it should be, and what makes such files, is for messages."""
-    with _open(path, form, what, made_by) as (file, header):
+    return load_any(path, (form,), what, made_by)[:2]
+
+
+def load_any(
+    path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
+    """Read what `save` wrote in one of several formats, the newest first; return its format too."""
+    with _open(path, forms, what, made_by) as (file, header, form):
         # Copies: what is read otherwise are views of the whole file, which must then not change.
-        return {key: file.get_tensor(key).clone() for key in file.keys()}, header
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, header, form
 
 
-def load_header(path: str | os.PathLike[str], form: str, what: str, made_by: str) -> dict[str, Any]:
-    """Read the header of what `save` wrote, and no tensor."""
-    with _open(path, form, what, made_by) as (_, header):
-        return header
+def load_header(
+    path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
+) -> tuple[dict[str, Any], str]:
+    """Read the header of what `save` wrote, and no tensor; return its format too."""
+    with _open(path, forms, what, made_by) as (_, header, form):
+        return header, form
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike[str], form: str, what: str, made_by: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _open(
+    path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
+) -> Iterator[tuple[Any, dict[str, Any], str]]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; {what} was expected there.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get("format")
-            if found != form:
-                raise CheckpointError(_other_format(path, found, form, what, made_by))
+            if found is None or found not in forms:
+                raise CheckpointError(_other_format(path, found, forms[0], what, made_by))
             header = json.loads(metadata["header"])
             if not isinstance(header, dict):
                 raise CheckpointError(f"{path} is not {what}: its header holds a {type(header).__name__}, not a dict.")
-            yield file, header
+            yield file, header, found
     except CheckpointError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:  # json raises the last three
@@ -170,19 +182,19 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
     OutputExistsError, OutputError, DiskFullError
     """
     path = Path(path)
-    # os.path tells of a name that is too long that it does not exist; the probe below tells why.
+    # os.path tells of a name that is too long that it does not exist; lstat below tells why.
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder. Name a file in it, for instance {path / 'NAME'}")
     if os.path.exists(path) and not force:
         raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Make it first")
-    probe = path.with_name(f".{path.name}.probe")
-    for file in (path, probe):
-        remove_leftovers(file, _ABANDONED)
+    remove_leftovers(path, _ABANDONED)
     try:
-        write_atomically(probe, b"")
-        probe.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # fails for a name that the file system does not take
+        with _temporary_file(path):
+            pass
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}). Choose another folder or name"
@@ -204,16 +216,31 @@ def write_atomically(path: Path, data: bytes) -> None:
     DiskFullError
         What was there before stays.
     """
-    temporary = path.with_name(f"{_stem(path)}{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with explain_disk_full(path, len(data)):
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explain_disk_full(path, len(data)), _temporary_file(path) as (temporary, file):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Open a new file beside a path, under a name that nobody can foresee; it is gone in the end, or renamed."""
+    temporary = temporary_name(path)
+    # "x" neither follows nor overwrites what lies there, as mkstemp; and the file has the rights of any new file.
+    with temporary.open("xb") as file:
+        try:
+            yield temporary, file
+        finally:
+            with contextlib.suppress(OSError):  # what could not be written before cannot be now
+                file.close()
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside a path, for a file or folder that becomes it; `remove_leftovers` knows it."""
+    return path.with_name(f"{_stem(path)}{secrets.token_hex(8)}.tmp")
 
 
 def _stem(path: Path) -> str:
@@ -225,7 +252,12 @@ def remove_leftovers(path: Path, age: float = 0.0) -> None:
     """Remove the temporary files of writers of this path that were killed, if unchanged for so many seconds."""
     for leftover in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
         with contextlib.suppress(OSError):  # another process was faster
-            if time.time() - leftover.stat().st_mtime >= age:
+            entry = leftover.lstat()
+            if time.time() - entry.st_mtime < age:
+                continue
+            if stat.S_ISDIR(entry.st_mode):
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
                 leftover.unlink()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Sequence
@@ -10,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .. import __version__
 from ..exceptions import MissingExtraError
 from ..method.scoring import Scorer
+from ..runtime import resolve_runtime
+from ..settings import Settings
+from ..support import FittedSupport, find_teacher
 from .checkpoints import check_destination, write_atomically
-from .model_file import support_names
+from .model_file import bare_names
 
 FORMAT = "fewshot_ad onnx 1"
 SIGN = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
@@ -27,11 +28,10 @@ _OPSET = 18
 _TORCH = "2.8"
 
 
-def write(path: str | os.PathLike[str], detector: Any, *, force: bool = False) -> None:
-    """Write a fitted detector as ONNX, atomically; see `DualDistillationDetector.export`."""
-    check_is_fitted(detector)
+def write(path: str | os.PathLike[str], fitted: FittedSupport, settings: Settings, *, force: bool = False) -> None:
+    """Write a fitted state as ONNX, atomically; see `DualDistillationDetector.export`. `settings` find the teacher."""
     check_destination(path, force=force)
-    write_atomically(Path(path), _model(detector).SerializeToString(deterministic=True))
+    write_atomically(Path(path), _model(fitted, settings).SerializeToString(deterministic=True))
 
 
 class Graph(nn.Module):
@@ -52,14 +52,14 @@ class Graph(nn.Module):
         self.size = size
         self.n_support = n_support
         self.teacher = scorer.extract.teacher
-        self.students = nn.ModuleList(expert.student for expert in scorer.experts)
+        self.students = nn.ModuleList(expert.student for expert in scorer.memory.experts)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images (N, 3, H, W) in [0, 1]: (N,), high = normal, and maps (N, S, S), high = anomalous."""
         rows, columns = (shrinking(n, self.size) for n in image.shape[-2:])
         image = (rows @ image @ columns.T).clamp(0, 1)
         maps = self.teacher(image)
-        seen = [expert.student(expert.student.inputs(image, maps)) for expert in self.scorer.experts]
+        seen = [expert.student(expert.student.inputs(image, maps)) for expert in self.scorer.memory.experts]
         nothing = image.new_zeros(image.shape[0], self.n_support, dtype=torch.bool)
         evidence, _ = self.scorer.compare(maps, seen, nothing, self.size)
         return -self.scorer.judge(evidence), self.scorer.fuse(evidence)
@@ -78,7 +78,7 @@ def shrinking(n: int, size: int) -> torch.Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _model(detector: Any) -> Any:
+def _model(fitted: FittedSupport, settings: Settings) -> Any:
     """Trace the graph, and say in its metadata what it is."""
     try:
         import onnx  # noqa: F401
@@ -101,8 +101,9 @@ def _model(detector: Any) -> Any:
             self = op.ReduceMean(self, op.Constant(value_ints=[axis]), keepdims=1)
         return self if keepdim else op.Squeeze(self, op.Constant(value_ints=dim))
 
-    plain = copy.copy(detector).set_params(device="cpu", precision="float32", memory=None)
-    graph = Graph(plain._scorer(plain._extractor()), detector.image_size, detector._n_support()).eval()
+    runtime = resolve_runtime("cpu", "float32")
+    extract, _ = find_teacher(settings, fitted.evidence, runtime, fitted.teacher_fingerprint)
+    graph = Graph(fitted.scorer(extract), settings.image_size, len(fitted.names)).eval()
     free = {axis: torch.export.Dim(name) for axis, name in ((0, "n"), (2, "height"), (3, "width"))}
     with torch.no_grad():
         # Traced here, not by torch.onnx: where a size cannot be left free that would fix it, without a word.
@@ -116,23 +117,23 @@ def _model(detector: Any) -> Any:
     for part in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info):
         del part.metadata_props[:]
         part.doc_string = ""
-    for key, value in _about(detector).items():
+    for key, value in _about(fitted).items():
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     return model
 
 
-def _about(detector: Any) -> dict[str, Any]:
-    names = support_names(detector)
+def _about(fitted: FittedSupport) -> dict[str, Any]:
+    names, settings = bare_names(fitted), fitted.settings
     return {
         "format": FORMAT,
         "fewshot_ad": __version__,
-        "offset": detector.offset_,
+        "offset": fitted.offset,
         "sign": SIGN,
-        "image_size": detector.image_size,
-        "value_range": detector.value_range,
-        "evidence": detector.evidence_,
-        "backbone": detector.backbone,
-        "teacher_fingerprint": detector.teacher_fingerprint_,
+        "image_size": settings.image_size,
+        "value_range": settings.value_range,
+        "evidence": fitted.evidence,
+        "backbone": settings.backbone,
+        "teacher_fingerprint": fitted.teacher_fingerprint,
         "n_support": len(names),
         "support_names": names,
     }

@@ -6,81 +6,126 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import timm
 import torch
-from sklearn.utils.validation import check_is_fitted
 
 from .. import __version__
+from ..data.rows import Table
 from ..exceptions import CheckpointError, WeightsNotFoundError
+from ..method.evidence import WHOLE, kinds, needs_student
 from ..method.features import FeatureExtractor
-from ..method.packaged import PACKAGED, timm_name
-from ..method.scoring import Expert, parse_evidence
+from ..method.packaged import timm_name
+from ..method.scoring import Expert
 from ..method.student import Decoder, Student, build_student
-from ..runtime import PRECISIONS
+from ..runtime import resolve_runtime
+from ..settings import Settings, checked
+from ..support import FittedSupport, find_teacher
 from . import checkpoints
+from .header import LEFT_OUT, check_header
 
-FORMAT = "fewshot_ad model 1"
+FORMAT = "fewshot_ad model 2"
+# In which "embedding" went through `contrast` and the border as a map does, and its scale with it.
+_FORMAT_1 = "fewshot_ad model 1"
 _WHAT = "a detector's model file"
 _MADE_BY = "DualDistillationDetector.save()"
-# Parameters that belong to a machine, not to a detector.
-_LEFT_OUT = ("device", "memory", "verbose")
-# An image of this side is 200 MB; a header that asks for more is not believed.
-_MAX_SIDE = 4096
-
-_Detector = TypeVar("_Detector")
+_LEAST_FACTOR = 1e-3
 
 
-def save(path: str | os.PathLike[str], detector: Any, *, support: bool = False, force: bool = False) -> None:
-    """Write a fitted detector, atomically; see `DualDistillationDetector.save`."""
-    check_is_fitted(detector)
+def save(
+    path: str | os.PathLike[str],
+    fitted: FittedSupport,
+    settings: Settings,
+    *,
+    support: bool = False,
+    force: bool = False,
+) -> None:
+    """Write a fitted state, atomically; see `DualDistillationDetector.save`. `settings` go into it as parameters."""
     path = Path(path)
     checkpoints.check_destination(path, force=force)
-    if support and not hasattr(detector, "support_"):
+    if support and fitted.images is None:
         raise CheckpointError(
             "support=True cannot be had: this detector was loaded from a file that holds no support images."
         )
-    tensors = _tensors(detector, support)
-    header = _header(detector, tensors)
-    _check_header(path, header)  # what cannot be read is not written
-    _make(path, header, type(detector), {})
+    tensors = _tensors(fitted, support)
+    header = _header(fitted, settings, support)
+    check_header(path, header)  # what cannot be read is not written
     checkpoints.save(path, tensors, FORMAT, {**header, "sha256": _digest(header, tensors)})
 
 
 def load(
     path: str | os.PathLike[str],
-    make: Callable[..., _Detector],
+    defaults: Mapping[str, Any],
     *,
     device: str | torch.device | None = None,
     weights: str | os.PathLike[str] | None = None,
-) -> _Detector:
-    """Read what `save` wrote, into a detector of the class `make`; see `DualDistillationDetector.load`."""
-    tensors, header = checkpoints.load(path, FORMAT, _WHAT, _MADE_BY)
+) -> FittedSupport:
+    """Read what `save` wrote; see `DualDistillationDetector.load`. `defaults` are those of all parameters."""
+    tensors, header, form = checkpoints.load_any(path, (FORMAT, _FORMAT_1), _WHAT, _MADE_BY)
     expected = header.pop("sha256", None)
     if _digest(header, tensors) != expected:
         raise CheckpointError(
             f"{path} was altered or damaged: its contents do not have the checksum in its header. Copy it again from "
             "where it came from, or save the detector again."
         )
-    _check_header(path, header)
-    hint = header["parameters"]["weights"]
-    if weights is None and hint is not None and os.path.isfile(os.path.expanduser(hint)):
-        weights = hint
-    detector: Any = _make(path, header, make, {"device": "auto" if device is None else device, "weights": weights})
-    for name, value in header["fitted"].items():
-        setattr(detector, name, value)
-    if isinstance(detector.evidence_, list):
-        detector.evidence_ = tuple(detector.evidence_)
-    detector.row_range_ = None if detector.row_range_ is None else tuple(detector.row_range_)
-    detector._support_hashes = np.array(detector._support_hashes)
-    if hasattr(detector, "feature_names_in_"):
-        detector.feature_names_in_ = np.array(detector.feature_names_in_, dtype=object)
-    _put_tensors(path, header, tensors, detector, _extractor(path, detector, hint))
-    return detector
+    check_header(path, header)
+    given = {**defaults, **header["parameters"], "device": "auto" if device is None else device}
+    hint = given["weights"]
+    if weights is not None or hint is None or not os.path.isfile(os.path.expanduser(hint)):
+        given["weights"] = weights
+    settings = checked(given)
+    found = header["fitted"]
+    evidence = found["evidence_"]
+    evidence = tuple(evidence) if isinstance(evidence, list) else evidence
+    extract = _extractor(path, settings, evidence, found["teacher_fingerprint_"], hint)
+    table = None
+    if "n_features_in_" in found and found["row_range_"] is not None:
+        names = found.get("feature_names_in_")
+        table = Table(found["n_features_in_"], names and tuple(names), tuple(found["row_range_"]))
+    tensor = _Tensors(path, tensors, extract.runtime.dtype)
+    k, size, teacher = len(found["_support_hashes"]), settings.image_size, extract.teacher
+    scores = tensor.take("support_scores", (k,), torch.float64).numpy()
+    scores.flags.writeable = False
+    curve = tensor.take("loss_curve", (None,), torch.float64).tolist()
+    patches = embeddings = images = None
+    if "patch" in kinds(evidence) or "patches" in tensor.left:
+        patches = tensor.take("patches", (k, None, sum(teacher.channels[:3])))
+    if "embedding" in kinds(evidence) or "embeddings" in tensor.left:
+        embeddings = tensor.take("embeddings", (k, None, teacher.channels[-1]))
+    if header["support_images"]:
+        images = tensor.take("support", (k, 3, size, size), torch.float32)
+    if needs_student(evidence) and not header["students"]:
+        raise CheckpointError(f"{path} cannot be right: evidence={evidence!r} needs a student, and it has none.")
+    experts = [_expert(i, form, k, settings, extract, tensor) for i, form in enumerate(header["students"])]
+    if tensor.left:
+        raise CheckpointError(f"{path} cannot be right: its tensor {min(tensor.left)!r} belongs to nothing.")
+    fitted = FittedSupport(
+        settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]), images=images,
+        patches=patches, embeddings=embeddings, experts=tuple(experts), evidence=evidence, lam=found["lam_"],
+        scales=found["scales_"], scores=scores, offset=found["offset_"], offset_given=found.get("offset_given", False),
+        loss_curve=tuple(curve), teacher_fingerprint=found["teacher_fingerprint_"], table=table,
+        held_out_seed=found["_held_out_seed"],
+    )  # fmt: skip
+    return fitted if form == FORMAT else _from_format_1(path, fitted)
+
+
+def save_student(path: str | os.PathLike[str], fitted: FittedSupport) -> None:
+    """Write a student that was trained elsewhere than on the support; see `DualDistillationDetector.save_student`."""
+    if not fitted.experts:
+        raise ValueError(f"There is no student to save: evidence={fitted.evidence!r} trains none.")
+    if fitted.experts[0].seen.any():
+        raise ValueError(
+            "A student that was trained on the support is good for that support only. Pass auxiliary= to fit, images "
+            "of other kinds, to train one that can be used elsewhere."
+        )
+    student = fitted.experts[0].student
+    header = checkpoints.student_header(fitted.settings.backbone, fitted.teacher_fingerprint, student)
+    checkpoints.save_student(path, student, header)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -104,12 +149,12 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     CheckpointError
         No such file, not a model file, of another version, or with a header that cannot be right.
     """
-    header = checkpoints.load_header(path, FORMAT, _WHAT, _MADE_BY)
+    header, form = checkpoints.load_header(path, (FORMAT, _FORMAT_1), _WHAT, _MADE_BY)
     header.pop("sha256", None)
-    _check_header(path, header)
+    check_header(path, header)
     fitted = header["fitted"]
     return {
-        "format": FORMAT,
+        "format": form,
         "bytes": Path(path).stat().st_size,
         "versions": header["versions"],
         "backbone": header["parameters"]["backbone"],
@@ -126,26 +171,33 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 # ---- what is in a file
 
 
-def _header(detector: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[str, Any]:
     parameters = {}
-    for name, value in detector.get_params(deep=False).items():
-        if name in _LEFT_OUT:
+    for name, value in vars(settings).items():
+        if name in LEFT_OUT:
             continue
         if name == "random_state" and not isinstance(value, (int, np.integer)):
             value = None  # a generator's state is not a parameter
         try:
             parameters[name] = _plain(value)
         except TypeError as error:
-            raise CheckpointError(
-                f"{name}={value!r:.80} cannot be saved: {error}. Pass set_params a plain value first."
-            ) from error
-    fitted = {name: _plain(getattr(detector, name)) for name in _FITTED if hasattr(detector, name)}
-    fitted["_support_names"] = support_names(detector)
+            raise CheckpointError(f"{name}={value!r:.80} cannot be saved: {error}. Fit with a plain value.") from error
+    table = fitted.table
+    state = {
+        "teacher_fingerprint_": fitted.teacher_fingerprint, "offset_": fitted.offset,
+        "offset_given": fitted.offset_given, "evidence_": fitted.evidence, "lam_": fitted.lam,
+        "scales_": fitted.scales, "row_range_": table and table.value_range, "_support_names": bare_names(fitted),
+        "_support_hashes": fitted.hashes, "_held_out_seed": fitted.held_out_seed,
+    }  # fmt: skip
+    if table is not None:
+        state["n_features_in_"] = table.n_features
+        if table.feature_names is not None:
+            state["feature_names_in_"] = table.feature_names
     return {
         "versions": {"fewshot_ad": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
         "parameters": parameters,
-        "fitted": fitted,
-        "support_images": "support" in tensors,
+        "fitted": _plain(state),
+        "support_images": support,
         "students": [
             {
                 "student": expert.student.form,
@@ -155,26 +207,24 @@ def _header(detector: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any
                 "weighting": "attention" if expert.student.weighting.attention else "uniform",
                 "sharpness": _plain(expert.student.weighting.sharpness),
             }
-            for expert in detector.experts_
+            for expert in fitted.experts
         ],
     }
 
 
-def support_names(detector: Any) -> list[str]:
+def bare_names(fitted: FittedSupport) -> list[str]:
     """List the names of the support's files without their folders: these say where, and often of whom, images are."""
-    return [re.split(r"[/\\]", name)[-1] for name in detector._support_names]
+    return [re.split(r"[/\\]", name)[-1] for name in fitted.names]
 
 
-def _tensors(detector: Any, support: bool) -> dict[str, torch.Tensor]:
+def _tensors(fitted: FittedSupport, support: bool) -> dict[str, torch.Tensor]:
     tensors = {
-        "support_scores": torch.from_numpy(detector.support_scores_),
-        "loss_curve": torch.tensor(detector.loss_curve_, dtype=torch.float64),
+        "support_scores": torch.from_numpy(fitted.scores.copy()),
+        "loss_curve": torch.tensor(fitted.loss_curve, dtype=torch.float64),
     }
-    optional = {"patches": detector.patches_, "embeddings": detector.embeddings_}
-    tensors |= {name: value for name, value in optional.items() if value is not None}
-    if support:
-        tensors["support"] = torch.from_numpy(detector.support_)
-    for i, expert in enumerate(detector.experts_):
+    optional = {"patches": fitted.patches, "embeddings": fitted.embeddings, "support": fitted.images}
+    tensors |= {n: value for n, value in optional.items() if value is not None and (support or n != "support")}
+    for i, expert in enumerate(fitted.experts):
         tensors |= {f"students.{i}.{name}": value for name, value in expert.student.state_dict().items()}
         tensors |= {f"students.{i}.maps.{level}": m for level, m in enumerate(expert.maps)}
         tensors[f"students.{i}.seen"] = expert.seen.to(torch.uint8)  # copying a bool would mend a flipped bit
@@ -207,243 +257,87 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> s
     return found.hexdigest()
 
 
-# ---- is it what it says
+# ---- and out of it again
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+def _from_format_1(path: str | os.PathLike[str], fitted: FittedSupport) -> FittedSupport:
+    """Scale "embedding" so that the scores are those of the release that wrote the file."""
+    side = fitted.settings.image_size
+    factor = fitted.reduction.reduce(torch.ones(side, side, dtype=torch.float64)).item()
+    scales = dict(fitted.scales)
+    for name in WHOLE:
+        if name in scales:
+            if factor < _LEAST_FACTOR:
+                raise CheckpointError(
+                    f"{path} was saved by a release whose threshold was not usable with contrast="
+                    f"{fitted.settings.contrast} and aggregation={fitted.settings.aggregation!r}. Fit again."
+                )
+            scales[name] /= factor
+    return replace(fitted, scales=scales)
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_integer(value) and value > 0
-
-
-def _is_list_of(value: Any, kind: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(kind, value))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_path(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and "\0" not in value)
-
-
-def _is_hex(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32,64}", value) is not None
-
-
-def _is_evidence(value: Any) -> bool:
-    try:
-        parse_evidence(value, 0.1)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _is_student(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"student", "decoder_blocks", "weighting", "sharpness"}:
-        return False
-    blocks = value["decoder_blocks"]
-    return (
-        (blocks is None if value["student"] == "encoder" else _is_list_of(blocks, _is_positive) and len(blocks) == 3)
-        and value["student"] in ("decoder", "encoder")
-        and value["weighting"] in ("attention", "uniform")
-        and _is_number(value["sharpness"])
-    )
-
-
-_Check = tuple[Callable[[Any], bool], str]
-_NUMBERS: _Check = (_is_number, "a finite number")
-_INTEGERS: _Check = (_is_integer, "an integer, not negative")
-_HEADER: dict[str, _Check] = {
-    "versions": (
-        lambda v: (
-            isinstance(v, dict) and v.keys() == {"fewshot_ad", "torch", "timm"} and all(map(_is_text, v.values()))
-        ),
-        "the versions of fewshot_ad, torch and timm",
-    ),
-    "parameters": (lambda v: isinstance(v, dict), "a dict"),
-    "fitted": (lambda v: isinstance(v, dict), "a dict"),
-    "support_images": (lambda v: isinstance(v, bool), "true or false"),
-    "students": (lambda v: _is_list_of(v, _is_student), "a list of students"),
-}
-# The fitted state that is no tensor; the last two only where rows were fitted on.
-_FITTED: dict[str, _Check] = {
-    "teacher_fingerprint_": (_is_hex, "a hexadecimal hash"),
-    "offset_": _NUMBERS,
-    "evidence_": (_is_evidence, "kinds of evidence"),
-    "lam_": (lambda v: v == float("inf") or _is_number(v), "a number"),
-    "scales_": (
-        lambda v: isinstance(v, dict) and all(_is_number(scale) and scale > 0 for scale in v.values()),
-        "a dict of positive numbers",
-    ),
-    "row_range_": (
-        lambda v: v is None or (_is_list_of(v, _is_number) and len(v) == 2 and v[0] < v[1]),
-        "null or two numbers, the lower one first",
-    ),
-    "_support_names": (lambda v: _is_list_of(v, _is_text) and len(v) > 0, "a list of names"),
-    "_support_hashes": (lambda v: _is_list_of(v, _is_hex), "a list of hexadecimal hashes"),
-    "_held_out_seed": _INTEGERS,
-    "n_features_in_": _INTEGERS,
-    "feature_names_in_": (lambda v: _is_list_of(v, _is_text), "a list of names"),
-}
-_OF_ROWS = ("n_features_in_", "feature_names_in_")
-# What the constructor's own checks leave to the first use.
-_PARAMETERS: dict[str, _Check] = {
-    "backbone": (_is_text, "a name"),
-    "weights": (_is_path, "null or a path"),
-    "init": (_is_path, "null or a path"),
-    "augment": (lambda v: isinstance(v, bool), "true or false"),
-    "precision": (lambda v: v in PRECISIONS, f"one of {PRECISIONS}"),
-    "image_size": (lambda v: _is_integer(v) and v <= _MAX_SIDE, f"an integer, at most {_MAX_SIDE}"),
-    "image_shape": (lambda v: v is None or _is_list_of(v, _is_integer), "null or integers"),
-    "random_state": (lambda v: v is None or _is_integer(v), "null or an integer"),
-}
-
-
-def _check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
-    _check_entries(path, "its header", header, _HEADER)
-    _check_entries(path, "its fitted state", header["fitted"], _FITTED, optional=_OF_ROWS)
-    given = header["parameters"]
-    _check_entries(path, "its parameters", {k: v for k, v in given.items() if k in _PARAMETERS}, _PARAMETERS)
-    n_names, n_hashes = (len(header["fitted"][name]) for name in ("_support_names", "_support_hashes"))
-    if n_names != n_hashes:
-        raise CheckpointError(f"{path} cannot be right: it names {n_names} support images, and has {n_hashes} hashes.")
-    backbone = given["backbone"]
-    # A name of another form, as "hf-hub:...", would have timm fetch from wherever the file says.
-    if backbone not in PACKAGED and not timm.is_model(backbone):
-        raise CheckpointError(
-            f"{path}: the backbone {backbone!r} is not a network that timm {timm.__version__} knows by its name (the "
-            f"file is of timm {header['versions']['timm']}). Import the module that registers it, or install that "
-            "version of timm; networks from elsewhere cannot be saved and loaded."
-        )
-
-
-def _check_entries(
+def _extractor(
     path: str | os.PathLike[str],
-    where: str,
-    found: Mapping[str, Any],
-    checks: Mapping[str, _Check],
-    optional: Iterable[str] = (),
-) -> None:
-    wrong = _differences(found, checks, optional)
-    if wrong:
-        raise CheckpointError(f"{path} cannot be right: {where} has {wrong}.")
-    for name, value in found.items():
-        holds, accepted = checks[name]
-        if not holds(value):
-            raise CheckpointError(f"{path} cannot be right: {where} has {name}={value!r:.80}, expected {accepted}.")
-
-
-def _differences(found: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> str:
-    """Say which names are too many or too few; nothing where none are."""
-    unknown, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found) - set(optional))
-    parts = [f"no {missing[0]!r}"] if missing else []
-    parts += [f"{unknown[0]!r:.80}, which this release does not know"] if unknown else []
-    return " and ".join(parts)
-
-
-def _make(
-    path: str | os.PathLike[str], header: Mapping[str, Any], make: Callable[..., _Detector], here: dict[str, Any]
-) -> _Detector:
-    """Make a detector that is not fitted; `here` are parameters that do not come from the file."""
-    parameters = header["parameters"]
-    probe: Any = make()
-    # One that is not in the file came later, and has its default.
-    unknown = sorted(parameters.keys() - set(probe.get_params(deep=False)) | parameters.keys() & set(_LEFT_OUT))
-    if unknown:
-        raise CheckpointError(
-            f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} cannot take from a file. "
-            f"Install the release that wrote it, {header['versions']['fewshot_ad']:.40}, or a newer one."
-        )
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+    settings: Settings,
+    evidence: str | Sequence[str] | Mapping[str, float],
+    fingerprint: str,
+    hint: str | None,
+) -> FeatureExtractor:
+    runtime = resolve_runtime(settings.device, settings.precision)
     try:
-        detector: Any = make(**{**values, **here})
-        detector._check_parameters()
-    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
-        raise CheckpointError(f"{path} has a parameter that cannot be right: {error}") from error
-    return detector
-
-
-def _extractor(path: str | os.PathLike[str], detector: Any, hint: str | None) -> FeatureExtractor:
-    try:
-        return detector._extractor()
+        return find_teacher(settings, evidence, runtime, fingerprint)[0]
     except WeightsNotFoundError as error:
-        fingerprint = detector.teacher_fingerprint_[:12]
         kept = f" (when it was saved: {hint})" if hint is not None else ""
         raise WeightsNotFoundError(
-            f"{path} holds no teacher, and the weights of its backbone {detector.backbone!r} with the fingerprint "
-            f"{fingerprint} are not here{kept}: {error} Either pass load(..., weights=FILE), a safetensors file of "
-            "them, or call load() where timm may fetch them from the hub or has them in its cache."
+            f"{path} holds no teacher, and the weights of its backbone {settings.backbone!r} with the fingerprint "
+            f"{fingerprint[:12]} are not here{kept}: {error} Either pass load(..., weights=FILE), a safetensors file "
+            "of them, or call load() where timm may fetch them from the hub or has them in its cache."
         ) from error
 
 
-def _put_tensors(
-    path: str | os.PathLike[str],
-    header: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    detector: Any,
-    extract: FeatureExtractor,
-) -> None:
-    """Put the tensors into the detector, each after a look at its shape and type."""
-    teacher, dtype = extract.teacher, extract.runtime.dtype
-    k, size = len(detector._support_hashes), detector.image_size
-    left = dict(tensors)
+class _Tensors:
+    """The tensors of a file, each taken out after a look at its shape and type."""
 
-    def take(name: str, shape: tuple[int | None, ...], kind: torch.dtype = dtype) -> torch.Tensor:
-        if name not in left:
-            raise CheckpointError(f"{path} cannot be right: it has no tensor {name!r}.")
-        found = left.pop(name)
+    def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+        self.path, self.left, self.dtype = path, dict(tensors), dtype
+
+    def take(self, name: str, shape: tuple[int | None, ...], kind: torch.dtype | None = None) -> torch.Tensor:
+        kind = self.dtype if kind is None else kind
+        if name not in self.left:
+            raise CheckpointError(f"{self.path} cannot be right: it has no tensor {name!r}.")
+        found = self.left.pop(name)
         fits = len(found.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
         if not fits or found.dtype != kind:
             raise CheckpointError(
-                f"{path} cannot be right: its tensor {name!r} is {found.dtype} of shape {tuple(found.shape)}, expected "
-                f"{kind} of shape ({', '.join('any' if n is None else str(n) for n in shape)})."
+                f"{self.path} cannot be right: its tensor {name!r} is {found.dtype} of shape {tuple(found.shape)}, "
+                f"expected {kind} of shape ({', '.join('any' if n is None else str(n) for n in shape)})."
             )
         return found
 
-    detector.support_scores_ = take("support_scores", (k,), torch.float64).numpy()
-    detector.loss_curve_ = take("loss_curve", (None,), torch.float64).tolist()
-    needed = detector._kinds()
-    detector.patches_ = detector.embeddings_ = detector._bank = None
-    if "patch" in needed or "patches" in left:
-        detector.patches_ = take("patches", (k, None, sum(teacher.channels[:3])))
-    if "embedding" in needed or "embeddings" in left:
-        detector.embeddings_ = take("embeddings", (k, None, teacher.channels[-1]))
-    if header["support_images"]:
-        detector.support_ = take("support", (k, 3, size, size), torch.float32).numpy()
-    if detector._needs_student() and not header["students"]:
-        raise CheckpointError(
-            f"{path} cannot be right: evidence={detector.evidence_!r} needs a student, and it has none."
-        )
 
+def _expert(
+    i: int, form: Mapping[str, Any], k: int, settings: Settings, extract: FeatureExtractor, tensor: _Tensors
+) -> Expert:
+    teacher, prefix = extract.teacher, f"students.{i}."
     shapes = [(k, c, *shape) for c, shape in zip(teacher.channels[:3], teacher.shapes[:3], strict=True)]
-    detector.experts_ = []
-    for i, form in enumerate(header["students"]):
-        prefix = f"students.{i}."
-        held = [name.removeprefix(prefix) for name in left if name.startswith(prefix)]
-        student = _student(path, form, held, detector, extract)
-        student.load_state_dict(
-            {name: take(prefix + name, tuple(value.shape), value.dtype) for name, value in student.state_dict().items()}
-        )
-        seen = take(f"{prefix}seen", (k,), torch.uint8).bool()
-        maps = [take(f"{prefix}maps.{level}", shape) for level, shape in enumerate(shapes)]
-        keys = list(maps)
-        if student.weighting.attention:
-            keys = [take(f"{prefix}keys.{level}", shape) for level, shape in enumerate(shapes)]
-        detector.experts_.append(Expert(student, seen, maps, keys))
-    if left:
-        raise CheckpointError(f"{path} cannot be right: its tensor {min(left)!r} belongs to nothing.")
+    held = [name.removeprefix(prefix) for name in tensor.left if name.startswith(prefix)]
+    student = _student(tensor.path, form, held, settings, extract)
+    weights = student.state_dict().items()
+    student.load_state_dict({name: tensor.take(prefix + name, tuple(w.shape), w.dtype) for name, w in weights})
+    seen = tensor.take(f"{prefix}seen", (k,), torch.uint8).bool()
+    maps = [tensor.take(f"{prefix}maps.{level}", shape) for level, shape in enumerate(shapes)]
+    keys = list(maps)
+    if student.weighting.attention:
+        keys = [tensor.take(f"{prefix}keys.{level}", shape) for level, shape in enumerate(shapes)]
+    return Expert(student, seen, maps, keys)
 
 
 def _student(
-    path: str | os.PathLike[str], form: Mapping[str, Any], held: list[str], detector: Any, extract: FeatureExtractor
+    path: str | os.PathLike[str],
+    form: Mapping[str, Any],
+    held: list[str],
+    settings: Settings,
+    extract: FeatureExtractor,
 ) -> Student:
     """Build an untrained student of this form, if there are tensors for one: no more is built than the file fills."""
     blocks = form["decoder_blocks"]
@@ -453,8 +347,8 @@ def _student(
     student = build_student(
         form["student"],
         extract.teacher,
-        timm_name(detector.backbone),
-        detector.image_size,
+        timm_name(settings.backbone),
+        settings.image_size,
         blocks=blocks or found,
         attention=form["weighting"] == "attention",
         sharpness=form["sharpness"],

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import nn
 
-from ..exceptions import OutOfMemoryError
-from ..runtime import Runtime, is_out_of_memory
+from ..exceptions import MemoryWarning, OutOfMemoryError
+from ..runtime import Lock, Runtime, is_out_of_memory, own_torch_state
 from .packaged import teacher_file, timm_name
 from .teacher import Backbone, build_backbone, fold_batch_norms
 
@@ -43,8 +43,6 @@ class FeatureExtractor:
 
     Attributes
     ----------
-    key : str
-        What the features depend on besides the image.
     n_seen : int
         Images that went through the teacher so far.
     """
@@ -54,9 +52,7 @@ class FeatureExtractor:
         self.runtime = runtime
         self.n_seen = 0
         self._kept: dict[str, list[torch.Tensor]] = {}
-        # Some networks keep all weights, and so their fingerprint, whichever stages they return.
-        stages = ",".join(map(str, teacher.channels))
-        self.key = f"{fingerprint} {stages} {runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
+        self._fingerprint = fingerprint
         self._cached = None
         if memory is not None and getattr(memory, "location", None) is not None:
             self._cached = memory.cache(_one_image, ignore=["compute"])
@@ -82,6 +78,20 @@ class FeatureExtractor:
         rows = {i: [m[j] for m in found] for j, i in enumerate(new)}
         together = [rows[i] if i in rows else self._kept[key] for i, key in enumerate(hashes)]
         return [torch.stack(level) for level in zip(*together, strict=True)]
+
+    @property
+    def key(self) -> str:
+        """What the bits of the features depend on besides the image."""
+        runtime, on_gpu = self.runtime, self.runtime.device.type == "cuda"
+        # Some networks keep all weights, and so their fingerprint, whichever stages they return.
+        stages = ",".join(map(str, self.teacher.channels))
+        computed = f"{runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
+        hardware = (
+            torch.cuda.get_device_name(runtime.device) if on_gpu
+            else f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+        )  # fmt: skip
+        made_by = f"torch {torch.__version__} timm {timm.__version__}"
+        return f"{self._fingerprint} {stages} {computed} {hardware} {made_by}"
 
     def keep(self, images: torch.Tensor) -> None:
         """Hold the maps of these images (N, 3, S, S) in memory: `fit` comes back to the support several times."""
@@ -114,7 +124,7 @@ class FeatureExtractor:
 def load_teacher(
     backbone: str, image_size: int, weights: str | os.PathLike[str] | None, embedding: bool, runtime: Runtime
 ) -> tuple[Backbone, str]:
-    """Make a teacher by `networks.teacher.build_backbone`, or take one of the last two.
+    """Make a teacher by `teacher.build_backbone`, or take one that was made: of the last four, or still in use.
 
     Parameters
     ----------
@@ -136,28 +146,78 @@ def load_teacher(
     file = teacher_file(backbone, weights)
     # A file that changes is another teacher.
     stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
-    with _BUILDING:  # threads that want the same teacher at once, and torch's one generator, which building reseeds
-        return _cached_teacher(timm_name(backbone), image_size, file, stamp, embedding, runtime.device, runtime.dtype)
+    name, device, dtype = timm_name(backbone), runtime.device, runtime.dtype
+    key = (name, image_size, file, stamp, embedding, device, dtype)
+    return TEACHERS.find(key, lambda: _make_teacher(name, image_size, file, embedding, device, dtype))
 
 
-_BUILDING = threading.Lock()
+class TeacherCache:
+    """Teachers that were made, so that each is made once: the last few, and all that something still holds.
+
+    A detector holds its own. A grid search fits the same teacher many times.
+
+    Parameters
+    ----------
+    kept : int
+        Teachers that stay although nothing holds them.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._last: OrderedDict[Hashable, Backbone] = OrderedDict()
+        self._alive: weakref.WeakValueDictionary[Hashable, Backbone] = weakref.WeakValueDictionary()
+        self._fingerprints: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
+        self._tables, self._making = Lock(), Lock()
+
+    def find(self, key: Hashable, make: Callable[[], tuple[Backbone, str]]) -> tuple[Backbone, str]:
+        """Return a teacher and its fingerprint, made by `make` unless they are known by this key."""
+        known = self._look_up(key)
+        if known is None:
+            with self._making:  # one thread at a time: others that want the same one find it
+                known = self._look_up(key)
+                if known is None:
+                    known = make()
+                    self._enter(key, *known)
+        return known
+
+    def clear(self) -> None:
+        """Forget all; who holds a teacher goes on with it."""
+        with self._tables:
+            self._last.clear()
+            self._alive.clear()
+
+    def _look_up(self, key: Hashable) -> tuple[Backbone, str] | None:
+        with self._tables:
+            teacher = self._alive.get(key)
+            if teacher is None:
+                return None
+            self._touch(key, teacher)
+            return teacher, self._fingerprints[teacher]
+
+    def _enter(self, key: Hashable, teacher: Backbone, fingerprint: str) -> None:
+        with self._tables:
+            self._alive[key], self._fingerprints[teacher] = teacher, fingerprint
+            self._touch(key, teacher)
+
+    def _touch(self, key: Hashable, teacher: Backbone) -> None:
+        self._last[key] = teacher
+        self._last.move_to_end(key)
+        while len(self._last) > self._kept:
+            self._last.popitem(last=False)
 
 
-@functools.lru_cache(maxsize=2)
-def _cached_teacher(
-    name: str,
-    image_size: int,
-    file: Path | None,
-    stamp: tuple[int, int] | None,
-    embedding: bool,
-    device: torch.device,
-    dtype: torch.dtype,
+TEACHERS = TeacherCache(kept=4)
+
+
+@own_torch_state()
+def _make_teacher(
+    name: str, image_size: int, file: Path | None, embedding: bool, device: torch.device, dtype: torch.dtype
 ) -> tuple[Backbone, str]:
-    """Build each teacher once: a grid search fits the same one many times."""
     teacher = build_backbone(name, image_size, weights=file, embedding=embedding)
     fingerprint = teacher.fingerprint()
     teacher = teacher.to(device, dtype)
-    noise = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(2, 3, image_size, image_size, dtype=torch.float32, generator=generator)
     fold_batch_norms(teacher.model, noise.to(device, dtype))
     return teacher.to(memory_format=torch.channels_last), fingerprint
 
@@ -196,7 +256,8 @@ def _equal_sizes(network: nn.Module, forward: _Forward, inputs: torch.Tensor, ru
         _ARCHITECTURES[network] = repr(network)
     key = _ARCHITECTURES[network], inputs.shape[1:], runtime, torch.get_num_threads()
     if key not in _EQUAL_SIZES:
-        noise = torch.rand(CHUNK, *inputs.shape[1:], generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(CHUNK, *inputs.shape[1:], dtype=torch.float32, generator=generator)
 
         def in_parts(size: int) -> list[torch.Tensor] | None:
             try:
@@ -270,7 +331,7 @@ def _in_halves(function: _Forward, chunk: torch.Tensor) -> list[torch.Tensor]:
     warnings.warn(
         f"Memory ran out on {len(chunk)} images at once; going on with {half}. Scores may differ in the "
         "last digits from those of a machine with more memory.",
-        ResourceWarning,
+        MemoryWarning,
         stacklevel=4,
     )
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-_TINY = 1e-16  # a map of zeros has distance 1 to everything
+_TINY = 1e-16  # vectors of zeros have distance 1 to everything
 
 
 def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") -> torch.Tensor:
@@ -27,8 +27,20 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") ->
     if form == "flattened":
         a, b = a.flatten(1), b.flatten(1)
     # Sums of products: torch's cosine_similarity takes two to five times as long over an axis that is not the last.
-    norms = (a * a).sum(1) * (b * b).sum(1)
-    return 1 - (a * b).sum(1) * norms.clamp_min(_TINY).rsqrt()
+    of_a, of_b = (a * a).sum(1), (b * b).sum(1)
+    norms = of_a * of_b
+    product = (a * b).sum(1)
+    distance = 1 - product * norms.clamp_min(_TINY).rsqrt()
+    product, norms, of_a, of_b = product.detach(), norms.detach(), of_a.detach(), of_b.detach()
+    if not torch.compiler.is_compiling():  # a graph has no branches
+        if not norms.numel() or (norms.min() >= _TINY and norms.max() < torch.inf):
+            return distance
+    # Short and long vectors, whose norms' product leaves float32, are brought near length 1 first. Their gradient stays
+    # that of the line above, which is bounded: an angle's grows without end as a vector shrinks.
+    odd = ((norms < _TINY) | (norms == torch.inf)) & (of_a > 0) & (of_b > 0)
+    by_a, by_b = (squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt() for squares in (of_a, of_b))
+    angle = product * by_a * by_b * ((of_a * by_a * by_a) * (of_b * by_b * by_b)).rsqrt()
+    return distance + torch.where(odd, 1 - angle - distance.detach(), 0.0)
 
 
 def distillation_loss(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], form: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..runtime import seeded
 from .teacher import Backbone, untrained_backbone
 from .weighting import LearnToWeight
 
@@ -166,8 +167,7 @@ def build_student(
     -------
     Student
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         net: nn.Module
         if form == "encoder":
             net = untrained_backbone(name, image_size)

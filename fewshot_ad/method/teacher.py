@@ -16,7 +16,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from ..exceptions import OutOfMemoryError, WeightsNotFoundError
-from ..runtime import is_out_of_memory
+from ..runtime import is_out_of_memory, own_torch_state, seeded
 
 _PYRAMID_STRIDES = (4, 8, 16)
 _INIT_SEED = 0x5EED_AD
@@ -57,8 +57,8 @@ class Backbone(nn.Module):
         self.channels = tuple(model.feature_info.channels())
         # feature_info says how a transformer lays out its maps; the getter wrapper has already turned its own to NCHW.
         self.channels_last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Map images (N, 3, S, S) in [0, 1] to feature maps (N, C_l, H_l, W_l)."""
@@ -74,6 +74,7 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
+@own_torch_state()
 def build_backbone(
     name: str, image_size: int, *, weights: str | Path | None = None, embedding: bool = True
 ) -> Backbone:
@@ -110,7 +111,7 @@ def build_backbone(
     probe = _create(name, image_size)
     try:
         with torch.inference_mode():
-            probe.eval()(torch.zeros(1, 3, image_size, image_size))
+            probe.eval()(torch.zeros(1, 3, image_size, image_size, dtype=torch.float32))
     except (MemoryError, RuntimeError, AssertionError, ValueError) as error:
         if is_out_of_memory(error):
             raise _no_memory(name, image_size) from error
@@ -133,7 +134,8 @@ def build_backbone(
         )
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
-    noise = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(_INIT_SEED))
+    generator = torch.Generator().manual_seed(_INIT_SEED)
+    noise = torch.rand(1, 3, image_size, image_size, dtype=torch.float32, generator=generator)
     with torch.inference_mode():
         maps = backbone(noise)
     if not all(torch.isfinite(m).all() for m in maps):
@@ -217,11 +219,12 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
 
 
 def untrained_backbone(name: str, image_size: int) -> Backbone:
-    """Make the three stages of `build_backbone` with trainable weights drawn from torch's global generator."""
-    indices = _choose_stages(_strides(_create(name, image_size)), embedding=False)
-    model = _create(name, image_size, seed=None, out_indices=indices)
-    config = resolve_model_data_config(model)
-    return Backbone(model, config["mean"], config["std"])
+    """Make the three stages of `build_backbone` with trainable weights, drawn as `seeded` around the call says."""
+    with seeded(None):
+        indices = _choose_stages(_strides(_create(name, image_size)), embedding=False)
+        model = _create(name, image_size, seed=None, out_indices=indices)
+        config = resolve_model_data_config(model)
+        return Backbone(model, config["mean"], config["std"])
 
 
 def _strides(model: Any) -> list[int]:
@@ -247,9 +250,7 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
     if cfg is not None and cfg.fixed_input_size:
         options["img_size"] = image_size
     try:
-        with _quiet(), torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.default_generator.manual_seed(seed)
+        with seeded(seed), _quiet():
             return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # timm, the hub client and torch each raise their own
         if is_out_of_memory(error):

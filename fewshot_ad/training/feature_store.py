@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,11 +73,10 @@ def store_features(
     key = f"{extract.key} {image_size} {form} {stamp}"
     place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not place.is_dir():
-        for leftover in folder.glob(f"{place.name}.*.tmp"):
-            if time.time() - leftover.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(leftover, ignore_errors=True)
+        checkpoints.remove_leftovers(place, _ABANDONED)
         folder.mkdir(parents=True, exist_ok=True)
-        beginning = Path(tempfile.mkdtemp(".tmp", f"{place.name}.", folder))
+        beginning = checkpoints.temporary_name(place)
+        beginning.mkdir()
         n_usable = _write_features(items, beginning, extract, image_size, form, tick)
         if n_usable < 2:
             shutil.rmtree(beginning, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,16 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..exceptions import OutOfMemoryError, TrainingError
+from ..exceptions import MemoryWarning, OutOfMemoryError, TrainingError
 from ..method.losses import distillation_loss, dual_loss
 from ..method.student import Student
-from ..runtime import Runtime, is_out_of_memory
+from ..runtime import Runtime, is_out_of_memory, own_torch_state, seeded
 from .episodes import Episode, Task, draw_episode
+from .workers import Workers
 
 _BETAS = (0.5, 0.999)  # paper, section 4
 _MAX_GRADIENT_NORM = 1.0
+_ALONE = Workers()
 _WINDOW = 50  # steps over which the loss is averaged to see whether it still falls
 
 
@@ -52,42 +53,6 @@ def episode_loss(student: Student, episode: Episode, lam: float, form: str, runt
     ssd = distillation_loss(query, references, form)
     tsd = distillation_loss(episode.query_targets, query, form)
     return dual_loss(ssd, tsd, lam)
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Processes that make each step together, each with its share of the queries. By default this one alone.
-
-    Attributes
-    ----------
-    rank, count : int
-        Which one this is, of how many; of more than one, torch's default process group must have been set up.
-    """
-
-    rank: int = 0
-    count: int = 1
-
-    def share(self, episode: Episode) -> Episode:
-        """Return this worker's part of the queries, with the whole support."""
-        mine = slice(self.rank, None, self.count)
-        return Episode(episode.query_inputs[mine], [t[mine] for t in episode.query_targets], episode.support_inputs)
-
-    def wait(self) -> None:
-        """Wait until all workers are here."""
-        if self.count > 1:
-            torch.distributed.barrier()
-
-    def add_up(self, loss: torch.Tensor, student: Student) -> torch.Tensor:
-        """Sum the workers' gradients, in place, and return the sum of their losses."""
-        if self.count == 1:
-            return loss
-        weights = list(student.parameters())
-        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        together = torch.cat([loss.view(1), *(g.flatten() for g in gradients)])
-        torch.distributed.all_reduce(together)
-        for w, total in zip(weights, together[1:].split([w.numel() for w in weights]), strict=True):
-            w.grad = total.view_as(w)
-        return together[0]
 
 
 def make_optimizer(student: Student, learning_rate: float) -> torch.optim.Optimizer:
@@ -141,7 +106,7 @@ class Training:
         seed: int,
         runtime: Runtime,
         decay: bool = False,
-        workers: Workers = Workers(),
+        workers: Workers = _ALONE,
     ) -> None:
         self.student, self.tasks, self.runtime = student, tasks, runtime
         self.n_steps, self.n_shots, self.batch_size = n_steps, n_shots, batch_size
@@ -152,6 +117,7 @@ class Training:
         self._optimizer = make_optimizer(student, learning_rate)
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.training_dtype == torch.float16)
 
+    @own_torch_state()
     def step(self) -> float:
         """Make one step; return its loss.
 
@@ -168,25 +134,23 @@ class Training:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.learning_rate * share
         self.student.train()
-        with torch.random.fork_rng(devices=[]):
-            try:
-                value = self._backward(number)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                # Of several workers none can change its batch by itself.
-                if self.batch_size < self._full_batch or self.batch_size == 1 or self.workers.count > 1:
-                    raise OutOfMemoryError(
-                        f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or "
-                        "image_size."
-                    ) from error
-                self.batch_size //= 2
-                warnings.warn(
-                    f"Memory ran out in training; going on with batch_size={self.batch_size}.",
-                    ResourceWarning,
-                    stacklevel=3,
-                )
-                return self.step()
+        try:
+            value = self._backward(number)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Of several workers none can change its batch by itself.
+            if self.batch_size < self._full_batch or self.batch_size == 1 or self.workers.count > 1:
+                raise OutOfMemoryError(
+                    f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or image_size."
+                ) from error
+            self.batch_size //= 2
+            warnings.warn(
+                f"Memory ran out in training; going on with batch_size={self.batch_size}.",
+                MemoryWarning,
+                stacklevel=4,
+            )
+            return self.step()
         if not math.isfinite(value):
             raise TrainingError(
                 f"The loss became {value} at step {number + 1} of {self.n_steps}. Lower learning_rate (now "
@@ -201,19 +165,19 @@ class Training:
 
     def _backward(self, number: int) -> float:
         rng = np.random.default_rng((self.seed, number))
-        torch.default_generator.manual_seed(int(rng.integers(2**62)))
-        whole = draw_episode(self.tasks, self.n_shots, self.batch_size, rng)
-        episode = _to_device(self.workers.share(whole), self.runtime)
-        self._optimizer.zero_grad(set_to_none=True)
-        value = torch.zeros((), device=self.runtime.device, dtype=self.runtime.dtype)
-        n_queries = len(episode.query_inputs)
-        if n_queries:  # a small task may have fewer queries than there are workers
-            value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
-            # The loss is a mean over queries, so that shares weigh by their number.
-            value = value * (n_queries / len(whole.query_inputs))
-        scaled = self._scaler.scale(value)
-        if n_queries:
-            scaled.backward()
+        with seeded(int(rng.integers(2**62))):
+            whole = draw_episode(self.tasks, self.n_shots, self.batch_size, rng)
+            episode = _to_device(self.workers.share(whole), self.runtime)
+            self._optimizer.zero_grad(set_to_none=True)
+            value = torch.zeros((), device=self.runtime.device, dtype=self.runtime.dtype)
+            n_queries = len(episode.query_inputs)
+            if n_queries:  # a small task may have fewer queries than there are workers
+                value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
+                # The loss is a mean over queries, so that shares weigh by their number.
+                value = value * (n_queries / len(whole.query_inputs))
+            scaled = self._scaler.scale(value)
+            if n_queries:
+                scaled.backward()
         return self.workers.add_up(value.detach(), self.student).item()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,22 +18,22 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import images
-from ..detector import DualDistillationDetector
-from ..distributed import run_on_ray
-from ..exceptions import CheckpointError, ImageError, PretrainingStopped
+from ..exceptions import CheckpointError, ImageError
 from ..files import checkpoints
 from ..method.features import FeatureExtractor, image_hash, load_teacher
-from ..method.losses import distillation_loss
 from ..method.packaged import timm_name
-from ..method.student import Student, build_student
-from ..runtime import Runtime, resolve_runtime
-from .episodes import Episode, Task, draw_episode
+from ..method.student import build_student
+from ..runtime import own_torch_state, resolve_runtime
+from ..settings import PRETRAINING_RULES, check
+from .episodes import Episode, Task
 from .feature_store import store_features
-from .loop import Training, Workers
+from .loop import Training
+from .stopping import Stopping
+from .validation import Best, held_out_episodes, look
+from .workers import Workers, run_on_ray
 
 _PARTIAL_FORMAT = "fewshot_ad pretraining 1"
-# Held-out tasks that are looked at, and how often; each costs one student pass of K + B images.
-_VALIDATION_EPISODES = 24
+# How often held-out tasks are looked at.
 _VALIDATIONS = 20
 
 
@@ -177,15 +173,7 @@ def pretrain(
     partial = out.with_name(f"{out.name}.partial")
     if out.suffix != ".safetensors":
         raise ValueError(f"out={str(out)!r} was given; pass a name that ends in .safetensors.")
-    if n_steps < 1 or n_shots < 1 or not 0 <= held_out <= 0.5:
-        raise ValueError(
-            f"n_steps={n_steps}, n_shots={n_shots}, held_out={held_out} were given; accepted are counts of at least 1, "
-            "and held_out in [0, 0.5]."
-        )
-    DualDistillationDetector(
-        backbone, image_size=image_size, student=student, decoder_blocks=decoder_blocks, weighting=weighting,
-        sharpness=sharpness, lam=lam, loss=loss, batch_size=batch_size, learning_rate=learning_rate,
-    )._check_parameters()  # fmt: skip
+    check({name: arguments[name] for name in PRETRAINING_RULES}, PRETRAINING_RULES)
     if engine == "ray":
         if student == "encoder":
             raise ValueError(
@@ -220,7 +208,7 @@ def pretrain(
     if state is None and out.exists():
         return out
 
-    with _Stopping() as stopping:
+    with own_torch_state(), Stopping() as stopping:
         extract = FeatureExtractor(teacher, fingerprint, runtime)
         n_images = sum(len(items) for items, _ in collected.values())
         with tqdm(total=n_images, desc="features", disable=not verbose) as bar:
@@ -254,12 +242,12 @@ def pretrain(
         )  # fmt: skip
         looks = []
         if first:
-            looks = _held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
-        best = _Best()
+            looks = held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
+        best = Best()
         if state is not None:
             try:
                 training.restore(state[0], state[1]["training"])
-                best = _Best.restore(*state, network)
+                best = Best.restore(*state, network)
             except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
                 raise CheckpointError(
                     f"{partial} cannot be right ({type(error).__name__}: {error}). Remove it to start anew."
@@ -322,68 +310,12 @@ def _stamp(items: Sequence[Any], image_size: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _held_out_episodes(
-    tasks: Sequence[Task], n_held_out: int, n_shots: int, batch_size: int, seed: int
-) -> list[Episode]:
-    """Draw one episode of each held-out task, and one more of another, whose support is of another kind."""
-    if n_held_out == 0:
-        return []
-    chosen = tasks[: min(n_held_out, _VALIDATION_EPISODES) + 1]
-    return [
-        draw_episode([task], n_shots, batch_size, np.random.default_rng((seed, i))) for i, task in enumerate(chosen)
-    ]
-
-
-@torch.inference_mode()
-def _look(student: Student, episodes: Sequence[Episode], form: str, runtime: Runtime) -> dict[str, float]:
-    """Read a student on held-out tasks: SSD, TSD, and SSD as a share of that to another task's support."""
-    student.eval()
-    sums = np.zeros(3)
-    for episode, other in itertools.pairwise(episodes):
-        with runtime.autocast(training=True):
-            query, support, foreign = (
-                [m.to(runtime.dtype) for m in student(runtime.to_device(inputs))]
-                for inputs in (episode.query_inputs, episode.support_inputs, other.support_inputs)
-            )
-        own, far = (distillation_loss(query, student.weighting(query, shown)[0], form) for shown in (support, foreign))
-        targets = [runtime.to_device(t) for t in episode.query_targets]
-        sums += own.item(), distillation_loss(targets, query, form).item(), far.item()
-    ssd, tsd, far_ssd = sums / (len(episodes) - 1)
-    return {"ssd": ssd, "tsd": tsd, "contrast": ssd / max(far_ssd, 1e-12)}
-
-
-class _Best:
-    """The best student so far by held-out tasks, and what was read on the way."""
-
-    def __init__(
-        self, entries: Sequence[dict[str, float]] = (), tensors: dict[str, torch.Tensor] | None = None
-    ) -> None:
-        self.entries = list(entries)
-        self.tensors = dict(tensors or {})
-
-    @classmethod
-    def restore(cls, tensors: dict[str, torch.Tensor], header: dict[str, Any], student: Student) -> _Best:
-        """Go back to what was in a checkpoint, for a student of the same form."""
-        kept = {key: value for key, value in tensors.items() if key.startswith("best.")}
-        shapes = {f"best.{key}": value.shape for key, value in student.state_dict().items()}
-        if kept and {key: value.shape for key, value in kept.items()} != shapes:
-            raise ValueError("the best student is of another form")
-        entries = [{name: float(entry[name]) for name in ("ssd", "tsd", "contrast")} for entry in header["best"]]
-        return cls([{"step": int(old["step"]), **new} for old, new in zip(header["best"], entries, strict=True)], kept)
-
-    def add(self, step: int, found: dict[str, float], student: Student) -> None:
-        """Note what was read; keep a copy of the student if it is the best."""
-        self.entries.append({"step": step, **found})
-        if found["contrast"] <= min(entry["contrast"] for entry in self.entries):
-            self.tensors = {f"best.{key}": value.detach().clone() for key, value in student.state_dict().items()}
-
-
 def _run(
     training: Training,
     episodes: Sequence[Episode],
-    best: _Best,
+    best: Best,
     keep: Callable[[], str],
-    stopping: _Stopping,
+    stopping: Stopping,
     seconds: float,
     verbose: int,
 ) -> None:
@@ -398,7 +330,7 @@ def _run(
             loss = training.step()
             done += 1
             if done in looks:
-                best.add(done, _look(training.student, episodes, training.loss, training.runtime), training.student)
+                best.add(done, look(training.student, episodes, training.loss, training.runtime), training.student)
             shown = {"loss": f"{loss:.4f}"}
             if best.entries:
                 shown |= {"held-out SSD": f"{best.entries[-1]['ssd']:.4f}"}
@@ -408,38 +340,6 @@ def _run(
                 keep()
                 written = time.monotonic()
     training.student.eval()
-
-
-class _Stopping:
-    """While entered, SIGINT and SIGTERM wait for `check`; a second one ends the process as usual."""
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stopping:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def check(self, keep: Callable[[], str]) -> None:
-        """Raise if a signal came, after `keep` has written what is needed to go on."""
-        if self._received is not None:
-            where = keep()
-            name = signal.Signals(self._received).name
-            raise PretrainingStopped(f"Stopped by {name} {where}. Go on with the same arguments and resume.")
 
 
 def _find_existing(out: Path, partial: Path, resume: bool) -> Path | None:

@@ -6,14 +6,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from fewshot_ad.method import scoring
+from fewshot_ad.method import reduction
 
 
 def test_to_pixels_is_bilinear_enlargement_then_scipys_gaussian():
     generator = torch.Generator().manual_seed(0)
     maps = [torch.rand(3, *shape, dtype=torch.float64, generator=generator) for shape in ((6, 6), (3, 5))]
     for sigma in (0.0, 2.0):
-        shown = scoring.to_pixels(maps, 24, sigma)
+        shown = reduction.to_pixels(maps, 24, sigma)
         large = sum(F.interpolate(m[:, None], size=(24, 24), mode="bilinear", align_corners=False)[:, 0] for m in maps)
         for one, plain in zip(shown, large, strict=True):
             expected = gaussian_filter(plain.numpy(), sigma, mode="mirror", radius=8) if sigma else plain.numpy()
@@ -21,12 +21,12 @@ def test_to_pixels_is_bilinear_enlargement_then_scipys_gaussian():
 
 
 def test_blur_wider_than_the_map():
-    shown = scoring.to_pixels([torch.full((1, 2, 2), 3.0)], 5, 4.0)
+    shown = reduction.to_pixels([torch.full((1, 2, 2), 3.0)], 5, 4.0)
     torch.testing.assert_close(shown, torch.full((1, 5, 5), 3.0))
 
 
 def test_border_is_faded():
-    faded = scoring.fade_border(torch.ones(2, 16, 32), 0.5)
+    faded = reduction.fade_border(torch.ones(2, 16, 32), 0.5)
     # An eighth is 2 rows and 4 columns: half a pixel into it, a quarter or an eighth of the way from 0.5 to 1.
     row = torch.tensor([0.5625, 0.6875, 0.8125, 0.9375])
     torch.testing.assert_close(faded[:, 8, :4], row.expand(2, -1))
@@ -35,33 +35,9 @@ def test_border_is_faded():
     torch.testing.assert_close(faded[0, 0, :3], torch.tensor([0.5625, 0.625, 0.625]))  # whichever edge is nearer
     assert (faded[:, 2:14, 4:28] == 1).all()
     maps = torch.rand(2, 3, 32, 48)
-    assert scoring.fade_border(maps, 1.0) is maps
+    assert reduction.fade_border(maps, 1.0) is maps
 
 
 @pytest.mark.parametrize(("how", "expected"), [("max", 15.0), ("mean", 7.5), (0.25, 13.5), (0.001, 15.0), (1.0, 7.5)])
 def test_aggregate(how, expected):
-    assert scoring.aggregate(torch.arange(16.0).view(1, 4, 4), how).item() == expected
-
-
-@pytest.mark.parametrize(
-    ("evidence", "lam", "weights", "parts"),
-    [
-        ("patch", 0.1, {"patch": 1.0}, {}),
-        (["ssd"], 0.1, {"ssd": 1.0}, {}),
-        (("ssd", "tsd"), 0.1, {"ssd": 1.0, "tsd": 0.1}, {("ssd", "tsd"): 1.0}),
-        (("ssd", "tsd"), np.inf, {"ssd": 0.0, "tsd": 1.0}, {("ssd", "tsd"): 1.0}),
-        (("patch", "tsd"), 0.1, {"patch": 1.0, "tsd": 1.0}, {("tsd",): 0.2, ("patch",): 0.8}),
-        (("ssd", "tsd", "patch"), 2.0, {"ssd": 1.0, "tsd": 2.0, "patch": 1.0}, {("ssd", "tsd"): 0.2, ("patch",): 0.8}),
-        (["embedding", "patch"], 0.1, {"embedding": 1.0, "patch": 1.0}, {("patch",): 2 / 3, ("embedding",): 1 / 3}),
-        ({"ssd": 1, "tsd": 0.1}, 5.0, {"ssd": 1.0, "tsd": 0.1}, {}),
-    ],
-)
-def test_parse_evidence(evidence, lam, weights, parts, monkeypatch):
-    monkeypatch.setattr(scoring, "SHARES", {("ssd", "tsd"): 0.5, ("patch",): 2.0, ("embedding",): 1.0})
-    assert scoring.parse_evidence(evidence, lam) == (weights, pytest.approx(parts))
-
-
-@pytest.mark.parametrize("evidence", ["sdd", (), {}, {"ssd": 0}, {"ssd": -1.0}, {"ssd": np.nan}, ("patch", "x")])
-def test_parse_evidence_refuses(evidence):
-    with pytest.raises(ValueError, match="evidence="):
-        scoring.parse_evidence(evidence, 0.1)
+    assert reduction.aggregate(torch.arange(16.0).view(1, 4, 4), how).item() == expected

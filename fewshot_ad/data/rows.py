@@ -1,0 +1,89 @@
+"""Tables, scikit-learn's (n_samples, n_features): each row is a flattened image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from .images import full_scale
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `fit` noted of the table that it was given.
+
+    Attributes
+    ----------
+    n_features : int
+        Columns.
+    feature_names : tuple of str or None
+        Names of the columns, of a data frame that names them all by strings.
+    value_range : tuple of two floats
+        Values that are black and white: the full scale of an integer dtype, else the range seen.
+    """
+
+    n_features: int
+    feature_names: tuple[str, ...] | None
+    value_range: tuple[float, float]
+
+
+class _Columns(BaseEstimator):
+    """Where scikit-learn keeps, and looks up, what it checks of columns."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "n_features_in_")
+
+
+_Columns.__name__ = "DualDistillationDetector"  # scikit-learn's messages name the class
+
+
+def read_rows(X: Any, fitted: Table | None, image_shape: tuple[int, ...] | None) -> tuple[np.ndarray, Table]:
+    """Check a table and take it apart into images.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+    fitted : Table or None
+        What the columns must be like; None takes note of them.
+    image_shape : tuple of int or None
+        Of each row's image; None is an image of height 1.
+
+    Returns
+    -------
+    images : numpy.ndarray
+        (n_samples, *image_shape), float64.
+    table : Table
+        `fitted`, or what was noted.
+
+    Raises
+    ------
+    ValueError
+        Columns that do not fit, or values that are no numbers.
+    """
+    columns: Any = _Columns()
+    if fitted is not None:
+        columns.n_features_in_ = fitted.n_features
+        if fitted.feature_names is not None:
+            columns.feature_names_in_ = np.array(fitted.feature_names, dtype=object)
+    white = full_scale(X)
+    rows = validate_data(columns, X, reset=fitted is None, dtype=np.float64)
+    shape = image_shape or (1, rows.shape[1])
+    if math.prod(shape) != rows.shape[1]:
+        raise ValueError(f"X has {rows.shape[1]} columns, but image_shape={image_shape} has {math.prod(shape)} values.")
+    if fitted is None:
+        low, high = (0.0, white) if white else (float(rows.min()), float(rows.max()))
+        names = getattr(columns, "feature_names_in_", None)
+        fitted = Table(
+            columns.n_features_in_,
+            None if names is None else tuple(names.tolist()),
+            (low, high if high > low else low + 1.0),
+        )
+    return rows.reshape(-1, *shape), fitted

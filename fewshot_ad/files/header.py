@@ -1,0 +1,173 @@
+"""The header of a model file: what must be in it, and whether it is what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import timm
+
+from .. import __version__
+from ..exceptions import CheckpointError
+from ..method.packaged import PACKAGED
+from ..settings import RULES, Rule
+
+# Parameters that belong to a machine, not to a detector.
+LEFT_OUT = ("device", "memory", "verbose")
+# An image of this side is 200 MB; a header that asks for more is not believed.
+_MAX_SIDE = 4096
+_ALWAYS = {"backbone", "weights", "image_size"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_integer(value) and value > 0
+
+
+def _is_list_of(value: Any, kind: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(kind, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_hex(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32,64}", value) is not None
+
+
+def _is_student(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"student", "decoder_blocks", "weighting", "sharpness"}:
+        return False
+    blocks = value["decoder_blocks"]
+    return (
+        (blocks is None if value["student"] == "encoder" else _is_list_of(blocks, _is_positive) and len(blocks) == 3)
+        and value["student"] in ("decoder", "encoder")
+        and value["weighting"] in ("attention", "uniform")
+        and _is_number(value["sharpness"])
+    )
+
+
+_NUMBERS = Rule(_is_number, "a finite number")
+_INTEGERS = Rule(_is_integer, "an integer, not negative")
+_HEADER: dict[str, Rule] = {
+    "versions": Rule(
+        lambda v: (
+            isinstance(v, dict) and v.keys() == {"fewshot_ad", "torch", "timm"} and all(map(_is_text, v.values()))
+        ),
+        "the versions of fewshot_ad, torch and timm",
+    ),
+    "parameters": Rule(lambda v: isinstance(v, dict), "a dict"),
+    "fitted": Rule(lambda v: isinstance(v, dict), "a dict"),
+    "support_images": Rule(lambda v: isinstance(v, bool), "true or false"),
+    "students": Rule(lambda v: _is_list_of(v, _is_student), "a list of students"),
+}
+# The fitted state that is no tensor; the last two only where rows were fitted on.
+_FITTED: dict[str, Rule] = {
+    "teacher_fingerprint_": Rule(_is_hex, "a hexadecimal hash"),
+    "offset_": _NUMBERS,
+    "evidence_": RULES["evidence"],
+    "lam_": Rule(lambda v: v == float("inf") or _is_number(v), "a number"),
+    "scales_": Rule(
+        lambda v: isinstance(v, dict) and all(_is_number(scale) and scale > 0 for scale in v.values()),
+        "a dict of positive numbers",
+    ),
+    "row_range_": Rule(
+        lambda v: v is None or (_is_list_of(v, _is_number) and len(v) == 2 and v[0] < v[1]),
+        "null or two numbers, the lower one first",
+    ),
+    "_support_names": Rule(lambda v: _is_list_of(v, _is_text) and len(v) > 0, "a list of names"),
+    "_support_hashes": Rule(lambda v: _is_list_of(v, _is_hex), "a list of hexadecimal hashes"),
+    "_held_out_seed": _INTEGERS,
+    "offset_given": Rule(lambda v: isinstance(v, bool), "true or false"),
+    "n_features_in_": _INTEGERS,
+    "feature_names_in_": Rule(lambda v: _is_list_of(v, _is_text), "a list of names"),
+}
+# Missing where images were fitted on, or in files of format 1.
+_OPTIONAL = ("n_features_in_", "feature_names_in_", "offset_given")
+
+
+def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
+    """Check that a header can be right.
+
+    Parameters
+    ----------
+    path : path
+        Of the file, for messages.
+    header : dict
+        JSON types.
+
+    Raises
+    ------
+    CheckpointError
+        Something is missing, too much, or not what it may be.
+    """
+    _check_entries(path, "its header", header, _HEADER)
+    _check_entries(path, "its fitted state", header["fitted"], _FITTED, optional=_OPTIONAL)
+    given = header["parameters"]
+    _check_parameters(path, given, header["versions"]["fewshot_ad"])
+    n_names, n_hashes = (len(header["fitted"][name]) for name in ("_support_names", "_support_hashes"))
+    if n_names != n_hashes:
+        raise CheckpointError(f"{path} cannot be right: it names {n_names} support images, and has {n_hashes} hashes.")
+    backbone = given["backbone"]
+    # A name of another form, as "hf-hub:...", would have timm fetch from wherever the file says.
+    if backbone not in PACKAGED and not timm.is_model(backbone):
+        raise CheckpointError(
+            f"{path}: the backbone {backbone!r} is not a network that timm {timm.__version__} knows by its name (the "
+            f"file is of timm {header['versions']['timm']}). Import the module that registers it, or install that "
+            "version of timm; networks from elsewhere cannot be saved and loaded."
+        )
+
+
+def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], version: str) -> None:
+    expected = RULES.keys() - set(LEFT_OUT)
+    unknown = sorted(given.keys() - expected)
+    if unknown:
+        raise CheckpointError(
+            f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} cannot take from a file. "
+            f"Install the release that wrote it, {version:.40}, or a newer one."
+        )
+    # One that is not in the file came later, and has its default; these three have always been there.
+    wrong = _differences(given.keys() & _ALWAYS, _ALWAYS)
+    if wrong:
+        raise CheckpointError(f"{path} cannot be right: among its parameters it has {wrong}.")
+    for name, value in given.items():
+        if not RULES[name].holds(value):
+            raise CheckpointError(
+                f"{path} cannot be right: its parameter {name}={value!r:.80}, accepted is {RULES[name].accepted}."
+            )
+    if given["image_size"] > _MAX_SIDE:
+        raise CheckpointError(f"{path} cannot be right: image_size={given['image_size']} is above {_MAX_SIDE}.")
+
+
+def _check_entries(
+    path: str | os.PathLike[str],
+    where: str,
+    found: Mapping[str, Any],
+    checks: Mapping[str, Rule],
+    optional: Iterable[str] = (),
+) -> None:
+    wrong = _differences(found, checks, optional)
+    if wrong:
+        raise CheckpointError(f"{path} cannot be right: {where} has {wrong}.")
+    for name, value in found.items():
+        if not checks[name].holds(value):
+            said = f"{name}={value!r:.80}, expected {checks[name].accepted}"
+            raise CheckpointError(f"{path} cannot be right: {where} has {said}.")
+
+
+def _differences(found: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> str:
+    """Say which names are too many or too few; nothing where none are."""
+    unknown, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found) - set(optional))
+    parts = [f"no {missing[0]!r}"] if missing else []
+    parts += [f"{unknown[0]!r:.80}, which this release does not know"] if unknown else []
+    return " and ".join(parts)

@@ -1,0 +1,10 @@
+"""Displays, after scikit-learn's: why an image is called anomalous, whom it was compared with, and how scores lie.
+
+Each display takes its data in the constructor, or computes them by `from_estimator`, which also draws. matplotlib comes
+with the extra "plot"; nothing is shown unless the caller does so.
+"""
+
+from .maps import AnomalyMapDisplay
+from .scores import ScoreHistogramDisplay, SupportWeightsDisplay
+
+__all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay", "SupportWeightsDisplay"]

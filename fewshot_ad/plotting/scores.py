@@ -1,0 +1,246 @@
+"""How much each support image counted for each image, and how scores lie about the threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..exceptions import ImageError
+from .common import BLACK, BLUE, ORANGE, check_labels, escaped, named, names_of_support, pyplot, word
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..detector import DualDistillationDetector
+
+# More numbers than these in a table would not be readable.
+_MOST_NUMBERS = 400
+
+
+class SupportWeightsDisplay:
+    """How much each support image counted for each image: a table of numbers on a colour scale from 0 to 1.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (n_images, K)
+        From `DualDistillationDetector.support_weights`; a row of NaN, of an unreadable image, stays empty.
+    names : sequence of str, optional
+        Of the images. By default "image 0" and so on.
+    support_names : sequence of str, optional
+        Of the support images. By default their numbers.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+    ax_ : matplotlib Axes
+    """
+
+    def __init__(
+        self, weights: np.ndarray, *, names: Sequence[str] | None = None, support_names: Sequence[str] | None = None
+    ) -> None:
+        self.weights = weights
+        self.names = names
+        self.support_names = support_names
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: DualDistillationDetector,
+        X: Any,
+        *,
+        y: Any = None,
+        ax: Axes | None = None,
+        cmap: str = "cividis",
+    ) -> SupportWeightsDisplay:
+        """Compute the weights and draw them.
+
+        Parameters
+        ----------
+        estimator : DualDistillationDetector
+            Fitted.
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+        y : array-like of shape (n_samples,), optional
+            Labels, +1 normal and -1 anomalous: anomalous images are named so.
+        ax : matplotlib Axes, optional
+            To draw in. By default that of a new figure.
+        cmap : str, default="cividis"
+            Colour map.
+
+        Returns
+        -------
+        SupportWeightsDisplay
+
+        Raises
+        ------
+        MissingExtraError
+            matplotlib is not installed.
+        ValueError
+            y is not as long as X or has other labels.
+        """
+        pyplot()
+        session = estimator.session()
+        X, names = named(session, X)
+        labels = check_labels(y, len(names))
+        if labels is not None:
+            names = [f"{name} ({word(label)})" for name, label in zip(names, labels, strict=True)]
+        display = cls(session.support_weights(X), names=names, support_names=names_of_support(session))
+        return display.plot(ax=ax, cmap=cmap)
+
+    def plot(self, ax: Axes | None = None, *, cmap: str = "cividis") -> SupportWeightsDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            To draw in. By default that of a new figure.
+        cmap : str, default="cividis"
+            Colour map.
+
+        Returns
+        -------
+        SupportWeightsDisplay
+            The display itself.
+        """
+        plt = pyplot()
+        n, k = self.weights.shape
+        if ax is None:
+            size = (2.5 + 0.8 * min(k, 30), 1.5 + 0.3 * min(n, 60))
+            _, ax = plt.subplots(figsize=size, layout="constrained")
+        drawn = ax.imshow(self.weights, cmap=cmap, vmin=0, vmax=1, aspect="auto")
+        if n * k <= _MOST_NUMBERS:
+            for (i, j), weight in np.ndenumerate(self.weights):
+                if np.isfinite(weight):
+                    ax.text(j, i, f"{weight:.2f}", ha="center", va="center", color="white" if weight < 0.5 else "black")
+        names = [f"image {i}" for i in range(n)] if self.names is None else self.names
+        support_names = list(map(str, range(k))) if self.support_names is None else self.support_names
+        ax.set_xticks(range(k), [escaped(name) for name in support_names], rotation=30, ha="right")
+        ax.set_yticks(range(n), [escaped(name) for name in names])
+        ax.set_xlabel("support image")
+        ax.set_title("Weight of each support image")
+        ax.figure.colorbar(drawn, ax=ax, label="weight")
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self
+
+
+class ScoreHistogramDisplay:
+    """Scores of images, the threshold, and what the support images score against each other.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_images,)
+        From `DualDistillationDetector.score_samples`; NaN, of unreadable images, is left out.
+    threshold : float
+        `offset_`: images that score below it are called anomalous.
+    support_scores : ndarray of shape (K,), optional
+        `support_scores_`.
+    y : array-like of shape (n_images,), optional
+        Labels, +1 normal and -1 anomalous: a histogram for each.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+    ax_ : matplotlib Axes
+    """
+
+    def __init__(
+        self, scores: np.ndarray, threshold: float, *, support_scores: np.ndarray | None = None, y: Any = None
+    ) -> None:
+        self.scores = scores
+        self.threshold = threshold
+        self.support_scores = support_scores
+        self.y = y
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: DualDistillationDetector, X: Any, *, y: Any = None, ax: Axes | None = None, bins: Any = 30
+    ) -> ScoreHistogramDisplay:
+        """Score images and draw the histogram.
+
+        Parameters
+        ----------
+        estimator : DualDistillationDetector
+            Fitted.
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+        y : array-like of shape (n_samples,), optional
+            Labels, +1 normal and -1 anomalous: a histogram for each.
+        ax : matplotlib Axes, optional
+            To draw in. By default that of a new figure.
+        bins : int, sequence or str, default=30
+            As for `numpy.histogram_bin_edges`.
+
+        Returns
+        -------
+        ScoreHistogramDisplay
+
+        Raises
+        ------
+        MissingExtraError
+            matplotlib is not installed.
+        ImageError
+            None of the images can be read.
+        ValueError
+            y is not as long as X or has other labels.
+        """
+        pyplot()
+        session = estimator.session()
+        X, names = named(session, X)
+        check_labels(y, len(names))
+        scores, fitted = session.score_samples(X), session.fitted
+        display = cls(scores, fitted.offset, support_scores=fitted.scores, y=y)
+        return display.plot(ax=ax, bins=bins)
+
+    def plot(self, ax: Axes | None = None, *, bins: Any = 30) -> ScoreHistogramDisplay:
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            To draw in. By default that of a new figure.
+        bins : int, sequence or str, default=30
+            As for `numpy.histogram_bin_edges`.
+
+        Returns
+        -------
+        ScoreHistogramDisplay
+            The display itself.
+        """
+        plt = pyplot()
+        from matplotlib.ticker import MaxNLocator
+
+        labels = check_labels(self.y, len(self.scores))
+        known = np.isfinite(self.scores)
+        if not known.any():
+            raise ImageError(f"None of the {len(self.scores)} images has a score: there is nothing to draw.")
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        edges = np.histogram_bin_edges(self.scores[known], bins)
+        groups = [("images", known, BLUE, "")]
+        if labels is not None:
+            groups = [("normal", known & (labels > 0), BLUE, ""), ("anomalous", known & (labels < 0), ORANGE, "//")]
+        for name, chosen, colour, hatch in groups:
+            below = int((self.scores[chosen] < self.threshold).sum())
+            ax.hist(
+                self.scores[chosen], edges.tolist(), color=colour, alpha=0.6, hatch=hatch, edgecolor="white",
+                label=f"{name} ({below} of {int(chosen.sum())} below)",
+            )  # fmt: skip
+        ax.axvline(self.threshold, color=BLACK, linestyle="--", label=f"threshold {self.threshold:.2f}")
+        if self.support_scores is not None:
+            # Marks at the foot of the axes, whatever the counts are.
+            ax.plot(
+                self.support_scores, np.full(len(self.support_scores), 0.03), "^", color=BLACK, markersize=7,
+                markeredgecolor="white", transform=ax.get_xaxis_transform(), label="support, each against the others",
+            )  # fmt: skip
+        unread = int((~known).sum())
+        ax.set_xlabel("score_samples (high = normal)" + (f"; {unread} unreadable left out" if unread else ""))
+        ax.set_ylabel("images")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        # Above the bars: within, it would hide some.
+        ax.legend(fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return self

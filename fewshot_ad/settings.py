@@ -1,0 +1,226 @@
+"""Every parameter of a detector, and what it accepts: one table, for the estimator, pretraining and files alike."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import numpy as np
+import torch
+
+from .method.evidence import EVIDENCE, parse_evidence
+from .runtime import PRECISIONS
+
+
+class Rule(NamedTuple):
+    """What a parameter accepts.
+
+    Attributes
+    ----------
+    holds : callable
+        Tells whether a value is accepted.
+    accepted : str
+        The same in words, after "accepted is".
+    """
+
+    holds: Callable[[Any], bool]
+    accepted: str
+
+
+def one_of(*values: Any) -> Rule:
+    """Accept one of a few values."""
+    named = ", ".join(map(repr, values))
+    return Rule(
+        lambda v: isinstance(v, type(values[0])) and v in values, named if len(values) == 1 else f"one of {named}"
+    )
+
+
+def number(low: float, high: float = math.inf, *, open_low: bool = False, finite: bool = True) -> Rule:
+    """Accept a real number within bounds."""
+    return _bounded(Real, "a number", low, high, open_low, finite)
+
+
+def integer(low: int, high: float = math.inf) -> Rule:
+    """Accept an integer within bounds."""
+    return _bounded(Integral, "an integer", low, high, False, True)
+
+
+def _bounded(kind: Any, what: str, low: float, high: float, open_low: bool, finite: bool) -> Rule:
+    def holds(value: Any) -> bool:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        return low <= value <= high and not (open_low and value == low) and not (finite and math.isinf(value))
+
+    bounds = f"{'above' if open_low else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+    return Rule(holds, f"{what} {bounds}")
+
+
+def either(first: Rule, *others: Rule) -> Rule:
+    """Accept what one of several rules accepts."""
+    rules = (first, *others)
+    return Rule(lambda v: any(rule.holds(v) for rule in rules), " or ".join(rule.accepted for rule in rules))
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_window(value: Any) -> bool:
+    if not (_is_sequence(value) or isinstance(value, np.ndarray)) or len(value) != 2:
+        return False
+    finite = all(isinstance(v, Real) and math.isfinite(v) for v in value)
+    return finite and bool(value[0] < value[1])
+
+
+def _is_shape(value: Any) -> bool:
+    whole = _is_sequence(value) and all(integer(1).holds(n) for n in value)
+    return whole and (len(value) == 2 or (len(value) == 3 and value[2] in (1, 3)))
+
+
+def _is_evidence(value: Any) -> bool:
+    if not isinstance(value, (str, list, tuple, Mapping)):
+        return False
+    if not isinstance(value, str) and not all(isinstance(name, str) for name in value):
+        return False
+    try:
+        parse_evidence(value, 0.1)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device) or (isinstance(value, str) and bool(value))
+
+
+def _is_random_state(value: Any) -> bool:
+    return (
+        value is None
+        or value is np.random
+        or isinstance(value, np.random.RandomState)
+        or integer(0, 2**32 - 1).holds(value)
+    )
+
+
+NOTHING = Rule(lambda v: v is None, "None")
+YES_OR_NO = Rule(lambda v: isinstance(v, (bool, np.bool_)), "True or False")
+PATH = Rule(
+    lambda v: isinstance(v, (str, os.PathLike)) and str(v) != "" and "\0" not in str(v), "a path"
+)  # fmt: skip
+_BLOCKS = Rule(
+    lambda v: _is_sequence(v) and len(v) == 3 and all(integer(1).holds(n) for n in v),
+    "a tuple of three integers of at least 1",
+)
+_KINDS = ", ".join(map(repr, EVIDENCE))
+_AUTO = one_of("auto")
+_EVIDENCE = Rule(_is_evidence, f"one or several of {_KINDS}, or a dict of these with weights above 0")
+_RANDOM_STATE = Rule(_is_random_state, "None, an integer from 0 to 4294967295, or a numpy RandomState")
+WINDOW = Rule(_is_window, "(low, high), two finite numbers with low < high")
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """The parameters of `DualDistillationDetector`, which says what they mean, each as its rule accepts it."""
+
+    backbone: Annotated[str, Rule(lambda v: isinstance(v, str) and bool(v), "'compact' or the name of a timm network")]
+    weights: Annotated[str | os.PathLike[str] | None, either(NOTHING, PATH)]
+    image_size: Annotated[int, integer(8)]
+    student: Annotated[str, one_of("decoder", "encoder")]
+    decoder_blocks: Annotated[tuple[int, int, int], _BLOCKS]
+    init: Annotated[str | os.PathLike[str] | None, either(NOTHING, _AUTO, PATH)]
+    lam: Annotated[float | str, either(number(0, finite=False), _AUTO)]
+    weighting: Annotated[str, one_of("attention", "uniform")]
+    sharpness: Annotated[float, number(0)]
+    loss: Annotated[str, one_of("position", "flattened")]
+    evidence: Annotated[str | tuple[str, ...] | dict[str, float], either(_AUTO, _EVIDENCE)]
+    aggregation: Annotated[str | float, either(one_of("max", "mean"), number(0, 1, open_low=True))]
+    blur_sigma: Annotated[float, number(0, 10_000)]
+    border_weight: Annotated[float, number(0, 1)]
+    contrast: Annotated[float, number(0, 1)]
+    n_steps: Annotated[str | int, either(_AUTO, integer(0))]
+    batch_size: Annotated[int, integer(1)]
+    learning_rate: Annotated[float, number(0, open_low=True)]
+    tol: Annotated[float, number(0)]
+    augment: Annotated[bool, YES_OR_NO]
+    contamination: Annotated[str | float, either(_AUTO, number(0, 0.5, open_low=True))]
+    image_shape: Annotated[tuple[int, ...] | None, either(NOTHING, Rule(_is_shape, "(H, W), (H, W, 1) or (H, W, 3)"))]
+    value_range: Annotated[tuple[float, float] | None, either(NOTHING, WINDOW)]
+    max_pixels: Annotated[int, integer(1)]
+    device: Annotated[str | torch.device, Rule(_is_device, "'auto' or a device, such as 'cpu' and 'cuda'")]
+    precision: Annotated[str, one_of(*PRECISIONS)]
+    memory: Annotated[Any, either(NOTHING, PATH, Rule(lambda v: hasattr(v, "cache"), "a joblib.Memory"))]
+    on_error: Annotated[str, one_of("raise", "skip")]
+    random_state: Annotated[Any, _RANDOM_STATE]
+    verbose: Annotated[int, either(integer(0), YES_OR_NO)]
+
+
+RULES: dict[str, Rule] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
+}
+# Of `pretrain`: as the estimator's, but for what only a pretraining has, or has to have.
+PRETRAINING_RULES = {
+    name: RULES[name]
+    for name in (
+        "backbone", "weights", "image_size", "student", "decoder_blocks", "weighting", "sharpness", "loss",
+        "batch_size", "learning_rate", "device", "precision", "verbose",
+    )
+}  # fmt: skip
+PRETRAINING_RULES |= {
+    "lam": number(0, finite=False), "n_shots": integer(1), "n_steps": integer(1), "held_out": number(0, 0.5),
+    "cache": either(NOTHING, PATH), "checkpoint_minutes": number(0), "resume": YES_OR_NO,
+    "random_state": integer(0, 2**32 - 1), "num_workers": integer(1),
+}  # fmt: skip
+# Where and how the work is done: what a call needs, and no score depends on. The others are those of the last fit.
+OF_THE_CALL = ("weights", "max_pixels", "device", "memory", "on_error", "verbose")
+
+
+def check(given: Mapping[str, Any], rules: Mapping[str, Rule] = RULES) -> None:
+    """Check parameters.
+
+    Parameters
+    ----------
+    given : dict
+        Values by name; each name has a rule.
+    rules : dict of str to Rule, optional
+
+    Raises
+    ------
+    ValueError
+        It names the parameter, the value, and what is accepted.
+    """
+    for name, value in given.items():
+        if not rules[name].holds(value):
+            raise ValueError(f"{name}={value!r} was given; accepted is {rules[name].accepted}.")
+
+
+def checked(given: Mapping[str, Any]) -> Settings:
+    """Check all parameters, and keep what cannot be changed from outside.
+
+    Parameters
+    ----------
+    given : dict
+        As of `get_params`.
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    ValueError
+        See `check`.
+    """
+    check(given)
+    return Settings(**{name: _own(value) for name, value in given.items()})
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, np.ndarray):
+        return tuple(value.tolist())
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

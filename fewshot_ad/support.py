@@ -1,0 +1,351 @@
+"""The fitted state, frozen: what `fit` builds, scoring reads, and files hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.utils.validation import check_memory
+
+from .data import views
+from .data.rows import Table
+from .exceptions import WeightsNotFoundError
+from .method import calibration
+from .method.evidence import kinds, needs_student, parse_evidence
+from .method.features import CHUNK, FeatureExtractor, image_hash, load_teacher
+from .method.matching import PatchBank, patch_features, pooled_embedding
+from .method.reduction import Reduction
+from .method.scoring import Evidence, Expert, Memory, Scorer, run_student
+from .method.teacher import Backbone
+from .runtime import Runtime
+from .settings import Settings
+
+_HELD_OUT_VIEWS = 2
+# A support image that reads so many times the median of all is named in a warning. On eleven tasks, four images: in 1
+# of 33 draws of normal ones, and for 1 of 8 anomalous ones among three normal (docs/experiments.md).
+_ODD = 2.5
+# What lam="auto" chooses from, by so many views of each support image; what it trains with, and stays with unless the
+# AUROC of another is larger by the margin: smaller differences are of the few views (docs/experiments.md).
+_LAMS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_SYNTHETIC_VIEWS = 4
+USUAL_LAM = 0.1
+_LAM_MARGIN = 0.15
+# Values of an image that differ by less were one value before it was resized.
+_ONE_VALUE = 1e-5
+# A cosine of float32 tells no smaller angle from none, and what is divided by less would be rounding, enlarged.
+_LEAST_SCALE = float(np.finfo(np.float32).eps) ** 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class FittedSupport:
+    """Everything that scoring needs, except the teacher, on the CPU. Nothing in it changes.
+
+    Attributes
+    ----------
+    settings : Settings
+        The detector's parameters at the last `fit`.
+    names : tuple of str
+        What the K support images are called.
+    hashes : tuple of str
+        `image_hash` of each.
+    images : torch.Tensor or None
+        (K, 3, S, S) float32 in [0, 1]; None where a file did not hold them.
+    patches, embeddings : torch.Tensor or None
+        (K, patches or views, channels): the teacher's patches, and pooled embeddings, of the support and its views.
+    experts : tuple of Expert
+        The students.
+    evidence : str, tuple of str, or dict
+        The parameter, as "auto" was resolved.
+    lam : float
+        Weight of TSD beside SSD in the score.
+    scales : dict of str to float
+        What each kind of evidence is divided by.
+    scores : numpy.ndarray
+        (K,) float64: `score_samples` of each support image against the other support images.
+    offset : float
+        The threshold: `decision_function` is `score_samples` minus this.
+    offset_given : bool
+        Whether the user set the threshold.
+    loss_curve : tuple of float
+        Training loss of every step made.
+    teacher_fingerprint : str
+        sha256 of the teacher's weights.
+    table : Table or None
+        What was noted of the columns, where rows were fitted on.
+    held_out_seed : int
+        Of the views that scales are measured on.
+    """
+
+    settings: Settings
+    names: tuple[str, ...]
+    hashes: tuple[str, ...]
+    images: torch.Tensor | None
+    patches: torch.Tensor | None
+    embeddings: torch.Tensor | None
+    experts: tuple[Expert, ...]
+    evidence: str | tuple[str, ...] | dict[str, float]
+    lam: float
+    scales: Mapping[str, float]
+    scores: np.ndarray
+    offset: float
+    offset_given: bool
+    loss_curve: tuple[float, ...]
+    teacher_fingerprint: str
+    table: Table | None
+    held_out_seed: int
+    # By runtime: the memory on its device, and the teacher, which lives as long as this.
+    _prepared: dict[Runtime, tuple[Memory, Backbone]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def reduction(self) -> Reduction:
+        """How a map becomes a score."""
+        return _reduction(self.settings)
+
+    def scorer(self, extract: FeatureExtractor) -> Scorer:
+        """Make what scores, on the device of the teacher; the memory is prepared once for each runtime."""
+        runtime = extract.runtime
+        if runtime not in self._prepared:
+            memory = _memory(self.experts, self.patches, self.embeddings, runtime)
+            self._prepared[runtime] = memory, extract.teacher
+        weights = _weights(self.evidence, self.lam, self.scales)
+        return Scorer(extract, self._prepared[runtime][0], weights, self.reduction)
+
+    def exclude(self, batch: torch.Tensor) -> torch.Tensor:
+        """Mark the support images that each of N images (N, 3, S, S) is a copy of, (N, K)."""
+        return _copies(batch, self.hashes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is only prepared: it belongs to a device, and is made again."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin with nothing prepared."""
+        self.__dict__.update(state, _prepared={})
+
+
+def find_teacher(
+    settings: Settings,
+    evidence: str | Sequence[str] | Mapping[str, float],
+    runtime: Runtime,
+    expected: str | None = None,
+) -> tuple[FeatureExtractor, str]:
+    """Make or find a detector's teacher.
+
+    Parameters
+    ----------
+    settings : Settings
+    evidence : str, sequence of str, or mapping of str to float
+        As resolved: says whether an embedding is needed.
+    runtime : Runtime
+    expected : str, optional
+        The fingerprint that its weights must have.
+
+    Returns
+    -------
+    extract : FeatureExtractor
+    fingerprint : str
+
+    Raises
+    ------
+    WeightsNotFoundError
+        The weights are not to be had, or are others.
+    """
+    embedding = "embedding" in kinds(evidence) or (needs_student(evidence) and settings.student == "decoder")
+    teacher, fingerprint = load_teacher(settings.backbone, settings.image_size, settings.weights, embedding, runtime)
+    if expected not in (None, fingerprint):
+        raise WeightsNotFoundError(
+            f"The weights of {settings.backbone!r} ({settings.weights or 'from the hub'}) are not those that this "
+            f"detector was fitted with: fingerprint {fingerprint[:12]}, expected {str(expected)[:12]}. Set weights= to "
+            "the file used then, or fit again."
+        )
+    memory = settings.memory
+    if memory is not None and not hasattr(memory, "cache"):
+        memory = check_memory(os.fspath(memory))
+    return FeatureExtractor(teacher, fingerprint, runtime, memory), fingerprint
+
+
+def build(
+    settings: Settings,
+    support: torch.Tensor,
+    names: Sequence[str],
+    *,
+    experts: Sequence[Expert],
+    evidence: str | tuple[str, ...] | dict[str, float],
+    loss_curve: Sequence[float],
+    extract: FeatureExtractor,
+    fingerprint: str,
+    table: Table | None,
+    held_out_seed: int,
+) -> FittedSupport:
+    """Compute everything that depends on the support: memory, scales, threshold.
+
+    Parameters
+    ----------
+    settings : Settings
+    support : torch.Tensor
+        (K, 3, S, S), in [0, 1].
+    names : sequence of str
+        What the images are called.
+    experts : sequence of Expert
+        Trained; their maps of the support are computed here.
+    evidence, loss_curve, table, held_out_seed
+        See `FittedSupport`.
+    extract : FeatureExtractor
+    fingerprint : str
+        Of the teacher.
+
+    Returns
+    -------
+    FittedSupport
+    """
+    hashes = tuple(map(image_hash, support))
+    patches, embeddings = _banks(support, extract, kinds(evidence), settings.augment)
+    shown = tuple(_show_support(expert, support, extract) for expert in experts)
+    memory = _memory(shown, patches, embeddings, extract.runtime)
+
+    def scorer(lam: float, scales: Mapping[str, float]) -> Scorer:
+        return Scorer(extract, memory, _weights(evidence, lam, scales), _reduction(settings))
+
+    own = _copies(support, hashes)
+    lam = training_lam(settings)
+    held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(held_out_seed))
+    plain = scorer(lam, {})
+    of_views = _read(plain, held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0))
+    if settings.lam == "auto" and not isinstance(evidence, Mapping) and {"ssd", "tsd"} <= kinds(evidence):
+        rng = np.random.default_rng([held_out_seed, 1])
+        normal = views.random_views(support, _SYNTHETIC_VIEWS, rng).flatten(0, 1)
+        corrupted = views.synthetic_anomalies(normal, rng)[0]
+        others = own.repeat_interleave(_SYNTHETIC_VIEWS, 0)
+        read = [_read(plain, batch, others) for batch in (normal, corrupted)]
+        found = {}
+        for candidate in sorted(_LAMS, key=lambda one: abs(np.log(one / USUAL_LAM))):
+            of_lam = scorer(candidate, _scales(evidence, candidate, plain, read[0]))
+            scored = torch.cat([of_lam.score(e) for e in read]).numpy()
+            found[candidate] = roc_auc_score(np.repeat([0, 1], len(normal)), scored)
+        best = max(found, key=lambda one: found[one])
+        lam = best if found[best] > found[USUAL_LAM] + _LAM_MARGIN else USUAL_LAM
+    scales = _scales(evidence, lam, plain, of_views)
+    final = scorer(lam, scales)
+    scores = -final.score(_read(final, support, own)).double().numpy()
+    scores.flags.writeable = False
+    if own.any():
+        offset = calibration.offset(scores, settings.contamination)
+    else:  # no support image has another to be compared with: its changed views must do
+        known = -final.score(of_views).double().numpy()
+        offset = calibration.offset(known, settings.contamination, of_views=True)
+    fitted = FittedSupport(
+        settings=settings, names=tuple(names), hashes=hashes, images=support, patches=patches, embeddings=embeddings,
+        experts=shown, evidence=evidence, lam=lam, scales=scales, scores=scores, offset=offset, offset_given=False,
+        loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table, held_out_seed=held_out_seed,
+    )  # fmt: skip
+    fitted._prepared[extract.runtime] = memory, extract.teacher
+    return fitted
+
+
+def doubts(fitted: FittedSupport) -> Iterator[str]:
+    """Say what about a support should make its user doubt the threshold, or an image of it."""
+    guess = ": how much normal images differ cannot be seen, and thresholds are guesses."
+    k, images = len(fitted.hashes), fitted.images
+    if k == 1:
+        yield f"The support is a single image{guess}"
+    elif len(set(fitted.hashes)) == 1:
+        yield f"All {k} support images are the same{guess}"
+    # A row of a table may well be of one value, or be one value.
+    shown = () if images is None or fitted.table is not None else images
+    constant = [i for i, image in enumerate(shown) if (image.amax((1, 2)) - image.amin((1, 2))).max() < _ONE_VALUE]
+    if constant:
+        yield (
+            f"{fitted.names[constant[0]]}"
+            + (f" and {len(constant) - 1} more of {k} support images have" if len(constant) > 1 else " has")
+            + " one value at every pixel: scores say little of what is normal. Check the image, and value_range."
+        )
+    middle = np.median(fitted.scores)
+    for i in np.flatnonzero(fitted.scores < _ODD * middle) if k > 2 and middle < 0 else ():
+        yield (
+            f"{fitted.names[i]} looks unlike the rest of the support: it reads {fitted.scores[i] / middle:.1f} "
+            "times as anomalous as the middle one. If it is not normal, fit without it: what looks like it passes "
+            "for normal."
+        )
+
+
+def training_lam(settings: Settings) -> float:
+    """Return the lam that students are trained with."""
+    return USUAL_LAM if isinstance(settings.lam, str) else float(settings.lam)
+
+
+def _reduction(settings: Settings) -> Reduction:
+    final = float(settings.blur_sigma), float(settings.border_weight), float(settings.contrast)
+    return Reduction(settings.aggregation, *final)
+
+
+def _weights(
+    evidence: str | Sequence[str] | Mapping[str, float], lam: float, scales: Mapping[str, float]
+) -> dict[str, float]:
+    return {name: weight / scales.get(name, 1.0) for name, weight in parse_evidence(evidence, lam)[0].items()}
+
+
+def _copies(batch: torch.Tensor, hashes: Sequence[str]) -> torch.Tensor:
+    same = np.array([image_hash(image) for image in batch])[:, None] == np.array(hashes)
+    same[same.all(1)] = False  # nothing else to be compared with
+    return torch.from_numpy(same)
+
+
+def _banks(
+    support: torch.Tensor, extract: FeatureExtractor, wanted: set[str], augment: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Compute the teacher's patches and embeddings of the support and its views, as far as they are wanted."""
+    patches = embeddings = None
+    if {"patch", "embedding"} & wanted:
+        bank = views.turned_and_mirrored(support) if augment else support[:, None]
+        maps = extract(bank.flatten(0, 1))
+        if "patch" in wanted:
+            found = patch_features(maps[:3])
+            patches = found.view(len(support), -1, found.shape[-1]).cpu()
+        if "embedding" in wanted:
+            embeddings = pooled_embedding(maps).view(*bank.shape[:2], -1).cpu()
+    return patches, embeddings
+
+
+@torch.inference_mode()
+def _show_support(expert: Expert, support: torch.Tensor, extract: FeatureExtractor) -> Expert:
+    """Compute an expert's maps of the support; images that are new to it count as unseen."""
+    seen = torch.zeros(len(support), dtype=torch.bool)
+    seen[: len(expert.seen)] = expert.seen
+    runtime = extract.runtime
+    student = Expert(expert.student, seen).to(runtime.device, runtime.dtype).student
+    maps = run_student(student, support, extract(support), runtime)
+    return Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu", runtime.dtype)
+
+
+def _memory(
+    experts: Sequence[Expert], patches: torch.Tensor | None, embeddings: torch.Tensor | None, runtime: Runtime
+) -> Memory:
+    """Bring the support to a device, ready to be searched."""
+    place = runtime.device, runtime.dtype
+    return Memory(
+        tuple(expert.to(*place) for expert in experts),
+        None if patches is None else PatchBank(patches.to(*place), runtime.matching_dtype),
+        None if embeddings is None else embeddings.to(*place),
+    )
+
+
+def _read(scorer: Scorer, batch: torch.Tensor, exclude: torch.Tensor) -> Evidence:
+    """Compute the evidence of a few images."""
+    chunks = zip(batch.split(CHUNK), exclude.split(CHUNK), strict=True)
+    return Evidence.cat([scorer.evidence(images, left_out)[0] for images, left_out in chunks])
+
+
+def _scales(
+    evidence: str | Sequence[str] | Mapping[str, float], lam: float, scorer: Scorer, normal: Evidence
+) -> dict[str, float]:
+    """Compute what each kind of evidence is divided by, from that of normal images."""
+    weights, parts = parse_evidence(evidence, lam)
+    scales = dict.fromkeys(weights, 1.0)
+    for part, share in parts.items():
+        scales |= dict.fromkeys(part, max(scorer.read(normal, part, weights), _LEAST_SCALE) / share)
+    return scales

@@ -1,0 +1,73 @@
+"""From a user's images to a fitted state, and from that to one of more images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..runtime import resolve_runtime
+from ..session import Session, read_normal, split_input
+from ..settings import Settings
+from ..support import FittedSupport, build, find_teacher
+from .students import make_experts
+
+
+def fit_support(
+    settings: Settings,
+    X: Any,
+    y: Any,
+    auxiliary: Mapping[str, Any] | None,
+    evidence: str | tuple[str, ...] | dict[str, float],
+    seeds: Sequence[int],
+) -> FittedSupport:
+    """Do what `DualDistillationDetector.fit` does.
+
+    Parameters
+    ----------
+    settings : Settings
+    X, y, auxiliary
+        See `DualDistillationDetector.fit`.
+    evidence : str, tuple of str, or dict
+        As resolved.
+    seeds : sequence of four ints
+        Of the students' weights, the views that they learn from, the episodes, and the held-out views.
+
+    Returns
+    -------
+    FittedSupport
+    """
+    runtime = resolve_runtime(settings.device, settings.precision)
+    items, options, table = split_input(X, settings, None, fitting=True)
+    support, names = read_normal(items, y, settings.on_error, options, rows=table is not None)
+    extract, fingerprint = find_teacher(settings, evidence, runtime)
+    extract.keep(support)
+    experts, curve = make_experts(settings, evidence, support, auxiliary, extract, fingerprint, seeds)
+    return build(
+        settings, support, names, experts=experts, evidence=evidence, loss_curve=curve, extract=extract,
+        fingerprint=fingerprint, table=table, held_out_seed=seeds[3],
+    )  # fmt: skip
+
+
+def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
+    """Do what `DualDistillationDetector.partial_fit` does, to the state of a session."""
+    before = session.fitted
+    if before.images is None:
+        raise ValueError(
+            "This detector was loaded from a file that holds no support images, and cannot be added to. Save it with "
+            "support=True, or fit again on all images."
+        )
+    items, options = session.items(X)
+    new, names = read_normal(items, y, session.settings.on_error, options, rows=before.table is not None)
+    extract = session.scorer.extract
+    support = torch.cat([before.images, new])
+    extract.keep(support)
+    fitted = build(
+        session.settings, support, [*before.names, *names], experts=before.experts, evidence=before.evidence,
+        loss_curve=before.loss_curve, extract=extract, fingerprint=before.teacher_fingerprint, table=before.table,
+        held_out_seed=before.held_out_seed,
+    )  # fmt: skip
+    # A threshold that the user has set stays.
+    return replace(fitted, offset=before.offset, offset_given=True) if before.offset_given else fitted

@@ -1,0 +1,45 @@
+"""Signals that stop a training where it can be gone on with."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from ..exceptions import PretrainingStopped
+
+
+class Stopping:
+    """While entered, SIGINT and SIGTERM wait for `check`; a second one ends the process as usual."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        """Begin to wait, in the main thread; others get no signals."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave signals to who had them before."""
+        self._restore()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def check(self, keep: Callable[[], str]) -> None:
+        """Raise if a signal came, after `keep` has written what is needed to go on."""
+        if self._received is not None:
+            where = keep()
+            name = signal.Signals(self._received).name
+            raise PretrainingStopped(f"Stopped by {name} {where}. Go on with the same arguments and resume.")

@@ -1,0 +1,216 @@
+"""The students of a fit: which are trained, on what, and what they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data import images, views
+from ..exceptions import CheckpointError, ImageError
+from ..files import checkpoints
+from ..method.evidence import EVIDENCE, needs_student
+from ..method.features import FeatureExtractor
+from ..method.packaged import PACKAGED, timm_name
+from ..method.scoring import Expert
+from ..method.student import Student, build_student
+from ..settings import Settings
+from ..support import training_lam
+from .episodes import Task
+from .loop import train
+
+# Training steps of a student that is not pretrained.
+_STEPS = 100
+# Views that the student learns from: as many as make about this many images in all, at most 16 of each.
+_TRAINING_VIEWS = 64
+_MOST_SHOTS = 8
+
+
+def resolve_evidence(
+    settings: Settings, auxiliary: Mapping[str, Any] | None
+) -> str | tuple[str, ...] | dict[str, float]:
+    """Resolve evidence="auto": a student's only where one comes with the teacher, or is asked for."""
+    if settings.evidence != "auto":
+        return settings.evidence
+    asked = settings.init, settings.student, settings.weighting, settings.n_steps
+    usual = asked == ("auto", "decoder", "attention", "auto")
+    student = not usual or auxiliary is not None or _init_file(settings) is not None
+    return EVIDENCE if student else tuple(name for name in EVIDENCE if name not in ("ssd", "tsd"))
+
+
+def make_experts(
+    settings: Settings,
+    evidence: str | Sequence[str] | Mapping[str, float],
+    support: torch.Tensor,
+    auxiliary: Mapping[str, Any] | None,
+    extract: FeatureExtractor,
+    fingerprint: str,
+    seeds: Sequence[int],
+) -> tuple[list[Expert], list[float]]:
+    """Make and train the students that the evidence needs.
+
+    Parameters
+    ----------
+    settings : Settings
+    evidence : str, sequence of str, or mapping of str to float
+        As resolved.
+    support : torch.Tensor
+        (K, 3, S, S), in [0, 1].
+    auxiliary : mapping of str to images, or None
+        See `DualDistillationDetector.fit`.
+    extract : FeatureExtractor
+    fingerprint : str
+        Of the teacher.
+    seeds : sequence of int
+        Of the weights, the views and the episodes.
+
+    Returns
+    -------
+    experts : list of Expert
+        On the CPU, without maps of the support.
+    loss_curve : list of float
+        Loss of every step made.
+
+    Raises
+    ------
+    CheckpointError
+        `init` belongs to another teacher, or is another form of student.
+    ValueError
+        `n_steps` is 0 and there is no trained student; or auxiliary tasks that cannot be used.
+    TrainingError, OutOfMemoryError
+        See `training.loop.Training.step`.
+    """
+    experts: list[Expert] = []
+    curve: list[float] = []
+    runtime = extract.runtime
+    for tasks, seen in _curricula(settings, evidence, support, auxiliary, extract, seeds[1]):
+        student = _initial_student(settings, extract, fingerprint, seeds[0])
+        student = student.to(runtime.device, runtime.dtype).eval()
+        if tasks:
+            curve += train(
+                student, tasks, n_steps=_steps(settings, auxiliary), n_shots=min(len(support), _MOST_SHOTS),
+                batch_size=settings.batch_size, learning_rate=settings.learning_rate, lam=training_lam(settings),
+                loss=settings.loss, tol=settings.tol, seed=seeds[2], runtime=runtime, verbose=settings.verbose,
+            )  # fmt: skip
+        experts.append(Expert(student.cpu(), seen))
+    return experts, curve
+
+
+def _curricula(
+    settings: Settings,
+    evidence: str | Sequence[str] | Mapping[str, float],
+    support: torch.Tensor,
+    auxiliary: Mapping[str, Any] | None,
+    extract: FeatureExtractor,
+    seed: int,
+) -> Iterator[tuple[list[Task], torch.Tensor]]:
+    """Say what each student is trained on: its tasks, and which support images are among them."""
+    nothing = torch.zeros(len(support), dtype=torch.bool)
+    if not needs_student(evidence):
+        return
+    if _steps(settings, auxiliary) == 0:
+        if _init_file(settings) is None or auxiliary is not None:
+            raise ValueError(
+                f"n_steps=0 trains no student, but evidence={evidence!r} needs one"
+                + (" and auxiliary= was given to train it" if auxiliary is not None else "")
+                + ". Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'."
+            )
+        yield [], nothing
+    elif auxiliary is not None:
+        yield _auxiliary_tasks(settings, auxiliary, extract), nothing
+    else:
+        bank = _support_task(settings, support, extract, seed)
+        # Cross-fitting: each student is trained on one half and judges the other, so that a support image reads as
+        # a fresh one would. Fresh images are judged by both.
+        half = torch.arange(len(support)) % 2 == 0
+        for seen in [half, ~half] if len(support) > 1 else [half]:
+            yield [bank.select(seen.numpy()[bank.sources])], seen
+
+
+def _steps(settings: Settings, auxiliary: Mapping[str, Any] | None) -> int:
+    if not isinstance(settings.n_steps, str):
+        return int(settings.n_steps)
+    return 0 if _init_file(settings) is not None and auxiliary is None else _STEPS
+
+
+def _init_file(settings: Settings) -> Path | None:
+    """Return the file of the student to start from; None for an untrained one."""
+    if settings.init != "auto":
+        return None if settings.init is None else Path(settings.init)
+    packaged = PACKAGED.get(settings.backbone)
+    fits = settings.weights is None and settings.student == "decoder" and settings.weighting == "attention"
+    return packaged.check(packaged.student) if packaged is not None and fits else None
+
+
+def _initial_student(settings: Settings, extract: FeatureExtractor, fingerprint: str, seed: int) -> Student:
+    file = _init_file(settings)
+    blocks, tensors = settings.decoder_blocks, None
+    if file is not None:
+        tensors, header = checkpoints.load_student(file)
+        _check_student(settings, file, header, fingerprint)
+        blocks = header.get("decoder_blocks") or blocks
+    student = build_student(
+        settings.student, extract.teacher, timm_name(settings.backbone), settings.image_size, blocks=blocks,
+        attention=settings.weighting == "attention", sharpness=settings.sharpness, seed=seed,
+    )  # fmt: skip
+    if tensors is not None:
+        try:
+            student.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"The student {file} does not fit: {error}") from error
+    return student
+
+
+def _check_student(settings: Settings, file: Path, header: Mapping[str, Any], fingerprint: str) -> None:
+    if header["teacher"] != fingerprint:
+        raise CheckpointError(
+            f"The student {file} belongs to the teacher {header['backbone']!r} (fingerprint "
+            f"{header['teacher'][:12]}), not to {settings.backbone!r} (fingerprint {fingerprint[:12]}). Pass that "
+            "teacher as backbone and weights, or train a student for this one."
+        )
+    for name in ("student", "weighting"):
+        if header[name] != getattr(settings, name):
+            raise CheckpointError(
+                f"The student {file} has {name}={header[name]!r}; pass the same, or another student."
+            )  # fmt: skip
+
+
+def _support_task(settings: Settings, support: torch.Tensor, extract: FeatureExtractor, seed: int) -> Task:
+    """Make the support a task of its own, of slightly changed views."""
+    bank = support[:, None]
+    if settings.augment:
+        n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16))
+        bank = torch.cat([bank, views.random_views(support, n_views, np.random.default_rng(seed))], 1)
+    sources = np.repeat(np.arange(len(support)), bank.shape[1])
+    return _task(settings, "support", bank.flatten(0, 1), sources, extract)
+
+
+def _task(settings: Settings, name: str, batch: torch.Tensor, sources: np.ndarray, extract: FeatureExtractor) -> Task:
+    maps = [m.cpu() for m in extract(batch)]
+    return Task(name, maps[:3], batch if settings.student == "encoder" else maps[-1], sources)
+
+
+def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
+    if not isinstance(auxiliary, Mapping) or not auxiliary:
+        raise ValueError(
+            f"auxiliary={auxiliary!r:.80} was given; accepted is a mapping of at least one task's name to its normal "
+            "images."
+        )
+    options: dict[str, Any] = {
+        "size": settings.image_size, "value_range": settings.value_range, "max_pixels": settings.max_pixels,
+    }  # fmt: skip
+    tasks = []
+    for name, X in tqdm(auxiliary.items(), desc="auxiliary", disable=not settings.verbose):
+        try:
+            read = images.load_each(images.as_items(X), settings.on_error, **options)
+            loaded = [image for _, image in read if image is not None]
+        except ImageError as error:
+            raise ImageError(f"Auxiliary task {name!r}: {error}") from error
+        if len(loaded) < 2:
+            raise ValueError(f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2.")
+        tasks.append(_task(settings, str(name), torch.stack(loaded), np.arange(len(loaded)), extract))
+    return tasks

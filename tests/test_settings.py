@@ -1,0 +1,191 @@
+"""One table says what every parameter accepts: each bad value is named, with what to write instead."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_ad import DualDistillationDetector, pretrain
+from fewshot_ad.settings import OF_THE_CALL, RULES, check, checked
+
+BAD = {
+    "backbone": [None, 3, ""],
+    "weights": [3, "", b"x"],
+    "image_size": [4, 32.0, "32", True, None],
+    "student": ["both", None, ["decoder"]],
+    "decoder_blocks": [None, 2, (1, 2), (1, 0, 1), (1, 1.5, 1), "222"],
+    "init": [3, "", object()],
+    "lam": [-1, "0.1", np.nan, None, (0.1,), True],
+    "weighting": ["none", None],
+    "sharpness": [-1, np.inf, None],
+    "loss": ["l2", 0],
+    "evidence": [
+        None, 5, "all", (), {}, ["patch", 3], {"patch": "1"}, {"patch": -1.0}, {"patch": np.nan}, {3: 1.0},
+        np.array(["patch", "ssd"]),
+    ],
+    "aggregation": [0, 1.5, "median", None, True],
+    "blur_sigma": [-1, 1e5, "4", None, np.nan],
+    "border_weight": [1.1, -0.1, None],
+    "contrast": [-0.1, 1.1, "0"],
+    "n_steps": [-1, 1.0, "all", None],
+    "batch_size": [0, 2.0],
+    "learning_rate": [0, -1, np.inf],
+    "tol": [-1, None],
+    "augment": ["no", None, 1, 0],
+    "contamination": [0.6, 0, "high", None],
+    "image_shape": [5, (4,), (4, 4, 2), (-4, -4), (0, 4), (4.0, 4), "44"],
+    "value_range": [5, (1, 0), (1, 1), (-np.inf, 0), (0, 1, 2), "01", (None, 1), {0: 1, 1: 2}],
+    "max_pixels": [0, 1.5, None],
+    "device": [None, 3, ""],
+    "precision": ["int8", None, torch.float32],
+    "memory": [3, object()],
+    "on_error": ["ignore", None, True],
+    "random_state": [-1, "0", 2**32, np.random.default_rng(0)],
+    "verbose": ["x", -1, None, 1.5],
+}  # fmt: skip
+GOOD = {
+    "weights": [None, "a", Path("a")], "init": [None, "auto", Path("a")], "lam": ["auto", 0, np.float32(1), np.inf],
+    "evidence": ["auto", ["ssd"], ("patch", "tsd"), {"patch": np.float64(2)}], "image_size": [8, np.int64(9)],
+    "decoder_blocks": [[1, 2, 3]], "augment": [np.True_], "image_shape": [None, [4, 4], (4, 4, 3)],
+    "value_range": [None, [0, 1], np.array([0.0, 2.0])], "device": ["cuda:1", torch.device("cpu")],
+    "memory": [None, "folder"], "random_state": [None, 0, np.random, np.random.RandomState(0)],
+    "verbose": [True, 2], "contamination": ["auto", 0.5], "aggregation": ["mean", 1], "n_steps": ["auto", 0],
+}  # fmt: skip
+
+
+def test_every_parameter_has_a_rule_and_a_bad_value_here():
+    parameters = set(inspect.signature(DualDistillationDetector).parameters)
+    assert RULES.keys() == parameters == BAD.keys()
+    assert set(OF_THE_CALL) < parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [pytest.param(n, v, id=f"{n}-{i}") for n, values in BAD.items() for i, v in enumerate(values)],
+)
+def test_bad_values_are_named_before_anything_is_done(normal, name, value):
+    det = DualDistillationDetector(**{name: value})  # the constructor only stores
+    with pytest.raises(ValueError, match=rf"^{name}=") as caught:
+        det.fit(normal[:2])
+    said = str(caught.value)
+    assert f"{name}={value!r} was given; accepted is {RULES[name].accepted}." == said
+    assert not vars(det).keys() & {"fitted_"}
+
+
+def test_good_values_are_taken():
+    plain = DualDistillationDetector().get_params()
+    checked(plain)
+    for name, values in GOOD.items():
+        for value in values:
+            checked({**plain, name: value})
+
+
+def test_what_was_checked_cannot_be_changed_from_outside():
+    evidence, blocks, window = {"patch": 1.0}, [1, 1, 1], np.array([0.0, 1.0])
+    given = {"evidence": evidence, "decoder_blocks": blocks, "value_range": window}
+    settings = checked({**DualDistillationDetector().get_params(), **given})
+    evidence["patch"], blocks[0], window[0] = 2.0, 9, -5.0
+    assert settings.evidence == {"patch": 1.0}
+    assert settings.decoder_blocks == (1, 1, 1)
+    assert settings.value_range == (0.0, 1.0)
+    with pytest.raises(AttributeError):
+        settings.lam = 3.0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"backbone": None}, {"image_size": 4}, {"student": "both"}, {"decoder_blocks": None}, {"lam": "auto"},
+        {"loss": "l2"}, {"batch_size": 0}, {"device": None}, {"precision": "int8"}, {"weights": 3}, {"n_steps": "auto"},
+        {"n_shots": 0}, {"held_out": 0.6}, {"held_out": "x"}, {"random_state": None}, {"checkpoint_minutes": -1},
+        {"verbose": "x"}, {"num_workers": 0}, {"resume": "yes"}, {"cache": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pretrain_uses_the_table_without_an_estimator(tmp_path, bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=rf"{name}={value!r} was given; accepted is "):
+        pretrain({"a": []}, tmp_path / "student.safetensors", **bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_without_a_rule():
+    with pytest.raises(KeyError):
+        check({"colour": 1})
+
+
+# ---- a changed parameter acts at the next fit
+
+
+CHANGES = {
+    "backbone": "resnet18", "image_size": 64, "student": "encoder", "decoder_blocks": (1, 1, 1), "init": None,
+    "lam": 5.0, "weighting": "uniform", "sharpness": 0.1, "loss": "flattened", "evidence": "patch",
+    "aggregation": "max", "blur_sigma": 0.0, "border_weight": 1.0, "contrast": 0.0, "n_steps": 0, "batch_size": 1,
+    "learning_rate": 0.5, "tol": 0.5, "augment": False, "contamination": 0.5, "image_shape": (1, 1),
+    "value_range": (0, 10), "precision": "float64", "random_state": 7,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted(toy, normal) -> DualDistillationDetector:
+    return DualDistillationDetector(**toy).fit(normal[:3])
+
+
+def test_all_but_the_calls_own_are_here():
+    assert CHANGES.keys() == RULES.keys() - set(OF_THE_CALL)
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES))
+def test_a_changed_parameter_acts_at_the_next_fit(toy, normal, anomalous, tmp_path, name):
+    det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd", "patch", "embedding")}).fit(normal[:3])
+    det.save(tmp_path / "before.fsad")
+
+    def read() -> list[np.ndarray]:
+        queries = anomalous[:3]
+        one = det.explain(queries[:1])[0]
+        shown = [det.decision_function(queries), det.anomaly_map(queries), det.support_weights(queries), one.map]
+        return [*shown, one.score, one.level, det.offset_]
+
+    before = read()
+    det.set_params(**{name: CHANGES[name]})
+    for one, other in zip(before, read(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    det.save(tmp_path / "after.fsad")
+    assert (tmp_path / "after.fsad").read_bytes() == (tmp_path / "before.fsad").read_bytes()
+
+
+def test_and_then_it_acts(toy, normal, anomalous):
+    det = DualDistillationDetector(**toy).fit(normal[:3])
+    det.set_params(contrast=0.0, lam=5.0, image_size=64).fit(normal[:3])
+    new = DualDistillationDetector(**{**toy, "contrast": 0.0, "lam": 5.0, "image_size": 64}).fit(normal[:3])
+    np.testing.assert_array_equal(det.score_samples(anomalous), new.score_samples(anomalous))
+    assert det.offset_ == new.offset_
+    assert det.anomaly_map(anomalous[:1]).shape == (1, 64, 64)
+
+
+def test_partial_fit_goes_by_the_last_fit(toy, normal, anomalous):
+    det, plain = (DualDistillationDetector(**toy).fit(normal[:3]) for _ in range(2))
+    det.set_params(contrast=0.0, evidence="patch").partial_fit(normal[3:5])
+    np.testing.assert_array_equal(
+        det.decision_function(anomalous), plain.partial_fit(normal[3:5]).decision_function(anomalous)
+    )
+
+
+def test_what_belongs_to_the_call_acts_at_once(toy, fitted, anomalous, tmp_path, capsys):
+    det = DualDistillationDetector(**toy)
+    det.fitted_ = fitted.fitted_
+    expected = det.score_samples(anomalous)
+    np.testing.assert_array_equal(det.set_params(verbose=1, memory=tmp_path).score_samples(anomalous), expected)
+    assert "scoring" in capsys.readouterr().err
+    assert any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="1600 pixels, more than the 10"):
+        det.set_params(max_pixels=10).score_samples([Image.fromarray(anomalous[0])])
+    with pytest.raises(ValueError, match="device='toaster' cannot be used"):
+        det.set_params(device="toaster").score_samples(anomalous)
+    with pytest.raises(ValueError, match="on_error='never' was given"):
+        det.set_params(device="cpu", on_error="never").score_samples(anomalous)

@@ -1,0 +1,264 @@
+"""The fitted state: whole, frozen, and the one that every answer comes of."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import pickle
+import threading
+import time
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from helpers import spoilt, stripes
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
+
+from fewshot_ad import DualDistillationDetector, detector
+from fewshot_ad.exceptions import SupportWarning, VersionWarning
+
+# FEWSHOT_AD_SECONDS=60 lets the threads run for a minute.
+SECONDS = float(os.environ.get("FEWSHOT_AD_SECONDS", "6"))
+ALL = ("ssd", "tsd", "patch", "embedding")
+
+
+@pytest.fixture
+def make(toy):
+    return lambda **parameters: DualDistillationDetector(**{**toy, **parameters})
+
+
+# ---- frozen
+
+
+def test_the_state_is_frozen_and_attributes_are_read_only(make, normal):
+    det = make(evidence=ALL).fit(normal[:3])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        det.fitted_.offset = 0.0
+    for name in ("support_", "support_scores_", "evidence_", "lam_", "scales_", "loss_curve_", "experts_", "patches_"):
+        with pytest.raises(AttributeError, match=f"{name} cannot be set"):
+            setattr(det, name, None)
+    det.scales_["patch"] = 0.0
+    det.loss_curve_.clear()
+    assert det.scales_["patch"] > 0
+    assert det.loss_curve_
+    with pytest.raises(ValueError, match="read-only"):
+        det.support_scores_[0] = 0.0
+
+
+def test_the_docstring_lists_the_fitted_attributes(make, normal):
+    det = make().fit(normal[:3].reshape(3, -1)[:, :100])
+    told = DualDistillationDetector.__doc__.split("Attributes\n")[1].split("Notes\n")[0]
+    listed = {name.strip() for line in told.splitlines() if " : " in line for name in line.split(" : ")[0].split(",")}
+    found = {name for name in dir(det) if name.endswith("_") and not name.startswith("_")}
+    assert listed == found | {"feature_names_in_"}  # of data frames
+
+
+def test_what_is_not_fitted_is_not_there(make, normal):
+    det = make()
+    for name in ("offset_", "support_", "n_features_in_", "fitted_", "lam_"):
+        assert not hasattr(det, name)
+    det.fit(normal[:2])
+    assert not hasattr(det, "n_features_in_")
+    check_is_fitted(det)
+    assert not hasattr(clone(det), "offset_")
+
+
+def test_a_threshold_may_be_set(make, normal, anomalous, tmp_path):
+    det = make().fit(normal[:3])
+    scores = det.score_samples(anomalous)
+    det.offset_ = np.float32(-2.0)
+    np.testing.assert_array_equal(det.decision_function(anomalous), scores + 2.0)
+    assert det.fitted_.offset_given
+    det.save(tmp_path / "model.fsad")
+    assert DualDistillationDetector.load(tmp_path / "model.fsad").fitted_.offset_given
+    assert det.partial_fit(normal[3:5]).offset_ == -2.0  # it is the user's
+    assert det.fit(normal[:3]).offset_ != -2.0
+    for bad in (np.nan, np.inf, "high", None):
+        with pytest.raises(ValueError, match="offset_="):
+            det.offset_ = bad
+
+
+def test_fit_after_a_table_takes_images(make, normal):
+    grey = normal[..., 0]
+    det = make(image_shape=(40, 40)).fit(grey[:3].reshape(3, -1))
+    assert det.n_features_in_ == 1600
+    det.fit(grey[:3])
+    assert not hasattr(det, "n_features_in_")
+    assert det.row_range_ is None
+    assert det.score_samples(grey[4]).shape == (1,)  # one grey image, not forty rows
+
+
+def test_fit_predict_of_a_generator(make, normal):
+    labels = make().fit_predict(image for image in normal[:4])
+    np.testing.assert_array_equal(labels, make().fit(normal[:4]).predict(normal[:4]))
+
+
+def test_images_are_counted_as_they_were_given(make, normal, tmp_path):
+    items = [normal[0], normal[1], tmp_path / "none.png", normal[2]]
+    with pytest.raises(ValueError, match=r"3 of 4 images: .*none\.png does not exist"):
+        make().fit(items, [-1, 1, 1, 1])
+    wrong = [normal[0], normal[1], normal[2][0, 0], normal[3]]
+    with pytest.raises(ValueError, match="3 of 4 images: image 2 "):
+        make().fit(wrong, [-1, 1, 1, 1])
+    det = make(evidence="patch").fit([normal[0], *normal[1:4]], [-1, 1, 1, 1])
+    assert det.fitted_.names == ("image 1", "image 2", "image 3")
+
+
+def test_labels_of_rows_that_are_none(make):
+    rows = np.random.default_rng(0).normal(size=(6, 30))
+    plain = make().fit(rows)
+    with pytest.warns(SupportWarning, match="labels 0, 2, and was not used") as caught:
+        det = make().fit(rows, [0, 2, 0, 2, -1, 1])
+    assert caught[0].filename == __file__
+    assert det.offset_ == plain.offset_
+    with pytest.raises(ValueError, match="y has the labels bad, good"):
+        make().fit(rows, ["good", "bad"] * 3)
+
+
+# ---- nothing to compare
+
+
+@pytest.mark.parametrize("parameters", [{"contrast": 1.0}, {"contrast": 1.0, "aggregation": "mean"}, {}], ids=str)
+@pytest.mark.parametrize("evidence", ["embedding", ("patch", "embedding"), ALL], ids=str)
+def test_the_embedding_is_kept_out_of_contrast(make, normal, anomalous, parameters, evidence):
+    det = make(evidence=evidence, **parameters).fit(normal[:4])
+    assert -100 < det.offset_ < 0 or (parameters.get("aggregation") == "mean" and evidence != "embedding")
+    assert np.abs(det.score_samples(np.concatenate([normal[4:], anomalous]))).max() < 1e3
+    plain = make(evidence="embedding").fit(normal[:4])
+    if evidence == "embedding":
+        np.testing.assert_array_equal(det.score_samples(anomalous), plain.score_samples(anomalous))
+        maps = det.anomaly_map(anomalous)
+        np.testing.assert_array_equal(maps, np.broadcast_to(maps[:, :1, :1], maps.shape))
+        np.testing.assert_allclose(maps[:, 0, 0], -det.score_samples(anomalous), rtol=1e-6)
+
+
+@pytest.mark.parametrize("values", [(0, 0, 0), (0, 90, 255)])
+@pytest.mark.parametrize("evidence", ["auto", "patch", "embedding", ALL], ids=str)
+def test_constant_supports(make, normal, values, evidence):
+    support = [np.full((40, 40, 3), value, np.uint8) for value in values]
+    with pytest.warns(SupportWarning, match="image 0 and 2 more of 3 support images have one value at every pixel"):
+        det = make(evidence=evidence).fit(support)
+    scores = det.score_samples([*support, *normal])
+    assert np.isfinite(scores).all()
+    assert np.abs(scores).max() < 1e4
+    assert np.isfinite(det.offset_)
+    with pytest.warns(SupportWarning, match="image 1 has one value"):
+        make(evidence="patch").fit([normal[0], support[0], normal[1]])
+
+
+# ---- pickles and pictures
+
+
+def test_a_pickle_says_which_release_wrote_it(make, normal, anomalous, monkeypatch):
+    det = make().fit(normal[:3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = pickle.loads(pickle.dumps(det))
+    np.testing.assert_array_equal(again.score_samples(anomalous), det.score_samples(anomalous))
+    state = det.__getstate__()
+    for found, named in (("0.0.9", "0.0.9"), (None, "0.1.0")):  # the first release did not say
+        old = {**state, "_fewshot_ad_version": found} if found else dict(state)
+        if not found:
+            del old["_fewshot_ad_version"]
+        monkeypatch.setattr(detector, "__version__", "9.9")
+        with pytest.warns(VersionWarning, match=rf"pickled by fewshot-ad {named}, and this is 9\.9"):
+            make().__setstate__(old)
+
+
+def test_html_without_scikit_learns_private_names(make, normal, monkeypatch):
+    from sklearn.base import BaseEstimator
+
+    det = make().fit(normal[:2])
+    assert "Fitted" in det._repr_html_inner()
+    for owner in BaseEstimator.__mro__:
+        for name in ("_repr_html_inner", "_repr_mimebundle_"):
+            if name in vars(owner):
+                monkeypatch.delattr(owner, name)
+    assert "Fitted" in det._repr_html_inner()
+    assert "DualDistillationDetector" in det._repr_mimebundle_()["text/plain"]
+
+
+def test_a_teacher_lives_as_long_as_a_detector_that_uses_it(make, normal, anomalous):
+    dets = [make(evidence="patch", image_size=size).fit(normal[:2]) for size in (16, 24, 32, 40, 48, 56)]
+    teachers = [det.session().scorer.extract.teacher for det in dets]
+    for det, teacher in zip(dets, teachers, strict=True):
+        assert det.session().scorer.extract.teacher is teacher
+    first = weakref.ref(teachers[0])
+    del teachers, teacher, det
+    gc.collect()
+    assert first() is not None
+    dets[0].score_samples(anomalous[:1])
+
+
+# ---- many at once
+
+
+@pytest.mark.slow
+def test_threads_that_score_see_one_state_each(make, normal, tmp_path):
+    """Eight threads score while one fits, adds, saves, loads and exports: every answer is that of one of the states."""
+    onnx = pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    assert onnx
+    queries = np.concatenate([stripes(2, seed=3), spoilt(stripes(1, seed=4))])
+    plans = {"a": normal[:3], "b": normal[3:6], "c": normal[6:8]}
+
+    def fit(det: DualDistillationDetector, plan: str) -> DualDistillationDetector:
+        if plan == "a+":
+            return fit(det, "a").partial_fit(normal[8:10])
+        return det.fit(plans[plan])
+
+    def answers(det: DualDistillationDetector) -> tuple[bytes, ...]:
+        # One call each, of what one state must answer alike.
+        decision, maps, weights = det.decision_function(queries), det.anomaly_map(queries), det.support_weights(queries)
+        one = det.explain(queries[2:])[0]
+        told = np.array([one.score, one.decision, one.level])
+        return tuple(
+            np.ascontiguousarray(found).tobytes() for found in (decision, maps, weights, told, det.predict(queries))
+        )
+
+    possible = [set() for _ in range(5)]
+    for plan in ("a", "a+", "b", "c"):
+        for i, found in enumerate(answers(fit(make(n_steps=2), plan))):
+            possible[i].add(found)
+
+    det = make(n_steps=2).fit(plans["a"])
+    end, errors, counted = time.monotonic() + SECONDS, [], [0] * 9
+
+    def guarded(index, step):
+        def run() -> None:
+            torch.set_num_threads(1)
+            try:
+                while time.monotonic() < end and not errors:
+                    step()
+                    counted[index] += 1
+            except BaseException as error:
+                errors.append(error)
+
+        return run
+
+    def score() -> None:
+        for i, found in enumerate(answers(det)):
+            assert found in possible[i], f"answer {i} is of no state"
+
+    def change() -> None:
+        for plan in ("b", "a+", "c", "a"):
+            fit(det, plan)
+        det.save(tmp_path / "model.fsad", force=True)
+        again = DualDistillationDetector.load(tmp_path / "model.fsad")
+        assert again.decision_function(queries).tobytes() in possible[0]
+        det.export(tmp_path / "model.onnx", force=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        threads = [threading.Thread(target=guarded(i, score)) for i in range(8)]
+        threads.append(threading.Thread(target=guarded(8, change)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+    assert all(counted)
