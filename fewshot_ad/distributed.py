@@ -184,7 +184,7 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
     if isinstance(source, (str, os.PathLike)):
         if not Path(source).is_dir():
             raise ImageError(f"{source} is not a folder. Pass a folder of images, or a list of paths.")
-        found: Sequence[Any] = images.files(Path(source), "**/*")
+        found: Sequence[Any] = images.files(Path(source), below=True)
     else:
         found = source
     if len(found) == 0:

@@ -26,8 +26,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
 from ..runtime import is_out_of_memory
-from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES, File, Pixels, narrow, open_file
+from .formats import File, Pixels, narrow, open_file
 from .formats import Frame as Frame
+from .listing import files as files
 
 MAX_PIXELS = 50_000_000
 # A JPEG is decoded to no less than so many times the side that it is resized to.
@@ -38,10 +39,6 @@ _AHEAD = 16
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Of these, a file's further pictures are images of their own; those of an MPO are the camera's variants of one.
 _SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
-_SUFFIXES = (
-    ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES,
-    *NIFTI_SUFFIXES,
-)  # fmt: skip
 _READABLE = f"{', '.join(_FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
 _ACCEPTED = (
     "a path, a Frame of a file of several images, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or "
@@ -152,12 +149,6 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
         f"An array of shape {array.shape} was given; accepted are (H, W, 1|3|4), (N, H, W) with W of at least 6, and "
         f"(N, H, W, 1|3|4).{hint}"
     )
-
-
-def files(folder: Path, pattern: str = "*") -> list[Path]:
-    """List a folder's image files, sorted, by the endings of their names; "**/*" looks into sub-folders too."""
-    found = (f for f in folder.glob(pattern) if f.name.lower().endswith(_SUFFIXES))
-    return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
 
 def label(item: Any, index: int) -> str:
