@@ -17,6 +17,7 @@ from PIL import Image
 from test_pretraining import write_tasks
 
 from fewshot_ad import DualDistillationDetector, __version__, cli
+from fewshot_ad.arguments import build_parser
 from fewshot_ad.files.checkpoints import load_student
 
 
@@ -66,9 +67,9 @@ def test_every_argument_of_pretrain_can_be_given(command):
 
     from fewshot_ad import pretrain
 
-    given = vars(cli._parser().parse_args([*command, "--cache", "x"])).keys() - {"run", "json"}
+    given = vars(build_parser().parse_args([*command, "--cache", "x"])).keys() - {"run", "json"}
     assert given == inspect.signature(pretrain).parameters.keys()
-    bare = cli._parser().parse_args(["pretrain", "tasks", "--out", "x"])
+    bare = build_parser().parse_args(["pretrain", "tasks", "--out", "x"])
     for name, parameter in inspect.signature(pretrain).parameters.items():
         if parameter.default is not inspect.Parameter.empty and hasattr(bare, name):
             assert getattr(bare, name) == parameter.default, name

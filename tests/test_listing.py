@@ -56,7 +56,9 @@ def test_dicom_without_an_ending_is_an_image(tmp_path):
 
 
 def test_every_file_is_listed_or_left_out(tmp_path):
-    touch(tmp_path, "a.png", "b.heic", "c.avif", "d.txt", ".hidden.png", ".git/e.png", "f/g.tif", "f/.DS_Store", "h.CR2")
+    touch(
+        tmp_path, "a.png", "b.heic", "c.avif", "d.txt", ".hidden.png", ".git/e.png", "f/g.tif", "f/.DS_Store", "h.CR2"
+    )
     assert found(tmp_path, below=True) == (
         ["a.png", "f/g.tif"],
         {
