@@ -66,6 +66,8 @@ def _run(commands: Any, arguments: dict[str, Any]) -> int:
     run, as_json = arguments.pop("run"), arguments.pop("json")
     if run == "score":
         arguments["emit"] = None if as_json else lambda text: _write(text, sys.stdout)
+        if arguments["out"] is None and not as_json and sys.stdout is not None and sys.stdout.isatty():
+            arguments["verbose"] = 0  # the rows show the progress
     try:
         return _tell(getattr(commands, run)(**arguments), as_json)
     except PretrainingStopped as stop:

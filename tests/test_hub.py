@@ -86,7 +86,13 @@ def test_an_older_file_in_the_cache_is_left_to_timm(off_line):
 
 def test_nobody_answers(off_line, monkeypatch):
     monkeypatch.setattr(hub, "_PATIENCE", 0.1)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(2))
+    found = socket.getaddrinfo  # which fails, but not yet
+
+    def wait(*arguments, **options):
+        time.sleep(0.5)
+        return found(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
     assert "no answer from huggingface.co" in refusal("resnet18")
 
 
