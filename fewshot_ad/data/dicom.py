@@ -53,8 +53,8 @@ class Dicom(File):
             try:
                 self.header = self.pydicom.dcmread(file, stop_before_pixels=True, force=True)
                 no_image = not any(name in self.header for name in ("Rows", "Columns", "SOPClassUID"))
-            except Exception:
-                if head[128:] == b"DICM":
+            except Exception as error:
+                if head[128:] == b"DICM" or isinstance(error, MemoryError):
                     raise
                 no_image = True
         if head[128:] != b"DICM" and no_image:
