@@ -130,6 +130,12 @@ def _netpbm(magic: str, white: int) -> Callable[[np.ndarray], bytes]:
     return make
 
 
+def _pfm(values: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(values.astype(np.float32)).save(data, "PPM")
+    return data.getvalue()
+
+
 def _jpeg2000(bits: int, colour: bool) -> Callable[[np.ndarray], bytes]:
     def make(values: np.ndarray) -> bytes:
         cells = (_rgb(values) if colour else values).astype(np.uint8 if bits <= 8 else np.uint16)
@@ -281,6 +287,7 @@ def trials() -> list[Trial]:
         Trial("BMP", "palette, 8 bits", _pillow("BMP", "P"), 255, near=0.002),
         Trial("BMP", "grey, 8 bits", _pillow("BMP"), 255),
         Trial("BMP", "RGB, 8 bits", _pillow("BMP", "RGB"), 255),
+        Trial("PBM", "1 bit", _pillow("PPM", "1"), 1),
         Trial("GIF", "palette, 8 bits", _pillow("GIF"), 255),
         Trial("WebP", "RGB, 8 bits", _pillow("WEBP", "RGB", lossless=True), 255),
         Trial("WebP", "RGB and transparency, 8 bits", _pillow("WEBP", "RGBA", lossless=True), 255),
@@ -289,6 +296,7 @@ def trials() -> list[Trial]:
         for white in (15, 255, 1000, 65535):
             near = 0.002 if white == 15 or (white != 65535 and magic in ("P5", "P2")) or magic == "P3" else 1e-6
             found.append(Trial("PPM and PGM", f"{name}, white is {white}", _netpbm(magic, white), white, near=near))
+    found.append(Trial("PFM", "float32 in [0, 1]", _pfm, 1, steps=2**-10))
     found += _tiffs()
     found += _dicoms()
     for dtype in ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"):
@@ -310,7 +318,7 @@ def _jpeg_12(values: np.ndarray) -> bytes:
 
 def _tiffs() -> list[Trial]:
     found = []
-    for bits in (1, 2, 4, 12):
+    for bits in (1, 2, 4, 10, 12, 14):
         for zero in (False, True):
             white, black = (0, 2**bits - 1) if zero else (2**bits - 1, 0)
             steps = -1 if zero else 1
@@ -322,6 +330,7 @@ def _tiffs() -> list[Trial]:
             Trial("TIFF", f"grey, {bits} bits", _tiff(f"uint{bits}"), full),
             Trial("TIFF", f"grey, {bits} bits, white is 0", _tiff(f"uint{bits}", "miniswhite"), 0, full, steps=-1),
             Trial("TIFF", f"grey, {bits} bits, LZW", _tiff(f"uint{bits}", compression="lzw", predictor=True), full),
+            Trial("TIFF", f"grey, {bits} bits, big-endian", _tiff(f"uint{bits}", byteorder=">"), full),
             Trial("TIFF", f"RGB, {bits} bits", _tiff(f"uint{bits}", "rgb"), full),
             Trial("TIFF", f"RGB and transparency, {bits} bits", _tiff(f"uint{bits}", "rgb", alpha=True), full),
         ]

@@ -140,6 +140,19 @@ def test_compressed_pixels_without_a_transfer_syntax():
     assert "compressed" in said
 
 
+def test_a_wrong_transfer_syntax_is_told_and_can_be_set(tmp_path):
+    path = tmp_path / "a.dcm"
+    whole = dicom_bytes(GREY, uid.RLELossless, **WINDOW)
+    path.write_bytes(whole.replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.1\0"))
+    said = refusal(path)
+    assert "compressed pixels, and TransferSyntaxUID (0002,0010)" in said
+    assert "Set it with pydicom" in said
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = uid.RLELossless
+    ds.save_as(path)
+    assert_near(read(path), unit(GREY, 0, 255), 0.003)
+
+
 def test_a_missing_transfer_syntax_alone():
     data = dicom_bytes(GREY, **WINDOW)
     without = data.replace(b"\x02\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0", b"")
@@ -205,6 +218,7 @@ def test_planar_colours(planar):
 def test_no_pixels_at_all():
     said = refusal(altered(dicom_bytes(GREY), "PixelData"))
     assert "without pixel data. Leave it out" in said
+    assert refusal(altered(dicom_bytes(GREY), PixelData=b"")).endswith("without pixel data. Leave it out.")
     said = refusal(altered(dicom_bytes(GREY), "PixelData", "Rows", "Columns"))
     assert "without an image (Secondary Capture Image Storage). Leave it out" in said
 
@@ -258,6 +272,11 @@ def test_a_number_that_is_none_is_named(name):
     said = refusal(data[: place + 8] + b"x" * length + data[place + 8 + length :])
     assert name in said
     assert "Mend it with pydicom" in said
+    ds = pydicom.dcmread(io.BytesIO(data[: place + 8] + b"x" * length + data[place + 8 + length :]))
+    setattr(ds, name, {"RescaleSlope": 1, "RescaleIntercept": 0, "NumberOfFrames": 1, **WINDOW}[name])
+    mended = io.BytesIO()
+    ds.save_as(mended)
+    assert_near(read(mended), read(data), 0)
 
 
 @pytest.mark.filterwarnings("ignore:::pydicom")
@@ -420,6 +439,14 @@ def test_damaged_palettes_are_named():
     assert "palettes" in refusal(dicom_bytes(GREY, **none))
     deep = {**fields, "RedPaletteColorLookupTableDescriptor": [256, 0, 32]}
     assert "of 32 bits" in refusal(dicom_bytes(GREY, **deep))
+
+
+def test_a_table_that_is_not_all_there_is_named():
+    item = Dataset()
+    assert "LUTDescriptor" in refusal(altered(dicom_bytes(GREY), ModalityLUTSequence=[item]))
+    item.LUTDescriptor = [256, 0, 16]
+    item["LUTDescriptor"].VR = "US"
+    assert "without LUTData" in refusal(altered(dicom_bytes(GREY), ModalityLUTSequence=[item]))
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -467,6 +467,15 @@ def test_an_imagej_stack_behind_one_page(tmp_path):
         description = file.pages[0].description
     hidden = write_tiff(tmp_path / "b.tif", STACK[0], description=description, metadata=None)
     assert_refused(hidden, str(hidden), "3 images", "pages")
+    data = bytearray(path.read_bytes())  # as ImageJ writes what is larger than 4 GB: one directory, all images
+    order = "little" if data[:2] == b"II" else "big"
+    first = int.from_bytes(data[4:8], order)
+    last = first + 2 + 12 * int.from_bytes(data[first : first + 2], order)
+    data[last : last + 4] = bytes(4)
+    hidden.write_bytes(data)
+    assert_refused(hidden, "3 images behind 1 page", "with tifffile.imwrite")
+    pages = write_tiff(tmp_path / "c.tif", tifffile.imread(hidden), photometric="minisblack")  # the advice
+    assert [torch.equal(read(a), read(b)) for a, b in zip(frames(pages), frames(path), strict=True)] == [True] * 3
 
 
 # --- one file, several images

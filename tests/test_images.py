@@ -500,6 +500,52 @@ def test_postscript_is_not_opened(tmp_path):
     assert_refused(path, str(path), "cannot identify", "Accepted", "PNG")
 
 
+# --- advice, followed
+
+
+def test_advice_about_a_folder_is_good(tmp_path):
+    save(tmp_path, "a.png", COLOUR)
+    with pytest.raises(ImageError) as caught:
+        read([tmp_path])
+    advice = str(caught.value).split("for instance ")[1].split(". Remove")[0].rstrip(".")
+    assert_same(eval(advice, {"Path": Path, "sorted": sorted}), COLOUR)
+
+
+def test_advice_about_nan_is_good():
+    image = _spoilt(np.nan)
+    assert_refused([image], "numpy.nan_to_num")
+    assert_same([np.nan_to_num(image)], [_spoilt(0)])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_advice_about_channels_is_good(channels):
+    array = _rng.integers(0, 256, (2, channels, 8, 9), dtype=np.uint8)
+    assert_refused(array, "pass array.transpose(0, 2, 3, 1), or a torch tensor")
+    assert_same(array.transpose(0, 2, 3, 1), torch.from_numpy(array))
+
+
+def test_advice_about_a_scale_is_good():
+    for item in (GREY.astype(np.int64), GREY.astype(np.float32)):
+        assert_refused([item], "Pass value_range=(low, high)")
+        torch.testing.assert_close(read([item], value_range=(0, 255)), read([GREY]), rtol=0, atol=1e-6)
+
+
+def test_advice_about_bombs_is_good(tmp_path, monkeypatch):
+    path = save(tmp_path, "a.png", COLOUR)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert_refused(path, "raise PIL.Image.MAX_IMAGE_PIXELS as well")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**9)
+    assert_same(path, COLOUR)
+
+
+def test_advice_about_transparency_is_good():
+    image = (RGBA / 255).astype(np.float32)
+    image[..., 3] *= 255
+    assert_refused([image], "transparency", "values in [0, 1]", value_range=(0, 1))
+    image[..., 3] /= 255
+    assert_same([image], [RGBA])
+
+
 # --- size
 
 

@@ -93,6 +93,14 @@ def test_sound_exif_is_followed_without_a_word(kind, head):
         assert_same(with_exif(kind, head + TURNED[:14] + bytes(6)), plain)
 
 
+def test_an_orientation_that_the_owner_of_a_picture_set():
+    picture = Image.fromarray(COLOUR)
+    picture.getexif()[274] = 6
+    assert_same(picture, np.rot90(COLOUR, 3))
+    turned = Image.open(io.BytesIO(with_exif("PNG", TURNED))).convert("RGB")
+    assert_same(turned, np.rot90(COLOUR, 3))
+
+
 def test_the_advice_about_the_orientation_is_good():
     data = with_exif("PNG", DAMAGED["garbage"])
     with Image.open(io.BytesIO(data)) as picture:

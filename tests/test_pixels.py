@@ -106,6 +106,16 @@ def test_large_unsigned_values_do_not_wrap(monkeypatch, reader):
     assert_same(tiff_bytes(values), values / (2**32 - 1), 1e-6, value_range=(0, 2**32 - 1))
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
+def test_byte_order_does_not_matter(mode):
+    values = GREY.astype(np.uint16) * 257
+    picture = Image.frombytes(mode, (30, 20), values.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    assert_same(picture, GREY)
+    torch.testing.assert_close(read(values.astype(">u2")), read(values), rtol=0, atol=0)
+    for order in "<>":
+        torch.testing.assert_close(read(tiff_bytes(values, byteorder=order)), read(values), rtol=0, atol=0)
+
+
 # --- how much of the scale is used
 
 

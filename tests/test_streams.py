@@ -229,7 +229,7 @@ def test_text_is_refused_with_the_way_out(tmp_path):
     with path.open(encoding="latin-1") as file:
         said = refusal(file)
     assert "open(path, 'rb')" in said
-    assert "str when it is read" in said
+    assert "str when it is read, not bytes" in said
     with open(path, "rb") as file:
         read([file])
 
@@ -241,6 +241,18 @@ def test_an_empty_or_used_up_pipe_is_told():
     read([pipe])
     assert "cannot be rewound. Read it once, and pass its bytes" in refusal(pipe)
     read([Pipe(png()).read()] * 2)
+
+
+def test_other_objects_that_can_be_read_are_told(tmp_path):
+    """An archive wants a name; a camera or a raster gives arrays."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        assert "Pass a file that is open for reading in binary mode, or its bytes" in refusal(archive)
+
+    class Camera:
+        def read(self):
+            return True, COLOUR
+
+    assert "gives tuple when it is read, not bytes" in refusal(Camera())
 
 
 def test_a_closed_file_is_told():

@@ -53,8 +53,8 @@ class Dicom(File):
             try:
                 self.header = self.pydicom.dcmread(file, stop_before_pixels=True, force=True)
                 no_image = not any(name in self.header for name in ("Rows", "Columns", "SOPClassUID"))
-            except Exception:
-                if head[128:] == b"DICM":
+            except Exception as error:
+                if head[128:] == b"DICM" or isinstance(error, MemoryError):
                     raise
                 no_image = True
         if head[128:] != b"DICM" and no_image:
@@ -115,7 +115,9 @@ class Dicom(File):
                 f"{self.source} has a damaged element {self._tag(name)}: {' '.join(str(error).split())}. Mend it with "
                 "pydicom, or leave the file out."
             ) from error
-        return None if value is None or not str(value).strip() else value
+        if value is None or isinstance(value, bytes):
+            return value or None
+        return value if str(value).strip() else None
 
     def _number(self, part: Any, name: str) -> float | None:
         """Read a number, or the first of several; None where it is missing, empty or not finite."""
@@ -181,7 +183,7 @@ class Dicom(File):
             except Exception:  # what is unusual is left to the way by the whole file
                 pass
         data = self._whole()
-        if not any(name in data for name in _PIXELS):
+        if not any(self._get(data, name) for name in _PIXELS):
             raise ImageError(f"{self.source} is a DICOM file without pixel data. Leave it out.")
         if "PixelData" in data:
             self._require(*_REQUIRED_OF_INTEGERS)

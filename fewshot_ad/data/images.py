@@ -28,12 +28,12 @@ from .listing import files as files
 from .pixels import ACCEPTED, FULL_SCALE, is_invisible, unit_channels
 from .pixels import warn_of_low_use as warn_of_low_use
 from .reading import label as label
-from .reading import native, no_memory, read_array, read_picture
+from .reading import no_memory, read_array, read_picture
 from .reading import size_of as size_of
 from .series import frames as frames
 from .series import warn_of_mixed_series as warn_of_mixed_series
 from .sources import Frame as Frame
-from .sources import Pixels
+from .sources import Pixels, native
 from .streams import is_stream
 
 MAX_PIXELS = 50_000_000

@@ -95,7 +95,11 @@ def _descriptor(part: Any, name: str, header: Any, source: Source) -> tuple[int,
 
 
 def _entries(part: Any, name: str, header: Any, n_entries: int, depth: int, source: Source) -> np.ndarray:
-    data = part[name].value
+    data = part.get(name)
+    if data is None or (isinstance(data, bytes) and not data):
+        raise ImageError(
+            f"{source} has a lookup table without {name}. Leave it out, or convert it with another program."
+        )
     order = "<" if header.original_encoding[1] else ">"
     if not isinstance(data, bytes):
         found = np.atleast_1d(np.asarray(data, dtype=np.int64) & 0xFFFF).astype(np.uint16)

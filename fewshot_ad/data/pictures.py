@@ -155,7 +155,7 @@ def _as_declared(values: np.ndarray, mode: str, tags: Any) -> tuple[np.ndarray, 
     signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
     if values.dtype == np.uint8 and signed:
         values = values.view(np.int8)
-    if values.dtype == np.int32 and not signed:
+    if values.dtype == np.int32 and not signed:  # Pillow's own name for it
         values = values.view(np.uint32)
     bits = int(np.max(tags.get(_BITS, 16)))
     full = full_range(bits, values.dtype) if values.dtype == np.uint16 else None
@@ -187,6 +187,8 @@ def _orientation(picture: Image.Image) -> tuple[int, bool]:
     probe.info = {key: value for key, value in picture.info.items() if isinstance(key, str)}
     try:
         orientation = probe.getexif().get(ExifTags.Base.Orientation)
+        if orientation is None and not getattr(picture, "tile", None):  # its owner may have set it
+            orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # whatever the damage leads to
         return 1, False
     exif = picture.info.get("exif")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..exceptions import ImageError, warn
-from .sources import Pixels
+from .sources import Pixels, native
 
 ACCEPTED = (
     "a path, a Frame of a file of several images, the bytes of a file, a file opened in binary mode, a PIL image, an "
@@ -33,6 +33,7 @@ def rounding(dtype: Any) -> float:
 def unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarray]:
     """Raw values, (H, W) or (H, W, C) -> one or three channels, float32 (H, W), in [0, 1]."""
     raw, value_range, inverted, hidden, _ = pixels
+    raw = native(raw)
     raw = raw[..., None] if raw.ndim == 2 else raw
     if raw.dtype.kind not in "buif":
         raise ImageError(f"{name} has dtype {raw.dtype}. Accepted: {ACCEPTED}.")

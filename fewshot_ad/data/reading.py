@@ -16,7 +16,7 @@ from ..runtime import is_out_of_memory
 from .formats import open_file
 from .pictures import FORMATS, decode, shown_size
 from .pixels import ACCEPTED, rounding
-from .sources import File, Frame, Pixels, Source
+from .sources import File, Frame, Pixels, Source, native
 from .streams import is_stream, read_stream, stream_name
 
 _READABLE = f"{', '.join(FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
@@ -25,11 +25,6 @@ _READABLE = f"{', '.join(FORMATS)}, and DICOM and NIfTI with the extra 'medical'
 def no_memory(name: str) -> ImageError:
     """Make the error for memory that ran out."""
     return ImageError(f"{name} could not be read: there is not enough memory for it. Make it smaller, or free memory.")
-
-
-def native(array: np.ndarray) -> np.ndarray:
-    """Give the array this machine's byte order: 16-bit images are often read as big-endian."""
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
@@ -131,8 +126,10 @@ def _on_disk(item: str | os.PathLike[str] | Frame, name: str) -> Source:
 
 def _check_count(file: File, source: Source) -> None:
     """Do not believe in more images than a file has bytes; gzip makes up to 1,032 of one."""
-    with source.open() as stream:
-        times = 1032 if stream.read(2) == b"\x1f\x8b" else 1
+    times = 1
+    if file.n_images > source.n_bytes:
+        with source.open() as stream:
+            times = 1032 if stream.read(2) == b"\x1f\x8b" else 1
     if not 1 <= file.n_images <= source.n_bytes * times:
         raise ImageError(
             f"{source} is damaged: it says that it holds {file.n_images} images, in {source.n_bytes} bytes."

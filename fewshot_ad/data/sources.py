@@ -142,9 +142,14 @@ def import_extra(module: str, source: Source) -> Any:
         ) from error
 
 
+def native(array: np.ndarray) -> np.ndarray:
+    """Give the array this machine's byte order: 16-bit images are often read as big-endian."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def full_range(bits: int, dtype: np.dtype) -> tuple[float, float] | None:
     """Return the range of values of so many bits; None where it is the dtype's own."""
-    own = dtype in (np.uint8, np.uint16) and bits == 8 * dtype.itemsize
+    own = dtype.kind == "u" and dtype.itemsize <= 2 and bits == 8 * dtype.itemsize
     return None if own or dtype.kind != "u" else (0.0, 2.0**bits - 1)
 
 

@@ -55,14 +55,17 @@ def read_stream(item: Any, name: str) -> Source:
     with lock_for(file):
         try:
             data = _read(file)
-        except (OSError, ValueError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a closed file, a broken connection or another kind of object raises
             raise ImageError(
                 f"{name} could not be read: {type(error).__name__}: {error}. Pass a file that is open for reading in "
                 "binary mode, or its bytes."
             ) from error
     if not isinstance(data, _BYTES):
         raise ImageError(
-            f"{name} gives {type(data).__name__} when it is read. Open the file in binary mode: open(path, 'rb')."
+            f"{name} gives {type(data).__name__} when it is read, not bytes. Open the file in binary mode: open(path, "
+            "'rb')."
         )
     if not data:
         raise ImageError(
