@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -112,8 +113,12 @@ class Table:
     ) -> bool:
         """Rename the file; after a KeyboardInterrupt leave it as it is, and go on."""
         if self.file is not None:
-            os.fsync(self.file.fileno())
-            self.file.close()
+            # What could not be written is told already.
+            with contextlib.suppress(OSError) if kind else explain_disk_full(self.partial, self.file.tell()):
+                self.file.flush()
+                os.fsync(self.file.fileno())
+            with contextlib.suppress(OSError):
+                self.file.close()
         self.stopped = bool(self.rows) and kind is not None and issubclass(kind, KeyboardInterrupt)
         if self.out is not None and self.rows:
             if self.out.suffix == ".parquet":
