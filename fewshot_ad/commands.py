@@ -126,7 +126,7 @@ def score(
     rows: Iterator[Row]
     if engine == "ray":
         dataset = distributed.score(det, items, num_actors=num_actors, address=address)
-        rows = (_row(det, one["path"], one["score"], None, one["error"]) for one in dataset.iter_rows())
+        rows = (_row(det, one["path"], one["score"], one["hot_spot"], one["error"]) for one in dataset.iter_rows())
     else:
         rows = _rows(det, items)
     with table:
@@ -339,9 +339,7 @@ def _plain(left_out: LeftOut) -> list[dict[str, str]]:
     return [{"path": str(path), "reason": reason} for path, reason in left_out]
 
 
-def _row(
-    det: DualDistillationDetector, path: str, score: float, spot: tuple[int, int] | None, error: str | None
-) -> Row:
+def _row(det: DualDistillationDetector, path: str, score: float, spot: Sequence[int] | None, error: str | None) -> Row:
     if error is not None:
         return Row(path, None, THRESHOLD, None, None, error)
     return Row(

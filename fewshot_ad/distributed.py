@@ -7,16 +7,19 @@ import copy
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from .data import images
 from .data.formats import Frame
-from .exceptions import FewShotADError, ImageError, MissingExtraError, TrainingError
+from .data.listing import list_images, say_left_out
+from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, MissingExtraError, TrainingError
+from .explanation import hot_spots
 from .training.loop import Workers
 
 # Restarts of a pretraining's workers, each from the last checkpoint.
@@ -99,9 +102,10 @@ def score(
     -------
     ray.data.Dataset
         Computed already, or read from `out`. A row for each file, in the order of their paths: "path"; "score", as from
-        `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous or unreadable ones;
-        "error", null or why the file could not be read; and with `maps` "map", (image_size, image_size) float32, high =
-        anomalous. On the CPU the numbers are, bit for bit, those of the detector itself with as many threads.
+        `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous files, null for
+        unreadable ones; "hot_spot", row and column of the map's hottest pixel, or null; "error", null or why the file
+        could not be read; and with `maps` "map", (image_size, image_size) float32, high = anomalous. On the CPU the
+        numbers are, bit for bit, those of the detector itself with as many threads.
 
     Raises
     ------
@@ -180,11 +184,19 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
     ------
     ImageError
         No such folder, or nothing in it.
+
+    Warns
+    -----
+    ImageSkippedWarning
+        What else is in the folder.
     """
     if isinstance(source, (str, os.PathLike)):
         if not Path(source).is_dir():
             raise ImageError(f"{source} is not a folder. Pass a folder of images, or a list of paths.")
-        found: Sequence[Any] = images.files(Path(source), below=True)
+        listing = list_images(Path(source), below=True)
+        found: Sequence[Any] = listing.files
+        for line in say_left_out(listing.left_out):
+            warnings.warn(line, ImageSkippedWarning, stacklevel=2)
     else:
         found = source
     if len(found) == 0:
@@ -207,9 +219,17 @@ class _Actor:
         items = batch["path"].to_pylist()
         if "index" in batch.column_names:
             items = list(map(_join, items, batch["index"].to_pylist()))
-        columns = self.detector._score_files(items, self.maps)
-        found = {"path": pyarrow.array(columns["path"], pyarrow.string())}
-        found |= {name: pyarrow.array(columns[name]) for name in ("score", "label")}
+        columns = self.detector._score_files(items, True)
+        failed = np.isnan(columns["score"])
+        spots = hot_spots(columns["map"], float(self.detector.border_weight))
+        found = {
+            "path": pyarrow.array(columns["path"], pyarrow.string()),
+            "score": pyarrow.array(columns["score"]),
+            "label": pyarrow.array(columns["label"], pyarrow.int64(), mask=failed),
+            "hot_spot": pyarrow.array(
+                [None if no else spot for spot, no in zip(spots, failed, strict=True)], pyarrow.list_(pyarrow.int64())
+            ),
+        }
         # With its type said: in most batches there is none.
         found["error"] = pyarrow.array(columns["error"], pyarrow.string())
         if self.maps:

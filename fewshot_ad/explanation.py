@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .method.matching import Match, match
-from .method.scoring import Scorer
+from .method.scoring import Scorer, fade_border
 
 # Hardly any tissue or material is of this blue, and colour-blind readers see it.
 COLOUR = (0, 200, 255)
@@ -141,6 +141,11 @@ def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset:
             faded=faded[i].numpy().astype(np.float32),
             level=float(scorer.peak(fused[i])) + decision,
         )
+
+
+def hot_spots(maps: np.ndarray, border_weight: float) -> list[tuple[int, int]]:
+    """Find the hottest pixel of each anomaly map (N, S, S), as `Explanation.hot_spot` says it."""
+    return [_highest(one) for one in fade_border(torch.from_numpy(maps), border_weight).numpy()]
 
 
 def _highest(values: np.ndarray) -> tuple[int, int]:
