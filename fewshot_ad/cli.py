@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 # As shells count the end by a signal: 128 and its number.
 _STOPPED, _NOBODY_READS = 130, 141
+# How the advice of messages for Python reads here.
+_OPTIONS = {
+    "force=True": "--force", "load(..., weights=FILE)": "--weights FILE", "weights=FILE": "--weights FILE",
+    "weights=None": "no --weights", "call load() where": "run this where",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +97,9 @@ def _run(commands: Any, arguments: dict[str, Any]) -> int:
 
 def _as_options(text: str) -> str:
     """Say of the parameters that a message names how they are given here."""
-    return text.replace("force=True", "--force").replace("load(..., weights=FILE)", "--weights FILE")
+    for there, here in _OPTIONS.items():
+        text = text.replace(there, here)
+    return text
 
 
 def _tell(outcome: Outcome, as_json: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .cluster import connect, settle
-from .data import images
 from .data.formats import Frame
-from .exceptions import ImageError
+from .data.listing import list_images, say_left_out
+from .exceptions import ImageError, ImageSkippedWarning
 from .files import checkpoints
 
 if TYPE_CHECKING:
@@ -67,11 +68,11 @@ def score(
     Returns
     -------
     ray.data.Dataset
-        Computed already, or read from `out`. A row for each file, in the order of their paths: "path"; "score", as
-        from `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous or unreadable
-        ones; "hot_spot", row and column of the map's highest place, or null; "error", null or why the file could not
-        be read; and with `maps` "map", (image_size, image_size) float32, high = anomalous. On the CPU the numbers
-        are, bit for bit, those of the detector itself with as many threads.
+        Computed already, or read from `out`. A row for each file, in the order of their paths: "path"; "score", as from
+        `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous files, null for
+        unreadable ones; "hot_spot", row and column of the map's hottest pixel, or null; "error", null or why the file
+        could not be read; and with `maps` "map", (image_size, image_size) float32, high = anomalous. On the CPU the
+        numbers are, bit for bit, those of the detector itself with as many threads.
 
     Raises
     ------
@@ -150,11 +151,19 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
     ------
     ImageError
         No such folder, or nothing in it.
+
+    Warns
+    -----
+    ImageSkippedWarning
+        What else is in the folder.
     """
     if isinstance(source, (str, os.PathLike)):
         if not Path(source).is_dir():
             raise ImageError(f"{source} is not a folder. Pass a folder of images, or a list of paths.")
-        found: Sequence[Any] = images.files(Path(source), below=True)
+        listing = list_images(Path(source), below=True)
+        found: Sequence[Any] = listing.files
+        for line in say_left_out(listing.left_out):
+            warnings.warn(line, ImageSkippedWarning, stacklevel=2)
     else:
         found = source
     if len(found) == 0:
@@ -181,7 +190,7 @@ class _Actor:
         found = {
             "path": pyarrow.array([one.path for one in scored], pyarrow.string()),
             "score": pyarrow.array([one.score for one in scored], pyarrow.float64(), from_pandas=False),
-            "label": pyarrow.array([one.label for one in scored], pyarrow.int64()),
+            "label": pyarrow.array([None if one.error else one.label for one in scored], pyarrow.int64()),
             "hot_spot": pyarrow.array([one.hot_spot for one in scored], pyarrow.list_(pyarrow.int64())),
             # With its type said: in most batches there is none.
             "error": pyarrow.array([one.error for one in scored], pyarrow.string()),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
@@ -28,7 +29,7 @@ class Row(NamedTuple):
     threshold : float
     label : int or None
         +1 normal, -1 anomalous.
-    hot_spot : tuple of (int, int) or None
+    hot_spot : two integers, or None
         Row and column of the map's hottest pixel.
     error : str or None
         Why the image could not be read.
@@ -38,7 +39,7 @@ class Row(NamedTuple):
     score: float | None
     threshold: float
     label: int | None
-    hot_spot: tuple[int, int] | None
+    hot_spot: Sequence[int] | None
     error: str | None
 
 
@@ -72,6 +73,7 @@ class Table:
         self.rows: list[Row] = []
         self.stopped = False
         self.file: TextIO | None = None
+        self._length = 0
 
     def check(self, *, force: bool) -> None:
         """Refuse to write over the rows of a stopped run."""
@@ -101,7 +103,8 @@ class Table:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(values)
         if self.file is not None:
-            with explain_disk_full(self.partial, self.file.tell() + len(line.getvalue())):
+            self._length += len(line.getvalue())
+            with explain_disk_full(self.partial, self._length):
                 self.file.write(line.getvalue())
                 self.file.flush()
         elif self.out is None and self.emit is not None:
@@ -112,8 +115,12 @@ class Table:
     ) -> bool:
         """Rename the file; after a KeyboardInterrupt leave it as it is, and go on."""
         if self.file is not None:
-            os.fsync(self.file.fileno())
-            self.file.close()
+            # What could not be written is told already.
+            with contextlib.suppress(OSError) if kind else explain_disk_full(self.partial, self._length):
+                self.file.flush()
+                os.fsync(self.file.fileno())
+            with contextlib.suppress(OSError):
+                self.file.close()
         self.stopped = bool(self.rows) and kind is not None and issubclass(kind, KeyboardInterrupt)
         if self.out is not None and self.rows:
             if self.out.suffix == ".parquet":

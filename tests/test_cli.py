@@ -190,13 +190,21 @@ def test_a_stopped_command_says_how_to_go_on(command, tmp_path, number):
     assert load_student(tmp_path / "student.safetensors")[1]["settings"]["n_steps"] == 300
 
 
-@pytest.fixture
-def model(pictures, capsys):
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
     """A model file, from the command."""
-    out = pictures / "model.fsad"
-    assert cli.main(["fit", str(pictures / "support"), "-o", str(out), "--image-size", "64", "--quiet"]) == 0
-    assert f"wrote {out}" in capsys.readouterr().out
-    return out
+    root = tmp_path_factory.mktemp("fitted")
+    (root / "support").mkdir()
+    for i, image in enumerate(stripes(4)):
+        Image.fromarray(image).save(root / "support" / f"{i}.png")
+    assert cli.main(["fit", str(root / "support"), "-o", str(root / "m.fsad"), "--image-size", "64", "--quiet"]) == 0
+    return root / "m.fsad"
+
+
+@pytest.fixture
+def model(pictures, fitted):
+    """The same, beside the pictures that it was fitted on."""
+    return Path(shutil.copy(fitted, pictures / "model.fsad"))
 
 
 def test_fit_then_score(model, pictures, capsys):
@@ -464,9 +472,9 @@ def test_a_model_in_another_place_is_told(model, pictures, capsys):
         "fit ROOT/good -o OUT --init nowhere.safetensors", "fit ROOT/good -o OUT --weights nowhere.safetensors",
         "fit ROOT/good -o ROOT", "fit ROOT/good -o nowhere/m.fsad", "score ROOT/good/0.png ROOT/bad/0.png",
         "score nowhere.fsad ROOT", "score ROOT/bad --support ROOT/good -o OUT.txt", "info ROOT", "info ROOT/good/0.png",
-        "info nowhere.fsad", "export ROOT -o OUT", "evaluate nowhere", "nonsense",
-        "pretrain ROOT --out OUT.safetensors",
-        "pretrain ROOT --out OUT.safetensors --n-steps -1", "pretrain ROOT --out OUT.safetensors --held-out 2",
+        "info nowhere.fsad", "export ROOT -o OUT", "evaluate nowhere", "nonsense", "pretrain nowhere --out OUT",
+        "pretrain ROOT/good --out OUT.safetensors", "pretrain ROOT --out OUT.safetensors --n-steps -1",
+        "pretrain ROOT --out OUT.safetensors --held-out 2",
         "demo -o ROOT", "demo -o NEW --random-state -1",
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data import images
-from fewshot_ad.data.datasets import load_folder
+from fewshot_ad.data.datasets import load_folder, read_mask
 from fewshot_ad.exceptions import ImageError
 
 
@@ -240,3 +240,146 @@ def test_real_folders(real_data):
     assert sum(with_mask) == 84
     assert (found.y[with_mask] == -1).all()
     assert all(mask.stem == path.stem for path, mask in zip(found.paths, found.masks, strict=True) if mask)
+
+
+# ---- masks
+
+
+def test_several_masks_of_an_image(tmp_path):
+    """As in MVTec LOCO: a folder for each image."""
+    write(tmp_path, "train/good/000.png", "test/good/000.png", "test/logical/000.png", "test/logical/001.png")
+    write(tmp_path, "ground_truth/logical/000/000.png", "ground_truth/logical/000/001.png")
+    write(tmp_path, "ground_truth/logical/001/000.png", "masks/readme/x.png")
+    (tmp_path / "masks" / "readme").rename(tmp_path / "ground_truth" / "logical" / "readme")
+    for i, name in enumerate(("000.png", "001.png")):
+        picture = Image.new("L", (20, 16))
+        picture.putpixel((i, 0), 7 + i)
+        picture.save(tmp_path / "ground_truth" / "logical" / "000" / name)
+    found = load_folder(tmp_path)
+    assert names(tmp_path, found.masks) == [None, None, "ground_truth/logical/000", "ground_truth/logical/001"]
+    assert np.argwhere(read_mask(found.masks[2])).tolist() == [[0, 0], [0, 1]]
+    assert [(path.name, reason) for path, reason in found.skipped] == [("readme", "a folder")]
+
+
+def test_several_masks_without_a_folder_of_the_kind(tmp_path):
+    write(tmp_path, "good/1.png", "bad/2.png", "bad/3.png", "masks/2/a.png", "masks/2/b.png", "masks/3_mask/a.png")
+    assert names(tmp_path, load_folder(tmp_path).masks) == [None, "masks/2", "masks/3_mask"]
+
+
+def test_one_of_several_masks_is_of_another_size(tmp_path):
+    write(tmp_path, "good/1.png", "bad/2.png", "masks/2/a.png")
+    write(tmp_path, "masks/2/b.png", size=(10, 10))
+    assert "masks/2/b.png is 10 x 10" in refusal(tmp_path)
+
+
+def test_wrong_masks_may_be_skipped(tmp_path):
+    write(tmp_path, "good/1.png", *(f"bad/{i}.png" for i in range(2, 8)))
+    write(tmp_path, "masks/2.png", "masks/2_mask.png", "masks/9.png")
+    write(tmp_path, "masks/3.png", size=(5, 5))
+    (tmp_path / "masks" / "4.png").write_bytes(b"no picture")
+    (tmp_path / "masks" / "5").mkdir()
+    write(tmp_path, "bad/6.bmp", "masks/6.png")
+    found = load_folder(tmp_path, on_error="skip")
+    assert [mask for mask in names(tmp_path, found.masks) if mask] == ["masks/2.png"]
+    assert {path.name: reason for path, reason in found.skipped} == {
+        "2_mask.png": "a second mask of an image",
+        "9.png": "a mask of no image",
+        "3.png": "a mask of another size than its image",
+        "4.png": "a mask that cannot be read",
+        "5": "a folder without a mask",
+        "6.png": "a mask that could belong to several images",
+    }
+    with pytest.raises(ValueError, match="on_error='no' was given"):
+        load_folder(tmp_path, on_error="no")
+
+
+TRUTH = np.zeros((16, 20), bool)
+TRUTH[4:9, 5:12] = True
+
+
+def colours(background, marked, mode="RGB") -> Image.Image:
+    values = np.where(TRUTH[..., None], marked, background).astype(np.uint8)
+    return Image.fromarray(values if len(background) > 1 else values[..., 0], mode)
+
+
+def palette(*entries: tuple[int, int, int]) -> Image.Image:
+    picture = Image.fromarray(TRUTH.astype(np.uint8), "P")
+    picture.putpalette([value for entry in entries for value in entry])
+    return picture
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(TRUTH), Image.fromarray(TRUTH.astype(np.uint8)), Image.fromarray(TRUTH.astype(np.uint8) * 38),
+        Image.fromarray(TRUTH.astype(np.uint8) * 255), Image.fromarray(TRUTH.astype(np.uint16)),
+        Image.fromarray(TRUTH.astype(np.uint16) * 65535), Image.fromarray(TRUTH.astype(np.uint16) * 256),
+        colours([0, 0, 0], [255, 0, 0]), colours([0, 0, 0], [0, 0, 9]), colours([0, 0, 0, 0], [255, 0, 0, 255], "RGBA"),
+        colours([0, 0, 0, 255], [255, 0, 0, 255], "RGBA"), colours([255, 255, 255, 0], [255, 0, 0, 90], "RGBA"),
+        colours([0, 0, 0, 0], [0, 0, 0, 255], "RGBA"), colours([0, 255], [1, 255], "LA"),
+        palette((0, 0, 0), (128, 0, 0)), palette((0, 0, 0), (1, 1, 1)), palette((0, 0, 0), (255, 255, 255)),
+        palette((0, 0, 0), (0, 0, 0)), palette((255, 255, 255), (200, 0, 0)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_every_value_but_0_is_anomalous(tmp_path, picture, ending):
+    picture.save(tmp_path / f"1{ending}")
+    np.testing.assert_array_equal(read_mask(tmp_path / f"1{ending}"), TRUTH)
+
+
+def test_a_palette_whose_black_is_not_its_first_colour(tmp_path):
+    picture = Image.fromarray((~TRUTH).astype(np.uint8), "P")
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    picture.save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "1.png"), TRUTH)
+
+
+def test_labels_of_several_defects(tmp_path):
+    labels = TRUTH.astype(np.uint8)
+    labels[4, 5], labels[5, 5] = 2, 255
+    Image.fromarray(labels).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "1.png"), TRUTH)
+
+
+@pytest.mark.parametrize("high", [255, 120])
+def test_a_mask_as_jpeg(tmp_path, high):
+    large = np.kron(TRUTH, np.ones((9, 9), bool))
+    Image.fromarray(large.astype(np.uint8) * high).save(tmp_path / "1.jpg", quality=60)
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "1.jpg")))) > 5  # black is not all 0
+    np.testing.assert_array_equal(read_mask(tmp_path / "1.jpg"), large)
+    Image.fromarray(np.zeros_like(large, np.uint8)).save(tmp_path / "0.jpg")
+    assert not read_mask(tmp_path / "0.jpg").any()
+
+
+def test_pages_of_a_mask_are_joined(tmp_path):
+    parts = [TRUTH.copy(), TRUTH.copy()]
+    parts[0][:, :8] = parts[1][:, 8:] = False
+    first, second = (Image.fromarray(part) for part in parts)
+    first.save(tmp_path / "1.tif", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(read_mask(tmp_path / "1.tif"), TRUTH)
+
+
+def test_a_turned_mask_is_read_as_shown(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(TRUTH).astype(np.uint8)).save(tmp_path / "1.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "1.png"), TRUTH)
+
+
+def test_masks_that_say_nothing(tmp_path):
+    Image.fromarray(TRUTH.astype(np.uint8) + 1).save(tmp_path / "1.png")
+    with pytest.raises(ImageError, match=r"1\.png has no pixel of value 0"):
+        read_mask(tmp_path / "1.png")
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"2\.png cannot be read"):
+        read_mask(tmp_path / "2.png")
+    (tmp_path / "3").mkdir()
+    with pytest.raises(ImageError, match="holds no mask"):
+        read_mask(tmp_path / "3")
+    write(tmp_path, "3/a.png")
+    write(tmp_path, "3/b.png", size=(5, 5))
+    with pytest.raises(ImageError, match="several sizes"):
+        read_mask(tmp_path / "3")
+    Image.new("L", (20, 16), 255).save(tmp_path / "4.png")  # one value: the whole image is anomalous
+    assert read_mask(tmp_path / "4.png").all()

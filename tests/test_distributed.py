@@ -91,7 +91,9 @@ def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
     assert all(row["error"] is None for row in readable)
     failed = rows[7]
     assert np.isnan(failed["score"])
-    assert failed["label"] == -1
+    assert failed["label"] is failed["hot_spot"] is None
+    spots = [one.hot_spot for one in fitted.explain([row["path"] for row in readable])]
+    assert [tuple(row["hot_spot"]) for row in readable] == spots
     assert failed["error"].startswith(f"{broken} could not be read")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from helpers import spoilt, stripes
@@ -9,6 +11,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from fewshot_ad import DualDistillationDetector, evaluation
+from fewshot_ad.exceptions import ImageSkippedWarning
 
 
 def write(folder, pictures):
@@ -88,3 +91,87 @@ def test_summary():
     assert two["aupro"] is None
     assert four["recall"][0] == 0.4
     assert np.isnan(four["recall"][1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda mask: Image.new("L", (10, 10)).save(mask), "a mask of another size than its image"),
+        (lambda mask: mask.write_bytes(b"no picture"), "a mask that cannot be read"),
+        (lambda mask: mask.write_bytes(mask.read_bytes()[:60]), "a mask that cannot be read"),
+        (lambda mask: Image.new("L", (40, 40)).save(mask), "a mask without an anomalous pixel"),
+        (lambda mask: mask.rename(mask.with_name("9.png")), "a mask of no image"),
+        (lambda mask: mask.rename(mask.with_name("7.png")), "a mask of another size than its image"),
+    ],
+)
+def test_a_wrong_mask_is_named_before_anything_is_scored(det, root, spoil, reason, monkeypatch):
+    (whole,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
+    if "size" in reason:
+        Image.fromarray(stripes(1, size=50)[0]).save(root / "good" / "7.png")
+    spoil(root / "masks" / "1.png")
+    left_out: list = []
+    with monkeypatch.context() as patch:
+        patch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)
+        with pytest.warns(ImageSkippedWarning) as said, pytest.raises(ZeroDivisionError):
+            evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
+    assert any(f"left out: 1 ({reason})" in str(warning.message) for warning in said)
+    assert any("2 of 5 anomalous images have no mask" in str(warning.message) for warning in said)
+    with pytest.warns(ImageSkippedWarning, match=re.escape(reason)):
+        (row,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1, left_out=left_out)
+    assert [said for _, said in left_out] == [reason]
+    assert row["n_anomalous"] == 5
+    assert row["image_auroc"] is not None
+    assert row["pixel_auroc"] > 0.5
+    if "size" not in reason:
+        assert row["image_auroc"] == whole["image_auroc"]
+
+
+def test_values_of_masks_do_not_matter(det, root):
+    (expected,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
+    for mask in (root / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(mask)) > 0).astype(np.uint8)).save(mask)
+    (row,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
+    names = ("image_auroc", "pixel_auroc", "aupro")
+    assert [row[name] for name in names] == [expected[name] for name in names]
+
+
+def test_what_is_no_image_is_named(det, root):
+    (root / "good" / "notes.txt").touch()
+    (root / "more").mkdir()
+    left_out: list = []
+    with pytest.warns(ImageSkippedWarning, match=r"left out: 1 \(not an image, by its name\)"):
+        evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1, left_out=left_out)
+    assert [path.name for path, _ in left_out] == ["more", "notes.txt"]
+
+
+def test_unreadable_images_are_named(det, root):
+    (root / "bad" / "3.png").write_bytes(b"not an image")
+    (row,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
+    ((path, error),) = row["failed"].items()
+    assert path == str(root / "bad" / "3.png")
+    assert "3.png could not be read" in error
+    for file in (root / "bad").iterdir():
+        file.write_bytes(b"not an image")
+    (row,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
+    assert [row[name] for name in evaluation.METRICS] == [None, None, None, row["false_alarms"], None]
+    assert 0 <= row["false_alarms"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"n_shots": (-1,)}, "n_shots=-1 was given"), ({"n_shots": (2, 0)}, "n_shots=0 was given"),
+        ({"n_shots": ()}, r"n_shots=\(\) was given"), ({"n_shots": 4}, "n_shots=4 was given"),
+        ({"n_shots": (2.5,)}, "n_shots=2.5 was given"), ({"n_shots": "4"}, "n_shots='4' was given"),
+        ({"n_shots": (True,)}, "n_shots=True was given"), ({"n_seeds": 0}, "n_seeds=0 was given"),
+        ({"n_seeds": 1.0}, "n_seeds=1.0 was given"), ({"n_seeds": None}, "n_seeds=None was given"),
+    ],
+)  # fmt: skip
+def test_impossible_numbers(det, root, options, said):
+    with pytest.raises(ValueError, match=said):
+        evaluation.evaluate(det, root, **options)
+
+
+def test_a_number_of_shots_counts_once(det, root):
+    rows = evaluation.evaluate(det, root, n_shots=np.array([2, 2]), n_seeds=1)
+    assert [row["shots"] for row in rows] == [2]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data.views import turned_and_mirrored
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
+from fewshot_ad.explanation import relative_score
 from fewshot_ad.method import matching, reduction
 
 
@@ -180,3 +181,28 @@ def test_explanations_cannot_be_changed(fitted, anomalous):
     (e,) = fitted.explain(anomalous[0])
     with pytest.raises(dataclasses.FrozenInstanceError):
         e.score = 0.0
+
+
+# ---- the scale for people
+
+
+def test_a_relative_score_is_above_1_where_predict_says_anomalous(fitted, normal, anomalous):
+    images = [*normal, *anomalous]
+    scores = relative_score(fitted.score_samples(images), fitted.offset_)
+    np.testing.assert_allclose(scores, fitted.anomaly_score(images) / -fitted.offset_, rtol=1e-15)
+    np.testing.assert_array_equal(scores > 1, fitted.predict(images) == -1)
+
+
+@pytest.mark.parametrize("offset", [-1.0, -1e-9, -3e5, -0.1, 0.0, 2.0])
+def test_the_threshold_is_1_to_the_last_bit(offset):
+    beyond, within = np.nextafter(offset, -np.inf), np.nextafter(offset, np.inf)
+    below, at, above = relative_score([within, offset, beyond], offset)
+    assert below <= at == 1 < above
+    far = relative_score([offset + 5, offset - 5], offset)
+    assert far[0] < 1 < far[1]
+
+
+def test_relative_scores_of_what_was_not_scored():
+    found = relative_score([np.nan, 0.0], -2.0)
+    assert np.isnan(found[0])
+    assert str(found[1]) == "0.0"

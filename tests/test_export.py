@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.exceptions import NotFittedError
 
 from fewshot_ad import DualDistillationDetector, cli
 from fewshot_ad.data import images
 from fewshot_ad.demo import write_images
 from fewshot_ad.exceptions import MissingExtraError, OutputExistsError
+from fewshot_ad.explanation import relative_score
 from fewshot_ad.files.export import shrinking
 from fewshot_ad.method.evidence import EVIDENCE
 
@@ -151,7 +154,6 @@ def test_means_are_taken_axis_by_axis(exported):
 
 
 def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy, normal, tmp_path):
-    from PIL import Image
 
     folder = tmp_path / "secret folder"
     folder.mkdir()
@@ -187,7 +189,6 @@ def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_command_and_the_script(tmp_path, capsys):
     """`fewshot-ad export`, and the stand-alone script on what it wrote: packaged networks, files of several kinds."""
-    from PIL import Image
 
     folder = write_images(tmp_path / "made", n_normal=6, n_anomalous=2)
     good, bad = (sorted((folder / kind).iterdir()) for kind in ("good", "bad"))
@@ -213,11 +214,42 @@ def test_the_command_and_the_script(tmp_path, capsys):
     )
     paths, scores, labels = zip(*(line.rsplit(maxsplit=2) for line in done.stdout.splitlines()), strict=True)
     assert [Path(path) for path in paths] == sorted(new.iterdir())
-    decision = np.array(scores, float) - det.offset_
-    np.testing.assert_allclose(decision, det.decision_function(paths), rtol=0, atol=1e-4)
+    expected = relative_score(det.score_samples(paths), det.offset_)
+    np.testing.assert_allclose(np.array(scores, float), expected, rtol=0, atol=1e-4)
     assert [int(label) for label in labels] == det.predict(paths).tolist()
     assert -1 in det.predict(paths)
     assert_same(det, out, [np.stack([np.asarray(Image.open(path)) for path in (*good[4:], *bad)])])
+
+
+def stub(tmp_path, score):
+    """Make a module that stands for onnxruntime and gives one score to all images."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "class InferenceSession:\n"
+        "    def __init__(self, *_, **__): self.custom_metadata_map = {'image_size': '8', 'offset': '-2.0'}\n"
+        "    def get_modelmeta(self): return self\n"
+        f"    def run(self, *_): return ([float('{score}')],)\n"
+    )
+    (tmp_path / "new").mkdir()
+    for i in range(300):
+        Image.new("L", (8, 8)).save(tmp_path / "new" / f"{i}.png")
+    return f"{sys.executable} {ROOT / 'examples' / 'score_onnx.py'} model.onnx new"
+
+
+@pytest.mark.parametrize(("score", "said"), [("nan", "nan -1"), ("-3", "1.5 -1"), ("-2", "1.0 1"), ("-1", "0.5 1")])
+def test_the_example_calls_normal_what_is_known_to_be(tmp_path, score, said):
+    command = stub(tmp_path, score).split()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0].endswith(f" {said}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_nobody_reads_the_example_on(tmp_path):
+    command = f"{stub(tmp_path, '-1')} | head -1"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    start = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(start, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (141, "", 1)
 
 
 @pytest.mark.slow

@@ -1,0 +1,61 @@
+"""How the command line is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fewshot_ad.arguments import parse
+
+
+def test_options_stand_anywhere():
+    expected = parse(["score", "m.fsad", "a.png", "b.png", "--quiet", "-o", "s.csv"])
+    for line in (
+        "--quiet score -o s.csv m.fsad a.png b.png", "score m.fsad --quiet a.png -o s.csv b.png",
+        "score -o s.csv --quiet m.fsad a.png b.png", "-o s.csv score m.fsad a.png b.png --quiet",
+        "score --quiet -o s.csv -- m.fsad a.png b.png", "score m.fsad -o s.csv --quiet -- a.png b.png",
+    ):  # fmt: skip
+        assert parse(line.split()) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate folder --shots 2 4 --evidence patch ssd", "evaluate --shots 2 4 --evidence patch ssd folder",
+        "evaluate --evidence patch ssd folder --shots 2 4", "--shots 2 4 evaluate --evidence patch ssd -- folder",
+    ],
+)  # fmt: skip
+def test_lists_do_not_take_the_paths(line):
+    found = parse(line.split())
+    assert (found["folder"], found["shots"], found["evidence"]) == (Path("folder"), [2, 4], ["patch", "ssd"])
+
+
+@pytest.mark.parametrize("word", ["-1e3", "-1E+3", "-1000", "-1000.0", "-.1e4", "-1.e3", "-10000e-1"])
+@pytest.mark.parametrize("before", [True, False])
+def test_negative_numbers(word, before):
+    options = ["--value-range", word, "1e3"]
+    found = parse(["fit", *(options if before else []), "normal", "-o", "m.fsad", *([] if before else options)])
+    assert found["value_range"] == [-1000, 1000]
+
+
+def test_paths_that_begin_with_a_hyphen():
+    found = parse(["score", "m.fsad", "--quiet", "--", "-x.png", "--json", "-1e3", "/a/-b"])
+    assert found["paths"] == [Path(name) for name in ("m.fsad", "-x.png", "--json", "-1e3", "/a/-b")]
+    assert not found["json"]
+
+
+@pytest.mark.parametrize("line", ["", "nonsense", "score", "score m.fsad --nonsense", "fit normal", "info a b"])
+def test_what_cannot_be_read(line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(line.split())
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["--help", "--help score", "score --help", "--version"])
+def test_help(line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(line.split())
+    assert stop.value.code == 0
+    assert "fewshot-ad" in capsys.readouterr().out

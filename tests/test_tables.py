@@ -1,0 +1,128 @@
+"""The table of scores: rows that are there as soon as they are written."""
+
+from __future__ import annotations
+
+import csv
+import os
+
+import pytest
+
+from fewshot_ad.exceptions import DiskFullError, OutputExistsError
+from fewshot_ad.tables import Row, Table
+
+ROWS = [
+    Row("a, b.png", 0.1, 1.0, 1, (3, 4), None),
+    Row("c.png", None, 1.0, None, None, 'no "image"\nat all'),
+    Row("d.png", 2.0, 1.0, -1, (0, 127), None),
+]
+CELLS = [
+    ["a, b.png", "0.1", "1.0", "1", "3 4", ""],
+    ["c.png", "", "1.0", "", "", 'no "image"\nat all'],
+    ["d.png", "2.0", "1.0", "-1", "0 127", ""],
+]
+
+
+def cells(text):
+    rows = list(csv.reader(text.splitlines(keepends=True)))
+    assert rows[0] == ["path", "score", "threshold", "label", "hot_spot", "error"]
+    return rows[1:]
+
+
+def test_lines_are_emitted_as_they_come():
+    lines: list[str] = []
+    with Table(None, lines.append) as table:
+        for n, row in enumerate(ROWS, start=1):
+            table.write(row)
+            assert cells("".join(lines)) == CELLS[:n]
+    assert table.rows == ROWS
+    assert not table.stopped
+
+
+def test_a_file_is_whole_or_named_so(tmp_path):
+    out = tmp_path / "s.csv"
+    out.write_text("before")
+    with Table(out) as table:
+        for n, row in enumerate(ROWS, start=1):
+            table.write(row)
+            assert cells(table.partial.read_text()) == CELLS[:n]
+            assert out.read_text() == "before"
+    assert cells(out.read_text()) == CELLS
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_stop_keeps_the_rows(tmp_path, ending):
+    out = tmp_path / f"s{ending}"
+    with Table(out) as table:
+        table.write(ROWS[0])
+        raise KeyboardInterrupt
+    assert table.stopped
+    assert list(tmp_path.iterdir()) == [table.partial]
+    if ending == ".csv":
+        assert cells(table.partial.read_text()) == CELLS[:1]
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(table.partial).to_pylist()
+        assert rows == [{**ROWS[0]._asdict(), "hot_spot": [3, 4]}]
+    with pytest.raises(OutputExistsError, match="the rows of a run that was stopped"):
+        Table(out).check(force=False)
+    Table(out).check(force=True)
+    with Table(out) as table:
+        table.write(ROWS[2])
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_nothing_is_left_of_nothing(tmp_path, error):
+    with pytest.raises(error), Table(tmp_path / "s.csv"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_told_and_keeps_the_rows(tmp_path):
+    table = Table(tmp_path / "s.csv")
+
+    def write():
+        with table:
+            table.write(ROWS[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert cells(table.partial.read_text()) == CELLS[:1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "s.csv.partial").symlink_to(victim)
+    with Table(tmp_path / "s.csv") as table:
+        table.write(ROWS[0])
+    assert victim.read_text() == "mine"
+    assert cells((tmp_path / "s.csv").read_text()) == CELLS[:1]
+
+
+def test_a_full_disk_is_said_to_be_one(tmp_path):
+    table = Table(tmp_path / "s.csv")
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    def write():
+        with table:
+            table.write(ROWS[0])
+            table.file.flush = full
+            table.write(ROWS[1])
+
+    with pytest.raises(DiskFullError, match="The disk is full"):
+        write()
+
+
+def test_names_that_are_no_text(tmp_path):
+    with Table(tmp_path / "s.csv") as table:
+        table.write(ROWS[0]._replace(path="\udcff.png"))
+    assert b"\n\xff.png," in (tmp_path / "s.csv").read_bytes()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with Table(tmp_path / "s.parquet") as table:
+        table.write(ROWS[0]._replace(path="\udcff.png"))
+    assert parquet.read_table(tmp_path / "s.parquet")["path"].to_pylist() == [r"\udcff.png"]
