@@ -18,7 +18,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
 # A JPEG is decoded to no less than so many times the side that it is resized to.
 _SPARE = 4
-_LOCKS = [threading.Lock() for _ in range(64)]
+# Two tables: who holds a picture's lock waits for a file's, and never the other way round.
+_PICTURES = [threading.Lock() for _ in range(64)]
+_FILES = [threading.Lock() for _ in range(64)]
 # Tags of a TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _NO_DATA = 258, 262, 339, 42113
 _UNKNOWN_ORIENTATION = (
@@ -29,8 +31,12 @@ _NARROWED = "has 16 bits for each channel, of which 8 were read: save it as a TI
 
 
 def lock_for(item: Any) -> threading.Lock:
-    """Return a lock that whoever reads the same object gets as well."""
-    return _LOCKS[id(item) // 16 % len(_LOCKS)]
+    """Return a lock that whoever reads the same file object gets as well."""
+    return _FILES[_bucket(item)]
+
+
+def _bucket(item: Any) -> int:
+    return id(item) // 16 % len(_FILES)
 
 
 class Picture(File):
@@ -129,7 +135,8 @@ def decode(picture: Image.Image, value_range: tuple[float, float] | None, source
     Pixels
         (H, W) or (H, W, 3|4).
     """
-    with lock_for(getattr(picture, "fp", None) or picture):
+    # First the picture's: to decode it may give it another file.
+    with _PICTURES[_bucket(picture)], lock_for(getattr(picture, "fp", None)):
         narrowed = is_narrowed(picture)
         deep = decode_deep(picture, source)
         if deep is None:
