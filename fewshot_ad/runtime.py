@@ -240,6 +240,28 @@ _SHARED = _Settings()
 _GENERATOR = Lock()
 
 
+class _Fork:
+    """Whether this process was forked, and has not computed since."""
+
+    fresh = False
+
+    @classmethod
+    def note(cls) -> None:
+        cls.fresh = True
+
+    @classmethod
+    def settle(cls) -> None:
+        """Compute with one thread: those of OpenMP are not there after a fork, and GNU's waits for them for ever."""
+        if cls.fresh:
+            cls.fresh = False
+            if torch.get_num_threads() > 1:
+                torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Fork.note)
+
+
 @contextmanager
 def own_torch_state() -> Iterator[None]:
     """Compute as if the caller had left torch's global state as it is at the start of a program.
@@ -247,10 +269,11 @@ def own_torch_state() -> Iterator[None]:
     For this thread: no autocast, no inference mode, gradients on, tensors on the CPU unless a device is named. For the
     whole process, while any thread is inside: float32 as the default dtype, and products of float32 in float32 (no
     TF32, no bfloat16); what differs is changed, and put back by the last thread that leaves. What the caller said of
-    deterministic algorithms holds.
+    deterministic algorithms holds. In a forked process torch computes with one thread from the first call on.
 
     Also a decorator, but not of generators.
     """
+    _Fork.settle()
     with ExitStack() as stack:
         stack.enter_context(_SHARED)
         stack.enter_context(torch.inference_mode(False))

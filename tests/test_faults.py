@@ -9,6 +9,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -325,3 +327,33 @@ def test_fits_in_threads_are_those_one_after_the_other(toy, normal, anomalous, f
         found = list(pool.map(fit, kinds * 2))
     for one, other in zip(alone * 2, found, strict=True):
         assert all(map(np.array_equal, one, other))
+
+
+FORKS = """
+import multiprocessing, sys
+import numpy as np
+import torch
+from fewshot_ad import DualDistillationDetector
+torch.set_num_threads(2)
+images = [np.random.default_rng(i).integers(0, 255, (96, 96, 3), dtype=np.uint8) for i in range(3)]
+det = DualDistillationDetector(evidence=("patch", "embedding"), random_state=0).fit(images)
+expected = det.score_samples(images)
+
+def work(i):
+    return det.anomaly_map(images).shape, det.score_samples(images), torch.get_num_threads()
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for shape, scores, threads in pool.map_async(work, range(4)).get(60):
+            assert (shape, threads) == ((3, 128, 128), 1)
+            np.testing.assert_allclose(scores, expected, rtol=1e-4)
+"""
+
+
+@needs_fork
+@pytest.mark.slow
+def test_a_fork_after_a_fit_with_threads_does_not_hang(tmp_path):
+    script = tmp_path / "forks.py"
+    script.write_text(FORKS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, str(script)], check=True, timeout=180, env=environment)
