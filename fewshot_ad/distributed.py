@@ -67,10 +67,11 @@ def score(
     Returns
     -------
     ray.data.Dataset
-        Computed already, or read from `out`. A row for each file, in the order of their paths: "path"; "score", as from
-        `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous or unreadable ones;
-        "error", null or why the file could not be read; and with `maps` "map", (image_size, image_size) float32, high =
-        anomalous. On the CPU the numbers are, bit for bit, those of the detector itself with as many threads.
+        Computed already, or read from `out`. A row for each file, in the order of their paths: "path"; "score", as
+        from `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous or unreadable
+        ones; "hot_spot", row and column of the map's highest place, or null; "error", null or why the file could not
+        be read; and with `maps` "map", (image_size, image_size) float32, high = anomalous. On the CPU the numbers
+        are, bit for bit, those of the detector itself with as many threads.
 
     Raises
     ------
@@ -153,7 +154,7 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
     if isinstance(source, (str, os.PathLike)):
         if not Path(source).is_dir():
             raise ImageError(f"{source} is not a folder. Pass a folder of images, or a list of paths.")
-        found: Sequence[Any] = images.files(Path(source), "**/*")
+        found: Sequence[Any] = images.files(Path(source), below=True)
     else:
         found = source
     if len(found) == 0:
@@ -181,6 +182,7 @@ class _Actor:
             "path": pyarrow.array([one.path for one in scored], pyarrow.string()),
             "score": pyarrow.array([one.score for one in scored], pyarrow.float64(), from_pandas=False),
             "label": pyarrow.array([one.label for one in scored], pyarrow.int64()),
+            "hot_spot": pyarrow.array([one.hot_spot for one in scored], pyarrow.list_(pyarrow.int64())),
             # With its type said: in most batches there is none.
             "error": pyarrow.array([one.error for one in scored], pyarrow.string()),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,35 @@ class Explanation:
     def excess(self) -> np.ndarray:
         """`faded` less `level`, (S, S) float32; its `aggregation` is minus `decision`."""
         return self.faded - np.float32(self.level)
+
+
+def relative_score(scores: Any, offset: float) -> np.ndarray:
+    """Tell for people how anomalous images are: 1 is the threshold, high = anomalous.
+
+    Tables, reports and pictures show this; the methods of the detector keep scikit-learn's signs.
+
+    Parameters
+    ----------
+    scores : array-like of float
+        As `score_samples` gives them; high = normal.
+    offset : float
+        Threshold of the scores, `offset_`.
+
+    Returns
+    -------
+    ndarray of float64
+        `anomaly_score / -offset`, above 1 exactly where `predict` says -1. Where somebody set a threshold that is not
+        below 0, 1 more than the distance from it.
+
+    Examples
+    --------
+    >>> relative_score([-1.0, -2.0, -3.0], -2.0).tolist()
+    [0.5, 1.0, 1.5]
+    """
+    scores = np.asarray(scores, np.float64)
+    relative = scores / offset if offset < 0 else 1 + (offset - scores)
+    # A score just beyond the threshold may round to 1; 0.0 is added to a zero with a sign.
+    return np.where((scores < offset) & (relative <= 1), np.nextafter(1, 2), relative) + 0.0
 
 
 def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset: float) -> Iterator[Explanation]:

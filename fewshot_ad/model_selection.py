@@ -113,8 +113,7 @@ class SyntheticAnomalyScorer(BaseEstimator):
     Examples
     --------
     >>> from sklearn.datasets import load_sample_image
-    >>> from sklearn.base import BaseEstimator
-    from sklearn.model_selection import GridSearchCV, KFold
+    >>> from sklearn.model_selection import GridSearchCV, KFold
     >>> from fewshot_ad import DualDistillationDetector, SyntheticAnomalyScorer
     >>> photograph = load_sample_image("china.jpg")
     >>> normal = [photograph[80:240, x : x + 160] for x in (100, 110, 120, 130)]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import html
 import io
 import json
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,8 +22,10 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .data import images
+from .data.datasets import shown_size
+from .data.listing import LeftOut
 from .exceptions import ImageError
-from .explanation import as_uint8, opacity
+from .explanation import as_uint8, opacity, relative_score
 from .files import checkpoints
 from .session import Session
 from .support import FittedSupport
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 # Less than an image takes up in any report, bytes: a disk with less room is refused at once.
 _LEAST = 2000
 _QUALITY = 80
-# An EXIF orientation of at least this swaps width and height.
-_ORIENTATION, _SIDEWAYS = 0x0112, 5
 
 
 def write_report(
@@ -51,6 +49,7 @@ def write_report(
     force: bool = False,
     max_side: int | None = 256,
     progress: bool = False,
+    left_out: LeftOut | None = None,
 ) -> list[tuple[str, str]]:
     """Score images and write a report to look through: one HTML file that needs no network.
 
@@ -76,6 +75,8 @@ def write_report(
         the detector saw, of side `image_size`, and reads each file only once.
     progress : bool, default=False
         Whether to show a progress bar.
+    left_out : list of (path, str), optional
+        Files that were not to be scored, and why; the report lists them.
 
     Returns
     -------
@@ -95,7 +96,8 @@ def write_report(
 
     Notes
     -----
-    An image takes up about 15 to 30 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
+    Scores are those of `explanation.relative_score`: 1 is the detector's threshold, high = anomalous. An image takes up
+    about 15 to 30 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
     image's `level`, which its hottest places are above where it is called anomalous.
     """
     if max_side is not None and not (isinstance(max_side, (int, np.integer)) and max_side >= 1):
@@ -110,6 +112,7 @@ def write_report(
     if not records:
         raise ImageError(f"None of the {len(items)} files could be read: {' '.join(unreadable[0])}")
     data = _data(session.fitted, records, unreadable, title, labels is not None)
+    data["left_out"] = [[str(path), reason] for path, reason in left_out or ()]
     checkpoints.write_atomically(out, _document(data).encode("utf-8", "replace"))
     return unreadable
 
@@ -162,6 +165,7 @@ def _collect(
             "label": 0 if labels is None else int(labels[i]),
             "picture": _jpeg(picture),
             "aspect": _aspect(items[i]),
+            "score": float(relative_score(explanation.score, session.fitted.offset)),
             **_explained(explanation),
         })  # fmt: skip
     unreadable = []
@@ -175,7 +179,6 @@ def _explained(found: Explanation) -> dict[str, Any]:
     """Encode an explanation, so that its arrays need not be kept."""
     match = found.matches
     return {
-        "score": float(found.decision),
         "map": _mask(found),
         "patch": float(found.patch_size),
         "hot": [int(place) for place in found.hot_spot],
@@ -189,16 +192,9 @@ def _explained(found: Explanation) -> dict[str, Any]:
 
 
 def _aspect(item: Any) -> float:
-    """Tell a picture's width by its height; 1 where Pillow does not know."""
-    if isinstance(item, (str, os.PathLike)):
-        # A size that Pillow warns of has been accepted by max_pixels; what only other readers know, it cannot open.
-        with warnings.catch_warnings(), contextlib.suppress(Exception):
-            warnings.simplefilter("ignore")
-            with Image.open(item) as picture:
-                width, height = picture.size
-                sideways = picture.getexif().get(_ORIENTATION, 1) >= _SIDEWAYS
-                return round(height / width if sideways else width / height, 4)
-    return 1.0
+    """Tell a picture's width by its height; 1 where its file does not."""
+    size = shown_size(item) if isinstance(item, (str, os.PathLike, images.Frame)) else None
+    return round(size[0] / size[1], 4) if size is not None and min(size) > 0 else 1.0
 
 
 def _jpeg(pixels: np.ndarray) -> str:
@@ -232,7 +228,7 @@ def _data(
     """Put together what the template's script reads."""
     patches = {record.pop("patch") for record in records}
     n_support = len(records[0]["weights"])
-    known = [(record["label"], record["score"]) for record in records if record["label"]]
+    known = [(record["label"], -record["score"]) for record in records if record["label"]]
     auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
     settings, evidence = fitted.settings, fitted.evidence
     return {
@@ -251,8 +247,9 @@ def _data(
             ["lambda", f"{fitted.lam:g}"],
             ["offset_", f"{fitted.offset:.6g}"],
         ],
+        "names": _names(fitted.names),
         "support": _support(fitted, records),
-        "images": sorted(records, key=lambda record: record["score"]),
+        "images": sorted(records, key=lambda record: -record["score"]),
         "unreadable": unreadable,
     }
 
@@ -261,13 +258,8 @@ def _support(fitted: FittedSupport, records: list[dict[str, Any]]) -> list[dict[
     """Show the normal images in the proportions of the others, where the detector still holds them."""
     if fitted.images is None:
         return None
-    names = _names(fitted.names)
     aspect = float(np.median([record["aspect"] for record in records]))
-    pictures = as_uint8(fitted.images)
-    return [
-        {"name": name, "picture": _jpeg(picture), "aspect": aspect}
-        for name, picture in zip(names, pictures, strict=True)
-    ]
+    return [{"picture": _jpeg(picture), "aspect": aspect} for picture in as_uint8(fitted.images)]
 
 
 def _number(n: int, what: str) -> str:

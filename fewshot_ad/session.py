@@ -97,7 +97,7 @@ def split_input(
 
 def read_normal(
     items: Sequence[Any], y: Any, on_error: OnError, options: dict[str, Any], *, rows: bool = False
-) -> tuple[torch.Tensor, list[str]]:
+) -> tuple[torch.Tensor, list[int]]:
     """Read the images that are not labelled anomalous.
 
     Parameters
@@ -115,8 +115,8 @@ def read_normal(
     -------
     images : torch.Tensor
         (K, 3, S, S), in [0, 1].
-    names : list of str
-        What each is called.
+    places : list of int
+        Of each in `items`.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def read_normal(
     loaded = [(i, image) for i, image in read if image is not None]
     if not loaded:
         raise ImageError(f"None of the {len(chosen)} images could be read: there is nothing to fit on.")
-    return torch.stack([image for _, image in loaded]), [images.label(items[i], i) for i, _ in loaded]
+    return torch.stack([image for _, image in loaded]), [i for i, _ in loaded]
 
 
 def _is_normal(labels: np.ndarray, rows: bool) -> np.ndarray:

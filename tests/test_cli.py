@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,9 @@ from PIL import Image
 from test_pretraining import write_tasks
 
 from fewshot_ad import DualDistillationDetector, __version__, cli
+from fewshot_ad.arguments import build_parser
+from fewshot_ad.explanation import relative_score
+from fewshot_ad.files import checkpoints
 from fewshot_ad.files.checkpoints import load_student
 
 
@@ -66,9 +72,9 @@ def test_every_argument_of_pretrain_can_be_given(command):
 
     from fewshot_ad import pretrain
 
-    given = vars(cli._parser().parse_args([*command, "--cache", "x"])).keys() - {"run", "json"}
+    given = vars(build_parser().parse_args([*command, "--cache", "x"])).keys() - {"run", "json"}
     assert given == inspect.signature(pretrain).parameters.keys()
-    bare = cli._parser().parse_args(["pretrain", "tasks", "--out", "x"])
+    bare = build_parser().parse_args(["pretrain", "tasks", "--out", "x"])
     for name, parameter in inspect.signature(pretrain).parameters.items():
         if parameter.default is not inspect.Parameter.empty and hasattr(bare, name):
             assert getattr(bare, name) == parameter.default, name
@@ -103,8 +109,11 @@ def test_score_writes_a_table(pictures, capsys):
     assert [row["path"] for row in rows] == [str(pictures / "new" / f"{i}.png") for i in range(3)]
     det = DualDistillationDetector(random_state=0).fit(sorted((pictures / "support").glob("*.png")))
     paths = [row["path"] for row in rows]
-    assert [float(row["score"]) for row in rows] == det.score_samples(paths).tolist()
+    assert list(rows[0]) == ["path", "score", "threshold", "label", "hot_spot", "error"]
+    assert [float(row["score"]) for row in rows] == relative_score(det.score_samples(paths), det.offset_).tolist()
     assert [int(row["label"]) for row in rows] == det.predict(paths).tolist()
+    assert {row["threshold"] for row in rows} == {"1.0"}
+    assert [tuple(map(int, row["hot_spot"].split())) for row in rows] == [one.hot_spot for one in det.explain(paths)]
     assert cli.main(command) == 0
     assert capsys.readouterr().out == out.read_text()
     assert cli.main([*command, "-o", str(out)]) == 2
@@ -121,7 +130,15 @@ def test_score_counts_what_it_could_not_read(pictures, capsys):
     assert "scored 3 of 4 images: " in (said := capsys.readouterr().err)
     assert "1 failed, see the column error" in said
     failed = [row for row in csv.DictReader(out.open()) if row["error"]]
-    assert [(row["path"], row["score"], row["label"]) for row in failed] == [(str(broken), "nan", "-1")]
+    said = failed[0].pop("error")
+    assert "broken.png could not be read" in said
+    assert [list(row.values()) for row in failed] == [[str(broken), "", "1.0", "", ""]]
+    command = ["score", str(pictures / "new"), "--support", *support, "--quiet", "--json"]
+    assert cli.main(command) == 1
+    (row,) = [row for row in json.loads(capsys.readouterr().out)["images"] if row["error"]]
+    assert row == {
+        "path": str(broken), "score": None, "threshold": 1, "label": None, "hot_spot": None, "error": said,
+    }  # fmt: skip
 
 
 def test_score_writes_parquet(pictures):
@@ -130,8 +147,13 @@ def test_score_writes_parquet(pictures):
     command = ["score", str(pictures / "new"), "--support", str(pictures / "support"), "--quiet"]
     assert cli.main([*command, "-o", str(out)]) == 0
     table = parquet.read_table(out)
-    assert table.column_names == ["path", "score", "label", "error"]
+    assert table.column_names == ["path", "score", "threshold", "label", "hot_spot", "error"]
     assert table["error"].null_count == len(table) == 3
+    (pictures / "new" / "0.png").write_bytes(b"no image")
+    assert cli.main([*command, "-o", str(out), "--force"]) == 1
+    first, second, _ = parquet.read_table(out).to_pylist()
+    assert (first["score"], first["label"], first["hot_spot"]) == (None, None, None)
+    assert len(second["hot_spot"]) == 2
 
 
 def test_score_says_what_is_wrong(pictures, capsys, monkeypatch):
@@ -183,7 +205,8 @@ def test_fit_then_score(model, pictures, capsys):
     paths = [str(pictures / "new" / f"{i}.png") for i in range(3)]
     det = DualDistillationDetector(image_size=64, random_state=0).fit(sorted((pictures / "support").glob("*.png")))
     assert [row["path"] for row in found["images"]] == paths
-    assert [row["score"] for row in found["images"]] == det.score_samples(paths).tolist()
+    scores = relative_score(det.score_samples(paths), det.offset_)
+    assert [row["score"] for row in found["images"]] == scores.tolist()
     assert (found["n_images"], found["n_failed"]) == (3, 0)
     assert found["n_anomalous"] == (det.predict(paths) == -1).sum()
 
@@ -301,6 +324,319 @@ def test_evaluate(pictures, capsys):
     assert found["means"][0]["aupro"] is None
     assert cli.main(["evaluate", str(pictures / "new")]) == 2
     assert "good/" in capsys.readouterr().err
+    (pictures / "task" / "bad" / "notes.txt").touch()
+    (pictures / "task" / "good" / "broken.png").write_bytes(b"no image")
+    assert cli.main([*command, "--json"]) == 1
+    said, beside = capsys.readouterr()
+    assert "left out: 1 (not an image, by its name)" in beside
+    assert "broken.png could not be read" in beside
+    assert [entry["path"] for entry in json.loads(said)["left_out"]] == [str(pictures / "task" / "bad" / "notes.txt")]
+
+
+# ---- what is left out
+
+
+@pytest.fixture
+def mixed(pictures):
+    """A folder of images, and of what is none."""
+    for name in ("notes.txt", "a.heic", ".hidden.png"):
+        (pictures / "new" / name).touch()
+    (pictures / "new" / "masks").mkdir()
+    Image.new("L", (40, 40)).save(pictures / "new" / "masks" / "0.png")
+    (pictures / "new" / "volume.nii").mkdir()
+    Image.fromarray(stripes(1)[0]).save(pictures / "new" / "volume.nii" / "b.jfif", "JPEG")
+    return pictures / "new"
+
+
+@pytest.mark.parametrize("command", ["score", "map", "report", "fit"])
+def test_what_is_left_out_is_told(command, model, mixed, capsys):
+    left_out = {"notes.txt", "a.heic", ".hidden.png", "masks/0.png"}
+    out = mixed.parent / "out.html"
+    files = [str(mixed)] if command == "fit" else [str(model), str(mixed)]
+    assert cli.main([command, *files, "--quiet", "--json", *(["-o", str(out)] if command != "score" else [])]) == 0
+    said, beside = capsys.readouterr()
+    found = json.loads(said)["left_out"]
+    assert {entry["path"] for entry in found} == {str(mixed / name) for name in left_out}
+    for entry in found:
+        assert f"left out: 1 ({entry['reason']}): {entry['path']}" in beside
+    if command == "report":
+        assert all(str(mixed / name) in out.read_text() for name in left_out)
+    if command == "map":
+        assert cli.main(["score", str(model), str(mixed), str(out), "--quiet"]) == 0
+        said, beside = capsys.readouterr()
+        assert len(said.splitlines()) == 1 + 4
+        assert "left out: 8 (written by `fewshot-ad map`)" in beside
+
+
+def test_a_folder_without_images_is_named(model, mixed, capsys):
+    (mixed.parent / "empty").mkdir()
+    for command in (["score"], ["map", "-o", str(mixed / "x")], ["report", "-o", str(mixed / "x")]):
+        assert cli.main([*command, str(model), str(mixed.parent / "empty")]) == 2
+        assert f"There are no images in {mixed.parent / 'empty'}" in capsys.readouterr().err
+    for file in mixed.rglob("*.*"):
+        if file.suffix in (".png", ".jfif"):
+            file.unlink()
+    assert cli.main(["score", str(model), str(mixed)]) == 2
+    said = capsys.readouterr().err
+    assert f"There are no images in {mixed}; left out: 1 (.heic is not read)" in said
+    assert cli.main(["fit", str(mixed), "-o", str(mixed / "m.fsad")]) == 2
+    assert f"There are no images in {mixed}" in capsys.readouterr().err
+
+
+def test_report_says_which_images_of_a_labelled_folder_are_left_out(model, pictures, capsys):
+    root = pictures / "labelled"
+    for part in ("train/good", "test/good", "test/crack", "other"):
+        (root / part).mkdir(parents=True)
+        Image.fromarray(stripes(1, seed=3)[0]).save(root / part / "0.png")
+    out = pictures / "report.html"
+    assert cli.main(["report", str(model), str(root), "-o", str(out), "--quiet", "--json"]) == 0
+    reasons = {entry["path"]: entry["reason"] for entry in json.loads(capsys.readouterr().out)["left_out"]}
+    assert reasons.keys() == {str(root / "train" / "good" / "0.png"), str(root / "other")}
+    # A sub-folder called test/ alone is none of the layouts.
+    shutil.rmtree(root / "test" / "good")
+    assert cli.main(["report", str(model), str(root), "-o", str(out), "--quiet", "--force"]) == 0
+    assert "3 of 3 images" in capsys.readouterr().out
+
+
+def test_fit_counts_what_it_could_not_read(pictures, capsys):
+    (pictures / "support" / "1.png").write_bytes(b"no image")
+    assert cli.main(["fit", str(pictures / "support"), "-o", str(pictures / "m.fsad"), "--quiet", "--json"]) == 1
+    said, beside = capsys.readouterr()
+    assert json.loads(said)["n_failed"] == 1
+    assert "1.png could not be read" in beside
+    # It was the command that skipped.
+    assert DualDistillationDetector.load(pictures / "m.fsad").on_error == "raise"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_no_regular_file(model, pictures, capsys):
+    os.mkfifo(pictures / "pipe.png")
+    for command in (["score", str(model), str(pictures / "pipe.png")], ["score", str(pictures / "pipe.png"), "x.png"]):
+        assert cli.main(command) == 2
+    assert cli.main(["fit", str(pictures / "pipe.png"), "-o", str(pictures / "m.fsad")]) == 2
+    assert capsys.readouterr().err.count("pipe.png is no regular file") == 3
+
+
+# ---- arguments
+
+
+def test_arguments_in_any_order(model, pictures, capsys, monkeypatch):
+    new = str(pictures / "new" / "0.png")
+    assert cli.main(["score", str(model), new, "--quiet"]) == 0
+    expected = capsys.readouterr().out
+    for command in (
+        ["--quiet", "score", str(model), new],
+        ["score", "--quiet", str(model), new],
+        ["score", str(model), "--quiet", new],
+        ["score", "--quiet", "--", str(model), new],
+    ):
+        assert cli.main(command) == 0
+        assert capsys.readouterr().out == expected
+    (pictures / "-x.png").write_bytes((pictures / "new" / "0.png").read_bytes())
+    monkeypatch.chdir(pictures)
+    assert cli.main(["score", str(model), "--quiet", "--", "-x.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("-x.png,")
+
+
+def test_a_model_in_another_place_is_told(model, pictures, capsys):
+    new = str(pictures / "new")
+    for command in ("score", "map", "report"):
+        for paths in ([new, str(model)], [f"{new}/0.png", str(model)], [f"{new}/0.png", f"{new}/1.png", str(model)]):
+            assert cli.main([command, *paths, *(["-o", "x"] if command != "score" else [])]) == 2
+            assert f"{model} is. Name the model first." in capsys.readouterr().err
+    assert cli.main(["score", str(model), new, "--quiet"]) == 0  # as the message says
+    assert cli.main(["score", str(model), new, "--support", new]) == 2
+    assert "--support was given as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "evaluate ROOT --shots -1", "evaluate ROOT --shots 0", "evaluate ROOT --shots 2 0", "evaluate ROOT --seeds 0",
+        "evaluate ROOT --seeds -3", "evaluate ROOT --shots 10000000000000000000000", "evaluate ROOT --shots x",
+        "evaluate ROOT --shots", "evaluate ROOT --seeds 1.5", "fit ROOT/good -o OUT --value-range 5 5",
+        "fit ROOT/good -o OUT --value-range nan 5", "fit ROOT/good -o OUT --lam -1", "fit ROOT/good -o OUT --lam nan",
+        "fit ROOT/good -o OUT --contamination 2", "fit ROOT/good -o OUT --image-size 0",
+        "fit ROOT/good -o OUT --image-size -5", "fit ROOT/good -o OUT --random-state -1",
+        "fit ROOT/good -o OUT --random-state 99999999999999999999", "fit ROOT/good -o OUT --device nonsense",
+        "fit ROOT/good -o OUT --device cuda:99", "fit ROOT/good -o OUT --backbone resnet18.no_such_tag",
+        "fit ROOT/good -o OUT --backbone no_such_network", "fit ROOT/good -o OUT --backbone timm/resnet18",
+        "fit ROOT/good -o OUT --init nowhere.safetensors", "fit ROOT/good -o OUT --weights nowhere.safetensors",
+        "fit ROOT/good -o ROOT", "fit ROOT/good -o nowhere/m.fsad", "score ROOT/good/0.png ROOT/bad/0.png",
+        "score nowhere.fsad ROOT", "score ROOT/bad --support ROOT/good -o OUT.txt", "info ROOT", "info ROOT/good/0.png",
+        "info nowhere.fsad", "export ROOT -o OUT", "evaluate nowhere", "nonsense",
+        "pretrain ROOT --out OUT.safetensors",
+        "pretrain ROOT --out OUT.safetensors --n-steps -1", "pretrain ROOT --out OUT.safetensors --held-out 2",
+        "demo -o ROOT", "demo -o NEW --random-state -1",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(arguments, pictures, capsys):
+    root = pictures / "root"
+    for kind, arrays in {"good": stripes(4), "bad": spoilt(stripes(2, seed=1))}.items():
+        (root / kind).mkdir(parents=True)
+        for i, pixels in enumerate(arrays):
+            Image.fromarray(pixels).save(root / kind / f"{i}.png")
+    words = arguments.replace("ROOT", str(root)).replace("OUT", str(pictures / "out")).replace("NEW", str(root / "n"))
+    try:
+        status = cli.main([*words.split(), *(["--quiet"] if words.split()[0] not in ("info", "export") else [])])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "error: " in said[-1]
+    assert sum("error: " in line for line in said) == 1
+
+
+def test_weights_that_moved(pictures, toy, capsys):
+    weights = shutil.copy(toy["weights"], pictures / "w.safetensors")
+    model, new = str(pictures / "m.fsad"), str(pictures / "new")
+    network = ["--backbone", "toy_resnet", "--weights", str(weights), "--image-size", "32", "--evidence", "patch"]
+    assert cli.main(["fit", str(pictures / "support"), "-o", model, *network, "--quiet"]) == 0
+    moved = weights.rename(pictures / "moved.safetensors")
+    capsys.readouterr()
+    assert cli.main(["score", model, new, "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "--weights FILE" in said
+    assert "load(" not in said
+    report = str(pictures / "r.html")
+    for command in (["score"], ["map", "-o", str(pictures / "maps")], ["report", "-o", report]):
+        assert cli.main([*command, model, new, "--weights", str(moved), "--quiet"]) == 0
+
+
+def test_export_takes_weights(pictures, toy, capsys):
+    pytest.importorskip("onnxscript")
+    weights = shutil.copy(toy["weights"], pictures / "w.safetensors")
+    model = str(pictures / "m.fsad")
+    network = ["--backbone", "toy_resnet", "--weights", str(weights), "--image-size", "32", "--evidence", "embedding"]
+    assert cli.main(["fit", str(pictures / "support"), "-o", model, *network, "--quiet"]) == 0
+    moved = weights.rename(pictures / "moved.safetensors")
+    assert cli.main(["export", model, "-o", str(pictures / "m.onnx")]) == 2
+    assert cli.main(["export", model, "-o", str(pictures / "m.onnx"), "--weights", str(moved)]) == 0
+
+
+def test_fit_keeps_small_support_images(pictures, model, capsys):
+    out = pictures / "report.html"
+    assert DualDistillationDetector.load(model).support_.shape == (4, 3, 64, 64)
+    assert cli.main(["report", str(model), str(pictures / "new"), "-o", str(out), "--quiet"]) == 0
+    assert '"support":[{' in out.read_text()
+    bare = pictures / "bare.fsad"
+    assert cli.main(["fit", str(pictures / "support"), "-o", str(bare), "--no-keep-support", "--quiet"]) == 0
+    assert not hasattr(DualDistillationDetector.load(bare), "support_")
+    assert cli.main(["report", str(bare), str(pictures / "new"), "-o", str(out), "--quiet", "--force"]) == 0
+    assert '"names":["0.png","1.png","2.png","3.png"],"support":null' in out.read_text()
+
+
+def test_a_model_without_read_rights_says_so(model, capsys, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoints, "open", refuse, raising=False)  # root may read everything
+    for command in (["info", str(model)], ["score", str(model), str(model.parent / "new")]):
+        assert cli.main(command) == 2
+        assert f"{model} cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+# ---- the process
+
+
+def run(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    start = [sys.executable, "-m", "fewshot_ad", *map(str, arguments)]
+    return subprocess.run(start, capture_output=True, env=environment, check=False, **options)
+
+
+def test_as_a_module():
+    assert run("--version").stdout.decode().strip() == f"fewshot-ad {__version__}"
+
+
+def test_warnings_are_as_they_were(model, capsys):
+    before = warnings.showwarning
+    assert cli.main(["info", str(model)]) == 0
+    assert warnings.showwarning is before
+    assert cli.main(["info", "nowhere"]) == 2
+    assert warnings.showwarning is before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8", "utf-16"])
+def test_names_leave_in_any_encoding(model, pictures, encoding):
+    for name in ("零件.png", "ü.png", "\udcff.png"):
+        shutil.copy(pictures / "new" / "0.png", pictures / "new" / "below" / name)
+    done = run("score", model, pictures / "new", "--quiet", env={"PYTHONIOENCODING": encoding})
+    rows = done.stdout.decode(encoding).splitlines()
+    assert (done.returncode, len(rows)) == (0, 1 + 6)
+    assert any("零件.png" in row or r"\u96f6\u4ef6.png" in row for row in rows)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_nobody_reads_on(model, pictures):
+    for i in range(40):
+        shutil.copy(pictures / "new" / "0.png", pictures / "new" / "below" / f"{i}.png")
+    command = f"{sys.executable} -m fewshot_ad score {model} {pictures / 'new'} --quiet | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (141, "path,score,threshold,label,hot_spot,error\n")
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_room_for_the_output(model):
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        start = [sys.executable, "-m", "fewshot_ad", "info", str(model)]
+        done = subprocess.run(start, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_stopped_while_torch_is_imported(tmp_path):
+    (tmp_path / "torch.py").write_text(
+        "import pathlib, time\npathlib.Path(__file__).with_name('begun').touch()\ntry:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    raise ImportError('as numpy does')\n"
+    )
+    root = str(Path(cli.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    start = [sys.executable, "-m", "fewshot_ad", "score", "a", "b"]
+    process = subprocess.Popen(start, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (tmp_path / "begun").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == "fewshot-ad: stopped\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_was_scored_before_a_stop_is_kept(model, pictures, number):
+    for i in range(2000):
+        os.link(pictures / "new" / "0.png", pictures / "new" / "below" / f"{i}.png")
+    out = pictures / "scores.csv"
+    partial = pictures / "scores.csv.partial"
+    start = [sys.executable, "-m", "fewshot_ad", "score", str(model), str(pictures / "new"), "-o", str(out), "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(start, stderr=subprocess.PIPE, text=True, env=environment)
+    while process.poll() is None and not (partial.exists() and partial.read_text().count("\n") > 9):
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert not out.exists()
+    text = partial.read_text()
+    assert text.endswith("\n")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) >= 9
+    assert all(row["score"] and row["label"] and row["error"] == "" for row in rows)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"stopped; scored {len(rows)} of 2003 images" in said
+        assert f"The rows are in {partial}" in said
+        assert "Traceback" not in said
+    again = run(*start[3:])
+    assert again.returncode == 2
+    assert b"scores.csv.partial exists: the rows of a run that was stopped" in again.stderr
 
 
 @pytest.mark.slow

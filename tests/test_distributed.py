@@ -244,3 +244,18 @@ def test_files_of_a_folder(tmp_path):
         distributed.list_files(tmp_path / "nowhere")
     with pytest.raises(ImageError, match="no image files in"):
         distributed.list_files([])
+
+
+def test_folders_of_the_users_are_left_alone(tmp_path):
+    """Whatever they are called."""
+
+    class Dataset:
+        def write_parquet(self, folder, **_):
+            Path(folder, "part.parquet").write_text("rows")
+
+    mine = tmp_path / f".out.{os.getpid()}.tmp" / "mine"
+    mine.mkdir(parents=True)
+    distributed._write(Dataset(), tmp_path / "out")
+    assert mine.is_dir()
+    assert (tmp_path / "out" / "part.parquet").read_text() == "rows"
+    assert len(os.listdir(tmp_path)) == 2

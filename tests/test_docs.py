@@ -17,6 +17,7 @@ import pytest
 
 import fewshot_ad
 from fewshot_ad import cli
+from fewshot_ad.arguments import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -100,7 +101,7 @@ def test_commands_exist(page):
     for line in re.findall(r"^ {4}(fewshot-ad .*)$", text, re.M):
         # In README, what a command is for stands beside it.
         arguments = shlex.split(re.split(r" {3,}", line)[0])[1:]
-        assert cli._parser().parse_args(arguments).run == arguments[0]
+        assert build_parser().parse_args(arguments).run == arguments[0]
 
 
 def test_every_module_has_its_line():

@@ -197,10 +197,10 @@ def test_an_image_that_memory_does_not_hold(folder, network, capfd):
     command = ["score", str(model), str(folder / "new"), "-o", str(out), "--quiet"]
     assert limited(lambda: cli.main(command), 150) == 1
     rows = [row.split(",") for row in out.read_text().splitlines()[1:]]
-    failed = [row for row in rows if row[3]]
+    failed = [row for row in rows if row[5]]
     assert len(rows) == 7
     assert [Path(row[0]).name for row in failed] == ["3_huge.png"]
-    assert "3_huge.png could not be read: there is not enough memory" in failed[0][3]
+    assert "3_huge.png could not be read: there is not enough memory" in failed[0][5]
     assert "Traceback" not in capfd.readouterr().err
 
 

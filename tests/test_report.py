@@ -19,7 +19,9 @@ from PIL import Image
 from sklearn.metrics import recall_score
 
 from fewshot_ad import DualDistillationDetector, report
+from fewshot_ad.data.images import frames
 from fewshot_ad.exceptions import DiskFullError, ImageError, OutputError
+from fewshot_ad.explanation import relative_score
 from fewshot_ad.files import checkpoints
 from fewshot_ad.report import write_report
 from fewshot_ad.session import Session
@@ -72,15 +74,17 @@ def test_shows_what_the_detector_says(det, folder, paths, y, tmp_path):
     file = write(det, paths, tmp_path / "report.html", y=y, title="Stripes")
     assert list(tmp_path.iterdir()) == [file]
     data = embedded(file)
-    decision = det.decision_function(paths)
-    order = np.argsort(decision, kind="stable")
+    scores = relative_score(det.score_samples(paths), det.offset_)
+    order = np.argsort(-scores, kind="stable")
     shown = data["images"]
     assert [image["name"] for image in shown] == [str(paths[i].relative_to(folder)) for i in order]
-    assert [image["score"] for image in shown] == decision[order].tolist()
+    assert [image["score"] for image in shown] == scores[order].tolist()
     assert [image["label"] for image in shown] == y[order].tolist()
     np.testing.assert_allclose([image["weights"] for image in shown], det.support_weights(paths)[order], atol=1e-4)
     assert (data["title"], data["labelled"], data["size"], len(data["support"])) == ("Stripes", True, 32, 4)
-    assert data["auroc"] == pytest.approx(np.mean([[a < b for a in decision[y < 0]] for b in decision[y > 0]]))
+    assert data["auroc"] == pytest.approx(np.mean([[a > b for a in scores[y < 0]] for b in scores[y > 0]]))
+    assert [image["score"] > 1 for image in shown] == (det.predict(paths) == -1)[order].tolist()
+    assert data["names"] == [f"image {i}" for i in range(4)]
     for image in shown:
         assert 0 <= min(image["hot"]) <= max(image["hot"]) < 32
         assert image["match"]["support"] in range(4)
@@ -113,6 +117,43 @@ def test_a_turned_photograph_keeps_its_proportions(det, tmp_path):
     Image.fromarray(stripes(1)[0]).resize((90, 30)).save(tmp_path / "turned.jpg", exif=exif)
     images = embedded(write(det, [tmp_path / "turned.jpg"], tmp_path / "report.html"))["images"]
     assert images[0]["aspect"] == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_proportions_are_those_of_the_file(det, tmp_path):
+    pydicom, tifffile, nibabel = (pytest.importorskip(name) for name in ("pydicom", "tifffile", "nibabel"))
+    wide = stripes(1, size=64)[0, :16, :, 0]
+    header = pydicom.Dataset()
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = "1.2.3"
+    header.Rows, header.Columns, header.SamplesPerPixel, header.PhotometricInterpretation = 16, 64, 1, "MONOCHROME2"
+    header.BitsAllocated = header.BitsStored = 8
+    header.HighBit, header.PixelRepresentation = 7, 0
+    header.WindowCenter, header.WindowWidth = 128, 256
+    header.PixelData = wide.tobytes()
+    header["PixelData"].VR = "OB"
+    header.save_as(tmp_path / "IM_1", enforce_file_format=True)
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([wide, wide]), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "c.tif", wide.T, photometric="minisblack", extratags=[(274, 3, 1, 6, True)])
+    volume = np.repeat(wide.T[..., None], 2, 2).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "d.nii.gz")
+    items = frames([tmp_path / name for name in ("IM_1", "b.tif", "c.tif", "d.nii.gz")])
+    shown = embedded(write(det, items, tmp_path / "report.html"))["images"]
+    assert {image["name"]: image["aspect"] for image in shown} == {
+        "IM_1": 4, "b.tif[0]": 4, "b.tif[1]": 4, "c.tif": 4, "d.nii.gz[0]": 4, "d.nii.gz[1]": 4,
+    }  # fmt: skip
+
+
+def test_a_size_that_cannot_be_read_is_a_square():
+    assert report._aspect(np.zeros((3, 4))) == report._aspect("no/such/file.png") == 1
+
+
+def test_what_was_left_out_is_listed(det, paths, tmp_path):
+    left_out = [(tmp_path / "<b>.heic", ".heic is not read"), ("notes.txt", "not an image, by its name")]
+    data = embedded(write(det, paths[:2], tmp_path / "report.html", left_out=left_out))
+    assert data["left_out"] == [[str(path), reason] for path, reason in left_out]
+    assert embedded(write(det, paths[:2], tmp_path / "other.html"))["left_out"] == []
 
 
 def test_the_same_call_gives_the_same_bytes(det, paths, y, tmp_path):
@@ -186,10 +227,10 @@ def test_a_destination_that_will_not_do_is_told_first(det, paths, tmp_path):
 
 @pytest.mark.usefixtures("no_work")
 def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch):
-    def refuse(path, data):
+    def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoints, "write_atomically", refuse)
+    monkeypatch.setattr(checkpoints, "_temporary_file", refuse)
     with pytest.raises(OutputError, match=r"Permission denied.*another folder"):
         write(det, paths, tmp_path / "report.html")
 
@@ -231,9 +272,11 @@ def test_force_replaces_and_failure_leaves_what_was_there(det, paths, tmp_path, 
 
 def test_a_detector_without_its_support_can_be_reported_on(det, paths, tmp_path):
     bare = copy.copy(det)
-    bare.fitted_ = dataclasses.replace(det.fitted_, images=None)
+    names = tuple(f"/home/somebody/{name}.png" for name in "abcd")
+    bare.fitted_ = dataclasses.replace(det.fitted_, images=None, names=names)
     data = embedded(write(bare, paths[:2], tmp_path / "report.html"))
     assert data["support"] is None
+    assert data["names"] == ["a.png", "b.png", "c.png", "d.png"]
     assert len(data["images"][0]["weights"]) == 4
 
 
@@ -290,6 +333,10 @@ def page(browser, written):
     assert {url for url in asked if not url.startswith("data:")} == {written.as_uri()}
 
 
+def relative(det, paths):
+    return relative_score(det.score_samples(paths), det.offset_)
+
+
 def slide(page, name, value):
     page.locator(name).evaluate(
         "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input', {bubbles: true})); }", value
@@ -304,18 +351,21 @@ def number(page, name):
 def test_opens_at_the_detectors_threshold(page, det, paths):
     called = int((det.predict(paths) == -1).sum())
     assert (number(page, "#n-anomalous"), number(page, "#n-normal")) == (called, len(paths) - called)
-    assert page.locator("#threshold").input_value() == "0"
+    assert page.locator("#number").input_value() == "1"
     assert page.locator(".card").count() == len(paths)
     assert page.locator(".verdict .is-anomalous").count() == called
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("position", [-500, -60, 75, 230, 500])
+@pytest.mark.parametrize("position", [0, 230, 440, 575, 1000])
 def test_threshold_changes_counts_and_rates(page, det, paths, y, position):
     slide(page, "#threshold", position)
     threshold = float(page.locator("#number").input_value())
-    assert np.sign(threshold) == np.sign(position)
-    called = np.where(det.decision_function(paths) < threshold, -1, 1)
+    low, high = (float(page.locator(name).inner_text()) for name in ("#low", "#high"))
+    assert low == 0
+    assert high >= 1.2
+    assert threshold == pytest.approx(position / 1000 * high)
+    called = np.where(relative(det, paths) > threshold, -1, 1)
     assert number(page, "#n-anomalous") == (called == -1).sum()
     assert number(page, "#n-normal") == (called == 1).sum()
     cells = [number(page, f"#{name}") for name in ("true-positives", "false-negatives", "false-positives")]
@@ -327,31 +377,31 @@ def test_threshold_changes_counts_and_rates(page, det, paths, y, position):
 
 @pytest.mark.browser
 def test_a_threshold_can_be_typed_and_put_back(page, det, paths):
-    decision = det.decision_function(paths)
-    threshold = round(float(np.median(decision)), 5)
+    scores = relative(det, paths)
+    threshold = round(float(np.median(scores)), 5)
     page.locator("#number").fill(str(threshold))
-    assert number(page, "#n-anomalous") == (decision < threshold).sum()
+    assert number(page, "#n-anomalous") == (scores > threshold).sum()
     page.locator("#reset").click()
-    assert number(page, "#n-anomalous") == (decision < 0).sum()
-    assert page.locator("#number").input_value() == "0"
+    assert number(page, "#n-anomalous") == (scores > 1).sum()
+    assert page.locator("#number").input_value() == "1"
 
 
 @pytest.mark.browser
 def test_only_some_kinds_are_shown(page, det, paths, y):
-    decision = det.decision_function(paths)
-    slide(page, "#threshold", 100)
+    scores = relative(det, paths)
+    slide(page, "#threshold", 300)
     threshold = float(page.locator("#number").input_value())
     for kind, expected in {
-        "anomalous": decision < threshold,
-        "normal": decision >= threshold,
-        "wrong": (decision < threshold) != (y == -1),
-        "all": decision < np.inf,
+        "anomalous": scores > threshold,
+        "normal": scores <= threshold,
+        "wrong": (scores > threshold) != (y == -1),
+        "all": scores < np.inf,
     }.items():
         page.locator("#filter").select_option(kind)
         assert page.locator(".card").count() == expected.sum()
     page.locator("#filter").select_option("anomalous")
-    slide(page, "#threshold", -500)
-    assert page.locator(".card").count() == (decision < float(page.locator("#number").input_value())).sum()
+    slide(page, "#threshold", 0)
+    assert page.locator(".card").count() == (scores > float(page.locator("#number").input_value())).sum()
 
 
 @pytest.mark.browser
@@ -489,7 +539,7 @@ def test_a_report_without_labels_or_support(browser, det, paths, tmp_path):
     page.locator(".card").first.click()
     assert page.locator("#no-support").is_visible()
     assert page.locator("#figures figure").count() == 1
-    assert "normal image" in page.locator("#weights").inner_text()
+    assert "image 3" in page.locator("#weights").inner_text()
     page.close()
 
 

@@ -14,7 +14,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..exceptions import ImageError, ImageSkippedWarning, ImageWarning
 from ..runtime import is_out_of_memory
-from .formats import DICOM_SUFFIXES, NIFTI_SUFFIXES
-from .pictures import FORMATS
+from .listing import files as files
 from .pixels import ACCEPTED, FULL_SCALE, is_invisible, unit_channels
 from .pixels import warn_of_low_use as warn_of_low_use
 from .reading import label as label
@@ -39,13 +37,8 @@ from .sources import Pixels, native
 from .streams import is_stream
 
 MAX_PIXELS = 50_000_000
-_FORMATS = FORMATS
 # Images that are read before they are asked for.
 _AHEAD = 16
-_SUFFIXES = (
-    ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES,
-    *NIFTI_SUFFIXES,
-)  # fmt: skip
 _SINGLE = (str, os.PathLike, Frame, Image.Image)
 
 
@@ -173,12 +166,6 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
         f"An array of shape {array.shape} was given; accepted are (H, W, 1|3|4), (N, H, W) with W of at least 6, and "
         f"(N, H, W, 1|3|4).{hint}"
     )
-
-
-def files(folder: Path, pattern: str = "*") -> list[Path]:
-    """List a folder's image files, sorted, by the endings of their names; "**/*" looks into sub-folders too."""
-    found = (f for f in folder.glob(pattern) if f.name.lower().endswith(_SUFFIXES))
-    return sorted(f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
 
 def load(

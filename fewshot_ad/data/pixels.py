@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..exceptions import ImageError, SupportWarning
+from ..exceptions import ImageError, warn
 from .sources import Pixels, native
 
 ACCEPTED = (
@@ -90,15 +89,13 @@ def is_invisible(values: np.ndarray) -> bool:
     return values.ndim == 3 and values.shape[-1] == 4 and not values[..., 3].any()
 
 
-def warn_of_low_use(images: torch.Tensor, stacklevel: int = 2) -> None:
+def warn_of_low_use(images: torch.Tensor) -> None:
     """Warn of a support that uses little of the range of values, as 12 bits in uint16 do.
 
     Parameters
     ----------
     images : torch.Tensor
         (N, 3, H, W), the support as `images.load` returned it: in [0, 1].
-    stacklevel : int, optional
-        Of the warning.
 
     Warns
     -----
@@ -107,10 +104,8 @@ def warn_of_low_use(images: torch.Tensor, stacklevel: int = 2) -> None:
     """
     largest = float(images.max()) if images.numel() else 1.0
     if largest < _BELOW:
-        warnings.warn(
+        warn(
             f"The support uses {largest:.2%} of the range of values: nothing in it is brighter, and anomalies are "
             "hard to see. If its files or arrays hold fewer bits than their dtype (12 bits in uint16), pass "
-            "value_range=(low, high), the values that mean black and white, for instance value_range=(0, 4095).",
-            SupportWarning,
-            stacklevel=stacklevel,
+            "value_range=(low, high), the values that mean black and white, for instance value_range=(0, 4095)."
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ..exceptions import MissingExtraError, MixedSeriesWarning
+from ..exceptions import MissingExtraError, MixedSeriesWarning, warn
 from .reading import label, opened
 from .sources import Frame
 from .streams import is_stream
@@ -49,15 +48,13 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
     return found
 
 
-def warn_of_mixed_series(items: Sequence[Any], stacklevel: int = 2) -> None:
+def warn_of_mixed_series(items: Sequence[Any]) -> None:
     """Warn where DICOM images of unlike kinds are to be one support; one image of each patient is of one kind.
 
     Parameters
     ----------
     items : sequence
         The support, from `images.as_items`. What is no DICOM file, or cannot be read, is passed over.
-    stacklevel : int, optional
-        Of the warning.
 
     Warns
     -----
@@ -81,12 +78,11 @@ def warn_of_mixed_series(items: Sequence[Any], stacklevel: int = 2) -> None:
     most = max(kinds.values(), key=len)
     others = [name for names in kinds.values() if names is not most for name in names]
     more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-    warnings.warn(
+    warn(
         f"The support has {len(most) + len(others)} DICOM images of {len(kinds)} kinds ({listed}). Images of unlike "
         f"modality, photometric interpretation or size make a poor support: pass those of one kind. Unlike most are "
         f"{', '.join(others[:5])}{more}.",
         MixedSeriesWarning,
-        stacklevel=stacklevel,
     )
 
 

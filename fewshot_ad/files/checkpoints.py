@@ -138,6 +138,10 @@ def _open(
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; {what} was expected there.")
     try:
+        open(path, "rb").close()  # safe_open says of a file without rights that there is none
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {what} was expected there.") from error
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get("format")

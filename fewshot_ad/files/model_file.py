@@ -291,7 +291,7 @@ def _extractor(
         raise WeightsNotFoundError(
             f"{path} holds no teacher, and the weights of its backbone {settings.backbone!r} with the fingerprint "
             f"{fingerprint[:12]} are not here{kept}: {error} Either pass load(..., weights=FILE), a safetensors file "
-            "of them, or call load() where timm may fetch them from the hub or has them in its cache."
+            "of them, or work where timm may fetch them from the hub or has them in its cache."
         ) from error
 
 

@@ -158,7 +158,9 @@ def leading_directions(rows: torch.Tensor, n_directions: int) -> torch.Tensor:
     Close to the principal ones; by subspace iteration over at most 4,096 rows, much faster than their decomposition.
     """
     sample = rows[:: math.ceil(len(rows) / 4096)]
-    start = torch.randn(rows.shape[1], min(n_directions, rows.shape[1]), generator=torch.Generator().manual_seed(0))
+    start = torch.randn(
+        rows.shape[1], min(n_directions, rows.shape[1]), dtype=torch.float32, generator=torch.Generator().manual_seed(0)
+    )
     basis = start.to(sample)
     for _ in range(4):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import timm
@@ -17,9 +18,12 @@ from torch import nn
 
 from ..exceptions import OutOfMemoryError, WeightsNotFoundError
 from ..runtime import is_out_of_memory, own_torch_state, seeded
+from .hub import cached_weights
 
 _PYRAMID_STRIDES = (4, 8, 16)
 _INIT_SEED = 0x5EED_AD
+# Begins the names of networks that only their repository describes.
+_HUB = "hf-hub:"
 _WAYS = (
     "Pass the path of a safetensors file in timm's naming for this very network, or weights=None to take the "
     "backbone's from the hub."
@@ -108,6 +112,8 @@ def build_backbone(
         The network does not take this `image_size`.
     OutOfMemoryError
     """
+    if name.startswith(_HUB):
+        cached_weights(name, SimpleNamespace(hf_hub_id=name.removeprefix(_HUB), hf_hub_filename="config.json"))
     probe = _create(name, image_size)
     try:
         with torch.inference_mode():
@@ -124,7 +130,8 @@ def build_backbone(
         )
     indices = _choose_stages(strides, embedding)
     held = _tensor_names(weights) if weights is not None else None
-    source = {"file": str(Path(weights).expanduser()), "custom_load": False} if weights is not None else None
+    file = weights if weights is not None else cached_weights(name, _config(name))
+    source = {"file": str(Path(file).expanduser()), "custom_load": False} if file is not None else None
     model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
     missing = _missing(model, probe.state_dict(), held)
     if missing:
@@ -246,7 +253,7 @@ def _choose_stages(strides: Sequence[int], embedding: bool) -> tuple[int, ...]:
 
 
 def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **options: Any) -> Any:
-    cfg = timm.models.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+    cfg = _config(name)
     if cfg is not None and cfg.fixed_input_size:
         options["img_size"] = image_size
     try:
@@ -271,6 +278,20 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
         raise WeightsNotFoundError(
             f"{subject} {problem} ({type(error).__name__}: {str(error)[:300]}). Pass {options_text}, on a machine with "
             "network or with the file in the hub's cache."
+        ) from error
+
+
+def _config(name: str) -> Any:
+    """Look up what timm knows of a network's weights; None for a network that it does not know."""
+    if not timm.is_model(name):
+        return None
+    try:
+        return timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError as error:
+        network, _, tag = name.partition(".")
+        known = ", ".join(timm.list_pretrained(f"{network}.*")) or "none"
+        raise WeightsNotFoundError(
+            f"Backbone {name!r}: timm has no weights {tag!r} of {network!r}, but {known}. Pass one of these names."
         ) from error
 
 
@@ -316,11 +337,13 @@ def _tensor_names(weights: str | Path) -> set[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep timm from printing that a classifier's weights are left over: here they always are."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep timm from printing that a classifier's weights are left over, and the hub's client that it tries again."""
+    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..data import images
+from ..data.rows import Table
 from ..runtime import resolve_runtime
 from ..session import Session, read_normal, split_input
 from ..settings import Settings
@@ -41,7 +43,7 @@ def fit_support(
     """
     runtime = resolve_runtime(settings.device, settings.precision)
     items, options, table = split_input(X, settings, None, fitting=True)
-    support, names = read_normal(items, y, settings.on_error, options, rows=table is not None)
+    support, names = _read_support(items, y, settings, options, table)
     extract, fingerprint = find_teacher(settings, evidence, runtime)
     extract.keep(support)
     experts, curve = make_experts(settings, evidence, support, auxiliary, extract, fingerprint, seeds)
@@ -60,7 +62,7 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
             "support=True, or fit again on all images."
         )
     items, options = session.items(X)
-    new, names = read_normal(items, y, session.settings.on_error, options, rows=before.table is not None)
+    new, names = _read_support(items, y, session.settings, options, before.table)
     extract = session.scorer.extract
     support = torch.cat([before.images, new])
     extract.keep(support)
@@ -71,3 +73,14 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
     )  # fmt: skip
     # A threshold that the user has set stays.
     return replace(fitted, offset=before.offset, offset_given=True) if before.offset_given else fitted
+
+
+def _read_support(
+    items: Sequence[Any], y: Any, settings: Settings, options: dict[str, Any], table: Table | None
+) -> tuple[torch.Tensor, list[str]]:
+    """Read support images (K, 3, S, S), tell what they are called, and warn of what they should not be."""
+    support, places = read_normal(items, y, settings.on_error, options, rows=table is not None)
+    if table is None:
+        images.warn_of_mixed_series([items[i] for i in places])
+        images.warn_of_low_use(support)
+    return support, [images.label(items[i], i) for i in places]

@@ -1,0 +1,299 @@
+"""The arguments of the command line: which there are, and how they are read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+# Options with any number of values, and what these look like.
+_VALUES = {"--shots": r"-?\d+", "--evidence": "ssd|tsd|patch|embedding"}
+
+
+def parse(argv: Sequence[str]) -> dict[str, Any]:
+    """Read the command line. Options may stand anywhere, also before the command.
+
+    Parameters
+    ----------
+    argv : sequence of str
+
+    Returns
+    -------
+    dict
+        "run", the command, and its arguments.
+
+    Raises
+    ------
+    SystemExit
+        With status 2, after a line on standard error; or after --help and --version.
+    """
+    parser, commands = _build()
+    # A number like -1e3 is an option to argparse, and so may be a path that begins with "-", even after "--".
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    words = [_decimal(word) for word in argv[:end]]
+    paths = [f".{os.sep}{word}" if word.startswith("-") else word for word in argv[end + 1 :]]
+    at = next((i for i, word in enumerate(words) if word in commands), None)
+    if at is None or {"-h", "--help", "--version"} & set(words[:at]):
+        return vars(parser.parse_args([*words, *paths]))
+    command = commands[words[at]]
+    return vars(command.parse_intermixed_args(_lists_last([*words[:at], *words[at + 1 :]], paths)))
+
+
+def _decimal(word: str) -> str:
+    return f"{Decimal(word):f}" if re.fullmatch(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}", word) else word
+
+
+def _lists_last(words: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Move options with any number of values behind the paths, which they would take for more values."""
+    kept: list[str] = []
+    moved: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        values = _VALUES.get(word)  # not those of --support, which are paths themselves
+        (kept if values is None else moved).append(word)
+        while values is not None and left and re.fullmatch(values, left[0]):
+            moved.append(left.pop(0))
+    return [*kept, *paths, *moved]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+    """
+    return _build()[0]
+
+
+def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Make the parser, and list those of the commands."""
+    parser = argparse.ArgumentParser(
+        prog="fewshot-ad",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Few-shot image anomaly detection: show it a few normal images, and it tells which others are\n"
+        "anomalous, how much, and where.",
+        epilog="First steps:\n"
+        "  fewshot-ad demo -o demo                          see it work on images that it makes\n"
+        "  fewshot-ad fit normal/ -o model.fsad             two to eight normal images\n"
+        "  fewshot-ad report model.fsad new/ -o report.html\n",
+    )
+    parser.add_argument("--version", action="version", version=f"fewshot-ad {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    add = _command(
+        commands, "demo", "see it work, on images that it makes of a photograph",
+        "Makes normal and scratched images, fits on four normal ones, and writes scores.csv, maps/, report.html and "
+        "model.fsad beside the images.",
+        "fewshot-ad demo -o demo",
+    )  # fmt: skip
+    add("-o", "--out", type=Path, default=Path("fewshot_ad_demo"), metavar="DIR", help="new folder to write")
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "fit", "fit on a few normal images, and write the detector to a file",
+        "Fits on two to eight normal images. The file holds them, in the detector's size, for `report` and for further "
+        "images (unless --no-keep-support), and no teacher.",
+        "fewshot-ad fit normal/*.png -o model.fsad",
+    )  # fmt: skip
+    add("support", type=Path, nargs="+", metavar="SUPPORT", help="normal images, or folders of them")
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .fsad by convention")
+    add(
+        "--keep-support", action=argparse.BooleanOptionalAction, default=True,
+        help="put the support images into the file, small, for reports and partial_fit; 0.8 MB for four",
+    )  # fmt: skip
+    _force(add)
+    _settings(add)
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "score", "score images",
+        "Scores images with a detector from `fewshot-ad fit`, or with one that is fitted on --support. The table has "
+        "the columns path; score, high = anomalous; threshold, always 1; label, -1 anomalous where the score is above "
+        "the threshold, else +1, empty if unreadable; hot_spot, row and column of the map's hottest pixel; error. Rows "
+        "are written as they come, to FILE.partial first. Exit status 1 says that some files could not be read.",
+        "fewshot-ad score model.fsad new/ -o scores.csv\n  fewshot-ad score new/ --support normal/",
+    )  # fmt: skip
+    _model_and_paths(add)
+    add(
+        "-o", "--out", type=_table_name, default=None, metavar="FILE",
+        help="table to write, .csv or .parquet; without it CSV on standard output",
+    )  # fmt: skip
+    _force(add)
+    add("--engine", choices=("local", "ray"), default="local", help="this process, or the actors of a Ray cluster")
+    add("--num-actors", type=int, default=None, metavar="N", help="of engine ray; one for each GPU, else processor")
+    add("--address", default=None, help="of a running Ray cluster; $RAY_ADDRESS, or one is started here")
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "map", "write where images are anomalous",
+        "Writes two files for each image: NAME.overlay.png, the image under its map, and NAME.map.tiff, the map itself "
+        "in 32-bit floating point (high = anomalous). Sub-folders are kept.",
+        "fewshot-ad map model.fsad new/ -o maps/",
+    )  # fmt: skip
+    _model_and_paths(add)
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    _force(add)
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "report", "write a page to look through: images, maps, threshold, histogram",
+        "Writes one HTML file that needs no network. Where the folder has good/ and bad/ (or is laid out as MVTec AD), "
+        "the page also tells sensitivity and specificity.",
+        "fewshot-ad report model.fsad new/ -o report.html",
+    )  # fmt: skip
+    _model_and_paths(add)
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .html")
+    add("--title", default=None, metavar="TEXT", help="of the page")
+    _force(add)
+    _common(add, seed=True)
+
+    add = _command(
+        commands, "evaluate", "measure accuracy on a folder of normal and anomalous images",
+        "FOLDER has good/ and bad/ (and perhaps masks/, named as the images of bad/), or is laid out as MVTec AD. For "
+        "each seed, as many normal images as --shots are the support, the next 150 normal and the first 100 anomalous "
+        "ones the test.",
+        "fewshot-ad evaluate FOLDER --shots 2 4 8",
+    )  # fmt: skip
+    add("folder", type=Path, metavar="FOLDER", help="images, by kind")
+    add("--shots", type=int, nargs="+", default=[4], metavar="K", help="normal images to fit on")
+    add("--seeds", type=int, default=5, metavar="N", help="draws of the support")
+    _settings(add)
+    _common(add)
+
+    add = _command(
+        commands, "info", "say what is in a model file",
+        "Reads the header of a file from `fewshot-ad fit`.",
+        "fewshot-ad info model.fsad",
+    )  # fmt: skip
+    add("model", type=Path, metavar="MODEL", help="file from `fewshot-ad fit`")
+    add("--json", action="store_true", default=False, help="JSON on standard output")
+
+    add = _command(
+        commands, "export", "write a detector as ONNX, to run without this package",
+        "Writes a detector from `fewshot-ad fit` as one ONNX graph: image in [0, 1] in, score (high = normal) and "
+        "anomaly_map out; the threshold is in its metadata.",
+        "fewshot-ad export model.fsad -o model.onnx",
+    )  # fmt: skip
+    add("model", type=Path, metavar="MODEL", help="file from `fewshot-ad fit`")
+    _weights(add)
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .onnx by convention")
+    _force(add)
+    add("--json", action="store_true", default=False, help="JSON on standard output")
+
+    add = _command(
+        commands, "pretrain", "train a student on other kinds of normal images",
+        "Trains a student by episodes over tasks of normal images, for DualDistillationDetector(backbone=NAME, "
+        "init=FILE) or `fewshot-ad fit --backbone NAME --init FILE`.",
+        "fewshot-ad pretrain TASKS_DIR --out student.safetensors",
+    )  # fmt: skip
+    add("tasks", type=Path, metavar="TASKS_DIR", help="folder; each sub-folder holds the normal images of one task")
+    add("--out", type=Path, required=True, metavar="FILE", help="student to write, .safetensors")
+    _network(add)
+    add("--student", choices=("decoder", "encoder"), default="decoder", help="form of the student")
+    add("--decoder-blocks", type=int, nargs=3, default=(2, 2, 2), metavar="N", help="at strides 16, 8, 4")
+    add("--weighting", choices=("attention", "uniform"), default="attention", help="of the support")
+    add("--sharpness", type=float, default=1.0, metavar="X", help="factor on the attention's logits")
+    add("--lam", type=float, default=0.1, metavar="X", help="weight of TSD in the loss SSD + lam * TSD")
+    add("--loss", choices=("position", "flattened"), default="position", help="form of the cosine")
+    add("--n-shots", type=int, default=4, metavar="N", help="support images of an episode")
+    add("--n-steps", type=int, default=5000, metavar="N", help="episodes")
+    add("--batch-size", type=int, default=16, metavar="N", help="queries of an episode")
+    add("--learning-rate", type=float, default=1e-3, metavar="X", help="of Adam, at the start")
+    add("--held-out", type=float, default=0.2, metavar="X", help="share of the tasks that validate")
+    add("--cache", type=Path, metavar="DIR", help="keep the teacher's features there; default: removed at the end")
+    add("--checkpoint-minutes", type=float, default=5.0, metavar="X", help="between two checkpoints")
+    add("--resume", action="store_true", default=False, help="go on from the last checkpoint")
+    add("--engine", choices=("local", "ray"), default="local", help="this process, or the workers of a Ray cluster")
+    add("--num-workers", type=int, default=2, metavar="N", help="of engine ray")
+    _common(add, seed=True)
+    return parser, commands.choices
+
+
+def _command(commands: Any, name: str, short: str, description: str, example: str) -> Any:
+    """Make a command, and return what adds its arguments."""
+    parser = commands.add_parser(
+        name, help=short, description=description, epilog=f"Example:\n  {example}", argument_default=argparse.SUPPRESS,
+        formatter_class=_Formatter,
+    )  # fmt: skip
+    parser.set_defaults(run=name)
+    return parser.add_argument
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults that say something, and leaves the example's lines as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.nargs != 0 and action.default not in (None, argparse.SUPPRESS)
+        return super()._get_help_string(action) if said else action.help
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = argparse.RawDescriptionHelpFormatter if text.startswith("Example:") else argparse.HelpFormatter
+        return fill._fill_text(self, text, width, indent)  # type: ignore[attr-defined]
+
+
+def _network(add: Any) -> None:
+    add("--backbone", default="compact", metavar="NAME", help="teacher: compact (packaged), or timm's name")
+    _weights(add)
+    add("--image-size", type=int, default=128, metavar="N", help="side that images are resized to, pixels")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add(
+        "--precision", choices=("auto", "float64", "float32", "bfloat16", "float16"), default="auto", help="of networks"
+    )
+
+
+def _weights(add: Any) -> None:
+    add(
+        "--weights", type=Path, default=None, metavar="FILE",
+        help="teacher's weights in timm's naming; default: the file of the fit, packaged, or the hub's",
+    )  # fmt: skip
+
+
+def _settings(add: Any) -> None:
+    """Add what a detector is made with."""
+    _network(add)
+    add("--init", metavar="FILE", help="pretrained student of this teacher; default: the packaged one")
+    add("--lam", type=_number_or_auto, metavar="X", help="weight of TSD beside SSD, or auto; default: 0.1")
+    add(
+        "--evidence", nargs="+", choices=("ssd", "tsd", "patch", "embedding"), help="what makes the score; default: all"
+    )
+    add("--contamination", type=_number_or_auto, metavar="X", help="share of the support beyond the threshold, or auto")
+    add("--value-range", type=float, nargs=2, metavar="V", help="values that are black and white, as a CT window")
+    add("--no-augment", dest="augment", action="store_false", help="turned and mirrored images are not normal")
+
+
+def _model_and_paths(add: Any) -> None:
+    add(
+        "paths", type=Path, nargs="+", metavar="PATH",
+        help="file from `fewshot-ad fit`, then images or folders of them; with --support, images and folders alone",
+    )  # fmt: skip
+    add("--support", type=Path, nargs="+", default=None, metavar="PATH", help="normal images, or folders, to fit on")
+    _weights(add)
+
+
+def _force(add: Any) -> None:
+    add("--force", action="store_true", default=False, help="replace files that exist")
+
+
+def _common(add: Any, seed: bool = False) -> None:
+    if seed:
+        add("--random-state", type=int, default=0, metavar="N", help="seed")
+    add("--json", action="store_true", default=False, help="JSON on standard output")
+    add("--quiet", dest="verbose", action="store_const", const=0, default=1, help="no progress bars")
+
+
+def _number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def _table_name(text: str) -> Path:
+    if Path(text).suffix not in (".csv", ".parquet"):
+        raise argparse.ArgumentTypeError(f"{text} ends neither in .csv nor in .parquet")
+    return Path(text)
