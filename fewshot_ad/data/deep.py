@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -53,9 +54,10 @@ def decode_deep(picture: Any, source: Source | None) -> tuple[np.ndarray, tuple[
             values = np.dstack([values, np.where(shown, 65535, 0).astype(np.uint16)])
         return values, None
     if codec == "ppm" and _is_deep_ppm(arguments):
-        data = _content(picture, source)[offset:]
-        values = np.frombuffer(data, ">u2", 3 * picture.width * picture.height).astype(np.uint16)
-        return values.reshape(picture.height, picture.width, 3), (0.0, float(arguments[1]))
+        n_values = 3 * picture.width * picture.height
+        values = np.frombuffer(_content(picture, source), ">u2", n_values, offset).astype(np.uint16)
+        white = float(arguments[1])
+        return values.reshape(picture.height, picture.width, 3), None if white == 65535 else (0.0, white)
     return _decode_jpeg_2000(_content(picture, source), source) if codec == "jpeg2k" else None
 
 
@@ -86,13 +88,13 @@ def _content(picture: Any, source: Source | None) -> bytes:
 
 def _decode_png(picture: Any, data: bytes, n_channels: int) -> np.ndarray:
     """Decode 16 bits for each channel: high and low bytes as pictures of their own."""
-    found = np.zeros((picture.height, picture.width, n_channels), np.uint16)
+    found = np.empty((picture.height, picture.width, 2 * n_channels), np.uint8)
     planes = _png_planes(data, picture.width, picture.height, 2 * n_channels, "interlace" in picture.info)
     for i, plane in enumerate(planes):
         with Image.open(io.BytesIO(plane)) as single:
-            values = np.asarray(single)
-        found[..., i // 2] |= values.astype(np.uint16) << 8 if i % 2 == 0 else values
-    return _with_colours(found)
+            # High bytes come first in a file, and second in most machines.
+            found[..., i ^ 1 if sys.byteorder == "little" else i] = np.asarray(single)
+    return _with_colours(found.view(np.uint16))
 
 
 def _png_planes(data: bytes, width: int, height: int, n_bytes: int, interlaced: bool) -> Iterator[bytes]:
