@@ -362,3 +362,15 @@ def test_killed_at_five_moments(run, tmp_path):
     assert len(set(steps)) > 1  # each went on from where the last was killed
     assert same(run(n_steps=400, resume=True), whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student.safetensors", "whole.safetensors"]
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path):
+    tasks = write_tasks(tmp_path / "tasks", n_tasks=2)
+    (tasks / "task0" / "notes.txt").touch()
+    (tasks / "task1" / "deeper").mkdir()
+    with pytest.warns(ImageSkippedWarning) as said:
+        listed = pretraining._collect(tasks, 32, tmp_path / "features")
+    assert [len(items) for items, _ in listed.values()] == [6, 6]
+    assert [str(one.message).rpartition(":")[0] for one in said] == [
+        "left out: 1 (not an image, by its name)", "left out: 1 (a folder)",
+    ]  # fmt: skip

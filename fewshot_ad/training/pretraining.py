@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -22,9 +23,10 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import images
+from ..data.listing import list_images, say_left_out
 from ..detector import DualDistillationDetector
 from ..distributed import run_on_ray
-from ..exceptions import CheckpointError, ImageError, PretrainingStopped
+from ..exceptions import CheckpointError, ImageError, ImageSkippedWarning, PretrainingStopped
 from ..files import checkpoints
 from ..method.features import FeatureExtractor, image_hash, load_teacher
 from ..method.losses import distillation_loss
@@ -299,7 +301,10 @@ def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Seq
         # Not our own features, where `out` lies among the tasks.
         ours = features.absolute()
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
-        named = {p.name: images.frames(images.files(p)) for p in folders}
+        listed = {p.name: list_images(p) for p in folders}
+        for line in say_left_out(entry for listing in listed.values() for entry in listing.left_out):
+            warnings.warn(line, ImageSkippedWarning, stacklevel=3)
+        named = {name: images.frames(listing.files) for name, listing in listed.items()}
     if not named:
         raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
     return {name: (items, _stamp(items, image_size)) for name, items in named.items()}
