@@ -299,22 +299,23 @@ def _check_existence(paths: Sequence[Path]) -> None:
 
 def _list(paths: Sequence[Path]) -> _Listed:
     """List the images of files and of folders with their sub-folders, and warn of what else is in these."""
-    inside: dict[Path, Path] = {}
+    found: list[tuple[Path, Path]] = []
     left_out: LeftOut = []
     for path in paths:
         if not path.is_dir():
-            inside[path] = Path(path.name)
+            found.append((path, Path(path.name)))
             continue
         listing = list_images(path, below=True)
-        inside |= {file: file.relative_to(path) for file in listing.files}
+        found += [(file, file.relative_to(path)) for file in listing.files]
         left_out += listing.left_out
     said = list(say_left_out(left_out))
-    if not inside:
+    if not found:
         raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *said]))
     for line in said:
         warnings.warn(line, ImageSkippedWarning, stacklevel=2)
+    inside = dict(found)
     items = []
-    for item in images.frames(inside):
+    for item in images.frames([file for file, _ in found]):
         file = Path(item.path if isinstance(item, images.Frame) else item)
         items.append((item, inside[file].with_name(Path(str(item)).name)))
     return _Listed(items, left_out)
