@@ -90,9 +90,10 @@ def fit(support: Sequence[Path], out: Path, keep_support: bool, force: bool, **s
     det.save(out, support=keep_support, force=force)
     names = [Path(name).name for name in det._support_names]
     n_failed = len(listed.items) - len(names)
+    scores = relative_score(det.support_scores_, det.offset_)
     found = {
         "model": str(out), "bytes": out.stat().st_size, "offset": det.offset_,
-        "support": [{"name": n, "score": s} for n, s in zip(names, det.support_scores_.tolist(), strict=True)],
+        "support": [{"name": n, "score": s} for n, s in zip(names, scores.tolist(), strict=True)],
         "n_failed": n_failed, "left_out": _plain(listed.left_out),
     }  # fmt: skip
     text = f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB), fitted on {len(names)} images"
