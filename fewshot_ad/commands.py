@@ -89,9 +89,10 @@ def fit(support: Sequence[Path], out: Path, keep_support: bool, force: bool, **s
     det.save(out, support=keep_support, force=force)
     names = [Path(name).name for name in det.session().fitted.names]
     n_failed = len(listed.items) - len(names)
+    scores = relative_score(det.support_scores_, det.offset_)
     found = {
         "model": str(out), "bytes": out.stat().st_size, "offset": det.offset_,
-        "support": [{"name": n, "score": s} for n, s in zip(names, det.support_scores_.tolist(), strict=True)],
+        "support": [{"name": n, "score": s} for n, s in zip(names, scores.tolist(), strict=True)],
         "n_failed": n_failed, "left_out": _plain(listed.left_out),
     }  # fmt: skip
     text = f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB), fitted on {len(names)} images"
@@ -298,22 +299,23 @@ def _check_existence(paths: Sequence[Path]) -> None:
 
 def _list(paths: Sequence[Path]) -> _Listed:
     """List the images of files and of folders with their sub-folders, and warn of what else is in these."""
-    inside: dict[Path, Path] = {}
+    found: list[tuple[Path, Path]] = []
     left_out: LeftOut = []
     for path in paths:
         if not path.is_dir():
-            inside[path] = Path(path.name)
+            found.append((path, Path(path.name)))
             continue
         listing = list_images(path, below=True)
-        inside |= {file: file.relative_to(path) for file in listing.files}
+        found += [(file, file.relative_to(path)) for file in listing.files]
         left_out += listing.left_out
     said = list(say_left_out(left_out))
-    if not inside:
+    if not found:
         raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *said]))
     for line in said:
         warnings.warn(line, ImageSkippedWarning, stacklevel=2)
+    inside = dict(found)
     items = []
-    for item in images.frames(inside):
+    for item in images.frames([file for file, _ in found]):
         file = Path(item.path if isinstance(item, images.Frame) else item)
         items.append((item, inside[file].with_name(Path(str(item)).name)))
     return _Listed(items, left_out)

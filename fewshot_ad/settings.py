@@ -49,11 +49,14 @@ def integer(low: int, high: float = math.inf) -> Rule:
     return _bounded(Integral, "an integer", low, high, False, True)
 
 
+_ENDLESS = (math.inf, -math.inf)
+
+
 def _bounded(kind: Any, what: str, low: float, high: float, open_low: bool, finite: bool) -> Rule:
     def holds(value: Any) -> bool:
         if not isinstance(value, kind) or isinstance(value, bool):
             return False
-        return low <= value <= high and not (open_low and value == low) and not (finite and math.isinf(value))
+        return low <= value <= high and not (open_low and value == low) and not (finite and value in _ENDLESS)
 
     bounds = f"{'above' if open_low else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
     return Rule(holds, f"{what} {bounds}")
@@ -69,11 +72,14 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
+# Of float64: larger integers are no numbers that one can compute with.
+_LARGEST = 1.7e308
+
+
 def _is_window(value: Any) -> bool:
     if not (_is_sequence(value) or isinstance(value, np.ndarray)) or len(value) != 2:
         return False
-    finite = all(isinstance(v, Real) and math.isfinite(v) for v in value)
-    return finite and bool(value[0] < value[1])
+    return all(number(-_LARGEST, _LARGEST).holds(v) for v in value) and bool(value[0] < value[1])
 
 
 def _is_shape(value: Any) -> bool:

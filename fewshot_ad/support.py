@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from .data import views
 from .data.rows import Table
 from .exceptions import WeightsNotFoundError
 from .method import calibration
+from .method.duplicates import near_duplicates, one_of_each
 from .method.evidence import kinds, needs_student, parse_evidence
 from .method.features import CHUNK, FeatureExtractor, image_hash, load_teacher
 from .method.matching import PatchBank, patch_features, pooled_embedding
@@ -67,6 +68,8 @@ class FittedSupport:
         What each kind of evidence is divided by.
     scores : numpy.ndarray
         (K,) float64: `score_samples` of each support image against the other support images.
+    groups : tuple of int
+        Number of the group of near-duplicates that each support image is of: different ones where there are none.
     offset : float
         The threshold: `decision_function` is `score_samples` minus this.
     offset_given : bool
@@ -92,6 +95,7 @@ class FittedSupport:
     lam: float
     scales: Mapping[str, float]
     scores: np.ndarray
+    groups: tuple[int, ...]
     offset: float
     offset_given: bool
     loss_curve: tuple[float, ...]
@@ -116,8 +120,8 @@ class FittedSupport:
         return Scorer(extract, self._prepared[runtime][0], weights, self.reduction)
 
     def exclude(self, batch: torch.Tensor) -> torch.Tensor:
-        """Mark the support images that each of N images (N, 3, S, S) is a copy of, (N, K)."""
-        return _copies(batch, self.hashes)
+        """Mark the support images that each of N images is a copy of, and their near-duplicates, (N, K)."""
+        return _copies(batch, self.hashes, self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is only prepared: it belongs to a device, and is made again."""
@@ -211,7 +215,50 @@ def build(
     def scorer(lam: float, scales: Mapping[str, float]) -> Scorer:
         return Scorer(extract, memory, _weights(evidence, lam, scales), _reduction(settings))
 
-    own = _copies(support, hashes)
+    groups, measured = list(range(len(support))), None
+    # Twice if there are near-duplicates: what is left out is then all that is nearly the same.
+    while measured is None:
+        own = _copies(support, hashes, groups)
+        measured = _measure(settings, evidence, scorer, support, own, held_out_seed)
+        if table is None and len(set(groups)) == len(groups):
+            of_views = measured.of_views.reshape(len(support), -1).mean(1)
+            ratios = np.divide(measured.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
+            groups = near_duplicates(support, ratios)
+            measured = measured if len(set(groups)) == len(groups) else None
+    scores = measured.scores
+    scores.flags.writeable = False
+    if own.any():
+        offset = calibration.offset(one_of_each(scores, groups), settings.contamination)
+    else:  # no support image has another to be compared with: its changed views must do
+        offset = calibration.offset(measured.of_views, settings.contamination, of_views=True)
+    fitted = FittedSupport(
+        settings=settings, names=tuple(names), hashes=hashes, images=support, patches=patches, embeddings=embeddings,
+        experts=shown, evidence=evidence, lam=measured.lam, scales=measured.scales, scores=scores, groups=tuple(groups),
+        offset=offset, offset_given=False,
+        loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table, held_out_seed=held_out_seed,
+    )  # fmt: skip
+    fitted._prepared[extract.runtime] = memory, extract.teacher
+    return fitted
+
+
+class _Measured(NamedTuple):
+    """What depends on which support images are left out for which: lam, scales, and scores (high = normal)."""
+
+    lam: float
+    scales: dict[str, float]
+    scores: np.ndarray
+    of_views: np.ndarray
+
+
+def _measure(
+    settings: Settings,
+    evidence: str | tuple[str, ...] | dict[str, float],
+    scorer: Callable[[float, Mapping[str, float]], Scorer],
+    support: torch.Tensor,
+    own: torch.Tensor,
+    held_out_seed: int,
+) -> _Measured:
+    """Score the support and its held-out views, each against the images that `own` (K, K) does not leave out."""
     lam = training_lam(settings)
     held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(held_out_seed))
     plain = scorer(lam, {})
@@ -231,20 +278,8 @@ def build(
         lam = best if found[best] > found[USUAL_LAM] + _LAM_MARGIN else USUAL_LAM
     scales = _scales(evidence, lam, plain, of_views)
     final = scorer(lam, scales)
-    scores = -final.score(_read(final, support, own)).double().numpy()
-    scores.flags.writeable = False
-    if own.any():
-        offset = calibration.offset(scores, settings.contamination)
-    else:  # no support image has another to be compared with: its changed views must do
-        known = -final.score(of_views).double().numpy()
-        offset = calibration.offset(known, settings.contamination, of_views=True)
-    fitted = FittedSupport(
-        settings=settings, names=tuple(names), hashes=hashes, images=support, patches=patches, embeddings=embeddings,
-        experts=shown, evidence=evidence, lam=lam, scales=scales, scores=scores, offset=offset, offset_given=False,
-        loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table, held_out_seed=held_out_seed,
-    )  # fmt: skip
-    fitted._prepared[extract.runtime] = memory, extract.teacher
-    return fitted
+    read_again = final.score(_read(final, support, own)), final.score(of_views)
+    return _Measured(lam, scales, *(-scores.double().numpy() for scores in read_again))
 
 
 def doubts(fitted: FittedSupport) -> Iterator[str]:
@@ -255,6 +290,11 @@ def doubts(fitted: FittedSupport) -> Iterator[str]:
         yield f"The support is a single image{guess}"
     elif len(set(fitted.hashes)) == 1:
         yield f"All {k} support images are the same{guess}"
+    elif len(set(fitted.groups)) < k:
+        twins = [[n for n, group in zip(fitted.names, fitted.groups, strict=True) if group == g] for g in fitted.groups]
+        named = "; ".join(dict.fromkeys(" and ".join(names[:5]) for names in twins if len(names) > 1))
+        end = guess if len(set(fitted.groups)) == 1 else ". They count as one for the threshold; pass different images."
+        yield f"{named} are nearly the same image{end}"
     # A row of a table may well be of one value, or be one value.
     shown = () if images is None or fitted.table is not None else images
     constant = [i for i, image in enumerate(shown) if (image.amax((1, 2)) - image.amin((1, 2))).max() < _ONE_VALUE]
@@ -289,8 +329,9 @@ def _weights(
     return {name: weight / scales.get(name, 1.0) for name, weight in parse_evidence(evidence, lam)[0].items()}
 
 
-def _copies(batch: torch.Tensor, hashes: Sequence[str]) -> torch.Tensor:
+def _copies(batch: torch.Tensor, hashes: Sequence[str], groups: Sequence[int]) -> torch.Tensor:
     same = np.array([image_hash(image) for image in batch])[:, None] == np.array(hashes)
+    same = same @ np.equal.outer(groups, groups)
     same[same.all(1)] = False  # nothing else to be compared with
     return torch.from_numpy(same)
 

@@ -237,6 +237,8 @@ def test_fit_passes_its_settings_on(pictures, capsys):
     said = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in said["support"]] == [f"{i}.png" for i in range(4)]
     det = DualDistillationDetector.load(out)
+    scores = relative_score(det.support_scores_, det.offset_)
+    assert [entry["score"] for entry in said["support"]] == scores.tolist()
     assert det.support_.shape == (4, 3, 64, 64)
     expected = {"lam": "auto", "contamination": 0.2, "augment": False, "image_size": 64, "random_state": 0}
     assert {name: det.get_params()[name] for name in expected} == expected

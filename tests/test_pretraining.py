@@ -374,3 +374,15 @@ def test_the_callers_torch_state_changes_no_bit(run, tmp_path):
     finally:
         torch.set_default_dtype(torch.float32)
     assert found == expected
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path):
+    tasks = write_tasks(tmp_path / "tasks", n_tasks=2)
+    (tasks / "task0" / "notes.txt").touch()
+    (tasks / "task1" / "deeper").mkdir()
+    with pytest.warns(ImageSkippedWarning) as said:
+        listed = pretraining._collect(tasks, 32, tmp_path / "features")
+    assert [len(items) for items, _ in listed.values()] == [6, 6]
+    assert [str(one.message).rpartition(":")[0] for one in said] == [
+        "left out: 1 (not an image, by its name)", "left out: 1 (a folder)",
+    ]  # fmt: skip

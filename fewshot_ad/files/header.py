@@ -88,12 +88,13 @@ _FITTED: dict[str, Rule] = {
     "_support_names": Rule(lambda v: _is_list_of(v, _is_text) and len(v) > 0, "a list of names"),
     "_support_hashes": Rule(lambda v: _is_list_of(v, _is_hex), "a list of hexadecimal hashes"),
     "_held_out_seed": _INTEGERS,
+    "groups": Rule(lambda v: _is_list_of(v, _is_integer), "a list of integers"),
     "offset_given": Rule(lambda v: isinstance(v, bool), "true or false"),
     "n_features_in_": _INTEGERS,
     "feature_names_in_": Rule(lambda v: _is_list_of(v, _is_text), "a list of names"),
 }
 # Missing where images were fitted on, or in files of format 1.
-_OPTIONAL = ("n_features_in_", "feature_names_in_", "offset_given")
+_OPTIONAL = ("n_features_in_", "feature_names_in_", "offset_given", "groups")
 
 
 def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
@@ -116,6 +117,8 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
     given = header["parameters"]
     _check_parameters(path, given, header["versions"]["fewshot_ad"])
     n_names, n_hashes = (len(header["fitted"][name]) for name in ("_support_names", "_support_hashes"))
+    if len(header["fitted"].get("groups", range(n_hashes))) != n_hashes:
+        raise CheckpointError(f"{path} cannot be right: its groups are not of {n_hashes} support images.")
     if n_names != n_hashes:
         raise CheckpointError(f"{path} cannot be right: it names {n_names} support images, and has {n_hashes} hashes.")
     backbone = given["backbone"]

@@ -107,7 +107,8 @@ def load(
     fitted = FittedSupport(
         settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]), images=images,
         patches=patches, embeddings=embeddings, experts=tuple(experts), evidence=evidence, lam=found["lam_"],
-        scales=found["scales_"], scores=scores, offset=found["offset_"], offset_given=found.get("offset_given", False),
+        scales=found["scales_"], scores=scores,
+        groups=tuple(found.get("groups", range(k))), offset=found["offset_"], offset_given=found.get("offset_given", False),
         loss_curve=tuple(curve), teacher_fingerprint=found["teacher_fingerprint_"], table=table,
         held_out_seed=found["_held_out_seed"],
     )  # fmt: skip
@@ -187,7 +188,7 @@ def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[st
         "teacher_fingerprint_": fitted.teacher_fingerprint, "offset_": fitted.offset,
         "offset_given": fitted.offset_given, "evidence_": fitted.evidence, "lam_": fitted.lam,
         "scales_": fitted.scales, "row_range_": table and table.value_range, "_support_names": bare_names(fitted),
-        "_support_hashes": fitted.hashes, "_held_out_seed": fitted.held_out_seed,
+        "_support_hashes": fitted.hashes, "groups": fitted.groups, "_held_out_seed": fitted.held_out_seed,
     }  # fmt: skip
     if table is not None:
         state["n_features_in_"] = table.n_features

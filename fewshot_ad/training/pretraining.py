@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import images
-from ..exceptions import CheckpointError, ImageError
+from ..data.listing import list_images, say_left_out
+from ..exceptions import CheckpointError, ImageError, ImageSkippedWarning
 from ..files import checkpoints
 from ..method.features import FeatureExtractor, image_hash, load_teacher
 from ..method.packaged import timm_name
@@ -287,7 +289,10 @@ def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Seq
         # Not our own features, where `out` lies among the tasks.
         ours = features.absolute()
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
-        named = {p.name: images.frames(images.files(p)) for p in folders}
+        listed = {p.name: list_images(p) for p in folders}
+        for line in say_left_out(entry for listing in listed.values() for entry in listing.left_out):
+            warnings.warn(line, ImageSkippedWarning, stacklevel=3)
+        named = {name: images.frames(listing.files) for name, listing in listed.items()}
     if not named:
         raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
     return {name: (items, _stamp(items, image_size)) for name, items in named.items()}
