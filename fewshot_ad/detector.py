@@ -362,9 +362,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         return self.fit(X, y, **fit_params).predict(X)
 
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
-        """Add support images without training again; the threshold follows.
+        """Add support images without training again; the threshold follows, unless the user has set it.
 
-        On a detector that is not fitted yet this is `fit`.
+        An image that is in the support already changes nothing, and a warning says so. On a detector that is not fitted
+        yet this is `fit`.
 
         Parameters
         ----------
@@ -383,9 +384,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         if not hasattr(self, "fitted_"):
             return self.fit(X, y)
+        session = self.session()
         with own_torch_state():
-            fitted = extend_support(self.session(), X, y)
-        return self._take(fitted)
+            fitted = extend_support(session, X, y)
+        return self if fitted is session.fitted else self._take(fitted)
 
     def save_student(self, path: str | os.PathLike[str]) -> None:
         """Write the trained student, for `init` of other detectors with the same teacher.

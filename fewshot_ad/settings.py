@@ -49,14 +49,15 @@ def integer(low: int, high: float = math.inf) -> Rule:
     return _bounded(Integral, "an integer", low, high, False, True)
 
 
-_ENDLESS = (math.inf, -math.inf)
+# Of float64: larger integers are no numbers that one can compute with.
+_LARGEST = 1.7e308
 
 
 def _bounded(kind: Any, what: str, low: float, high: float, open_low: bool, finite: bool) -> Rule:
     def holds(value: Any) -> bool:
         if not isinstance(value, kind) or isinstance(value, bool):
             return False
-        return low <= value <= high and not (open_low and value == low) and not (finite and value in _ENDLESS)
+        return low <= value <= high and not (open_low and value == low) and not (finite and abs(value) > _LARGEST)
 
     bounds = f"{'above' if open_low else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
     return Rule(holds, f"{what} {bounds}")
@@ -70,10 +71,6 @@ def either(first: Rule, *others: Rule) -> Rule:
 
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, (list, tuple))
-
-
-# Of float64: larger integers are no numbers that one can compute with.
-_LARGEST = 1.7e308
 
 
 def _is_window(value: Any) -> bool:

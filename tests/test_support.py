@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import io
 import os
 import pickle
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import spoilt, stripes
+from PIL import Image
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
@@ -148,6 +150,86 @@ def test_constant_supports(make, normal, values, evidence):
     assert np.isfinite(det.offset_)
     with pytest.warns(SupportWarning, match="image 1 has one value"):
         make(evidence="patch").fit([normal[0], support[0], normal[1]])
+
+
+# ---- near-duplicates
+
+
+def jpeg(image: np.ndarray, quality: int) -> Image.Image:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "JPEG", quality=quality)
+    return Image.open(data)
+
+
+def still(image: np.ndarray, seed: int) -> np.ndarray:
+    """A further frame of one scene: noise, a little more light, a shift by one pixel."""
+    rng = np.random.default_rng(seed)
+    moved = np.roll(image, (seed % 2, seed // 2 % 2), (0, 1)).astype(float)
+    return np.clip(moved + rng.normal(0, 3, image.shape) + 1.5 * seed, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[np.ndarray]:
+    from sklearn.datasets import load_sample_image
+
+    return [load_sample_image("china.jpg")[200:360, x : x + 160] for x in range(60, 320, 20)]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "still"])
+def test_four_versions_of_one_image_are_named_and_count_as_one(photographs, kind):
+    one = photographs[0]
+    frames = [jpeg(one, q) for q in (95, 85, 70, 50)] if kind == "jpeg" else [still(one, i) for i in range(4)]
+    with pytest.warns(
+        SupportWarning, match=r"image 0 and image 1 and image 2 and image 3 are nearly the same image: .*gue"
+    ):
+        det = DualDistillationDetector(random_state=0).fit(frames)
+    assert set(det.fitted_.groups) == {0}
+    with pytest.warns(SupportWarning, match="single image"):
+        alone = DualDistillationDetector(random_state=0).fit([one])
+    # A guess, as from one image; by the spread of the four every other image would be anomalous.
+    assert det.offset_ == pytest.approx(alone.offset_, rel=0.15)
+    fresh = photographs[3:]
+    assert (det.predict(fresh) == -1).mean() <= 0.5
+    assert (np.median(det.support_scores_) - 1e-9 > det.score_samples(fresh)).all()
+
+
+def test_two_versions_among_others(photographs, tmp_path):
+    images = [photographs[0], still(photographs[0], 1), *photographs[5:8]]
+    paths = [tmp_path / f"{name}.png" for name in ("a", "again", "b", "c", "d")]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    with pytest.warns(SupportWarning, match=r"a\.png and .*again\.png are nearly the same image\. They count as one"):
+        det = DualDistillationDetector(random_state=0).fit(paths)
+    assert det.fitted_.groups == (0, 0, 1, 2, 3)
+    # Each is scored against all but its group, also when it comes back as a query.
+    np.testing.assert_array_equal(det.score_samples(paths), det.support_scores_)
+    np.testing.assert_array_equal(det.support_weights(paths[:2])[:, :2], 0)
+    det.save(tmp_path / "model.fsad")
+    again = DualDistillationDetector.load(tmp_path / "model.fsad")
+    np.testing.assert_array_equal(again.score_samples(paths), det.support_scores_)
+    assert det.support_scores_[0] < DualDistillationDetector(random_state=0).fit(images[:1] + images[2:]).offset_ * 0.2
+
+
+def test_different_images_are_no_duplicates(photographs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        det = DualDistillationDetector(random_state=0).fit(photographs[::3])
+    assert det.fitted_.groups == tuple(range(len(photographs[::3])))
+
+
+def test_partial_fit_of_what_is_there_changes_nothing(make, normal):
+    det = make().fit(normal[:3])
+    before = det.fitted_
+    with pytest.warns(
+        SupportWarning, match=r"image 0, image 1: already in the support, .* by these 2 images"
+    ) as caught:
+        det.partial_fit(normal[:2])
+    assert caught[0].filename == __file__
+    assert det.fitted_ is before
+    with pytest.warns(SupportWarning, match="image 1: already in the support"):
+        det.partial_fit(normal[[4, 2]])
+    assert len(det.fitted_.names) == 4
+    np.testing.assert_array_equal(det.support_[3], make().fit(normal[4:6]).support_[0])
 
 
 # ---- pickles and pictures

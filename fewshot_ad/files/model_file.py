@@ -107,8 +107,8 @@ def load(
     fitted = FittedSupport(
         settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]), images=images,
         patches=patches, embeddings=embeddings, experts=tuple(experts), evidence=evidence, lam=found["lam_"],
-        scales=found["scales_"], scores=scores,
-        groups=tuple(found.get("groups", range(k))), offset=found["offset_"], offset_given=found.get("offset_given", False),
+        scales=found["scales_"], scores=scores, groups=tuple(found.get("groups", range(k))), offset=found["offset_"],
+        offset_given=found.get("offset_given", False),
         loss_curve=tuple(curve), teacher_fingerprint=found["teacher_fingerprint_"], table=table,
         held_out_seed=found["_held_out_seed"],
     )  # fmt: skip

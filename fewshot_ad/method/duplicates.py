@@ -9,13 +9,13 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch.nn import functional as F
 
-# Side at which images are compared, pixels, and the correlation of their values from which on they may be one image. On
-# twenty tasks four versions of an image (JPEG qualities 50 to 95; noise, light and a shift of a pixel) correlate by 0.98
-# and more. So do many pairs of distinct images where all show the same thing in the same place: hence the second test.
+# Side at which images are compared, pixels, and the correlation of their values from which on they may be one image.
+# On twenty tasks four versions of an image (JPEG qualities 50 to 95; noise, light and a shift of a pixel) correlate by
+# 0.98 and more. So do many pairs of different images that show the same thing in the same place: hence the second test.
 _SIDE = 32
 _CORRELATION = 0.98
-# What a support image scores against the others, over what its own changed views do: 0.04 to 0.36 beside nearly the same
-# image, else 0.2 to 1.4. One as low as the first is needed before pairs that are both below the second are believed.
+# What a support image scores against the others, over what its own changed views do: 0.04 to 0.36 beside nearly the
+# same image, else 0.2 to 1.4. One as low as the first is needed before pairs that are both below the second count.
 _LOW, _LOWISH = 1 / 3, 1 / 2
 
 

@@ -10,6 +10,8 @@ import torch
 
 from ..data import images
 from ..data.rows import Table
+from ..exceptions import warn
+from ..method.features import image_hash
 from ..runtime import resolve_runtime
 from ..session import Session, read_normal, split_input
 from ..settings import Settings
@@ -63,6 +65,14 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
         )
     items, options = session.items(X)
     new, names = _read_support(items, y, session.settings, options, before.table)
+    known = [image_hash(image) in before.hashes for image in new]
+    if any(known):
+        there = [name for name, is_known in zip(names, known, strict=True) if is_known]
+        warn(f"{', '.join(there[:5])}: already in the support, which is not changed by {_them(len(there))}.")
+        names = [name for name, is_known in zip(names, known, strict=True) if not is_known]
+        new = new[~torch.tensor(known)]
+    if not names:
+        return before
     extract = session.scorer.extract
     support = torch.cat([before.images, new])
     extract.keep(support)
@@ -73,6 +83,10 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
     )  # fmt: skip
     # A threshold that the user has set stays.
     return replace(fitted, offset=before.offset, offset_given=True) if before.offset_given else fitted
+
+
+def _them(n: int) -> str:
+    return "it" if n == 1 else f"these {n} images"
 
 
 def _read_support(
