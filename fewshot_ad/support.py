@@ -228,7 +228,8 @@ def build(
     scores = measured.scores
     scores.flags.writeable = False
     if own.any():
-        offset = calibration.offset(one_of_each(scores, groups), settings.contamination)
+        told = one_of_each(scores, groups) if settings.contamination == "auto" else scores
+        offset = calibration.offset(told, settings.contamination)
     else:  # no support image has another to be compared with: its changed views must do
         offset = calibration.offset(measured.of_views, settings.contamination, of_views=True)
     fitted = FittedSupport(

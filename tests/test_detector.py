@@ -158,7 +158,7 @@ def test_grey_images_and_2d_queries(make):
 
 
 def test_rows_are_images_of_image_shape(make):
-    images = stripes(6)
+    images = stripes(7)[[0, 1, 2, 4, 5, 6]]  # 2 and 3 are nearly the same, which is not looked for in rows
     rows = images.reshape(6, -1)
     by_rows = make(image_shape=(40, 40, 3)).fit(rows[:4])
     by_images = make().fit(images[:4])
@@ -422,9 +422,9 @@ def test_an_image_of_another_kind_in_the_support_is_named(make, normal, tmp_path
     assert det.support_scores_.argmin() == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        clean = make(evidence="patch").fit(normal[:4])
+        clean = make(evidence="patch").fit(normal[[0, 1, 2, 4]])
     with pytest.warns(SupportWarning, match="image 0 looks"):
-        clean.partial_fit([normal[4] ^ 255])
+        clean.partial_fit([normal[5] ^ 255])
 
 
 def test_equal_support_images_work_with_a_warning(make, normal, anomalous):

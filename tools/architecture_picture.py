@@ -16,15 +16,15 @@ from matplotlib import pyplot as plt
 BLUE, GREY = "#0072B2", "#555555"
 # What a box says, its module, and its place: column and row.
 BOXES = {
-    "images": ("images in\npaths, arrays, frames", "images.py, formats.py", 0, 1),
-    "teacher": ("teacher\nthree stages, embedding", "features.py, networks/teacher.py", 1, 1),
-    "student": ("student\nthe same stages", "networks/student.py", 2, 0),
-    "evidence": ("evidence maps\nssd, tsd, patch, embedding", "scoring.py", 3, 1),
-    "map": ("anomaly_map\nblurred, scaled, added", "scoring.py", 4, 1),
-    "score": ("score_samples\none number an image", "scoring.py", 5, 1),
-    "decision": ("decision_function\nbelow 0 = anomaly", "detector.py", 6, 1),
-    "support": ("support's memory\nmaps, patches, embeddings", "networks/weighting.py, matching.py", 2, 2),
-    "offset": ("offset_\nfrom the support's scores", "calibration.py", 5, 2),
+    "images": ("images in\npaths, arrays, frames", "data/", 0, 1),
+    "teacher": ("teacher\nthree stages, embedding", "method/features.py, teacher.py", 1, 1),
+    "student": ("student\nthe same stages", "method/student.py", 2, 0),
+    "evidence": ("evidence maps\nssd, tsd, patch; embedding", "method/scoring.py", 3, 1),
+    "map": ("anomaly_map\nblurred, scaled, added", "method/scoring.py", 4, 1),
+    "score": ("score_samples\none number an image", "method/reduction.py", 5, 1),
+    "decision": ("decision_function\nbelow 0 = anomaly", "session.py", 6, 1),
+    "support": ("FittedSupport\nmaps, patches, embeddings", "support.py", 2, 2),
+    "offset": ("offset_\nfrom the support's scores", "method/calibration.py", 5, 2),
 }
 ARROWS = [
     ("images", "teacher"), ("teacher", "student"), ("teacher", "evidence"), ("student", "evidence"),
