@@ -64,6 +64,11 @@ class Explanation:
     level: float
 
     @property
+    def relative(self) -> float:
+        """The score on the scale of tables, reports and pictures: 1 is the threshold, high = anomalous."""
+        return float(relative_score(self.score, self.score - self.decision))
+
+    @property
     def excess(self) -> np.ndarray:
         """`faded` less `level`, (S, S) float32; its `aggregation` is minus `decision`."""
         return self.faded - np.float32(self.level)

@@ -1,6 +1,6 @@
-"""Remake tests/data/model_1.fsad and its scores: python tests/make_model_file.py.
+"""Remake tests/data/model_2.fsad and its scores: python tests/make_model_file.py.
 
-Only with a new version of the format, under that version's name: the old file must go on being read.
+Only with a new version of the format, under that version's name: the old files must go on being read.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from helpers import spoilt, stripes
 
 from fewshot_ad import DualDistillationDetector
 
-MODEL = Path(__file__).parent / "data" / "model_1.fsad"
-SCORES = MODEL.with_suffix(".json")
+DATA = Path(__file__).parent / "data"
+MODEL = DATA / "model_2.fsad"
 
 
 def scores(det: DualDistillationDetector) -> dict[str, list[float]]:
@@ -31,7 +31,7 @@ def main() -> None:
         image_size=64, evidence=("patch", "embedding"), augment=False, precision="float32", random_state=0
     ).fit(stripes(2))
     det.save(MODEL, force=True)
-    SCORES.write_text(json.dumps(scores(det), indent=1) + "\n")
+    MODEL.with_suffix(".json").write_text(json.dumps(scores(det), indent=1) + "\n")
 
 
 if __name__ == "__main__":

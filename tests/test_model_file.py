@@ -13,7 +13,7 @@ import pytest
 import sklearn
 import torch
 from helpers import stripes, write_random_weights
-from make_model_file import MODEL, SCORES, scores
+from make_model_file import DATA, scores
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -306,11 +306,21 @@ def test_a_backbone_that_timm_does_not_know_is_not_looked_for(forged, name, monk
 # ---- other versions
 
 
-def test_a_file_of_version_1_is_still_read():
-    assert model_file.describe(MODEL)["format"] == "fewshot_ad model 1"
-    golden = json.loads(SCORES.read_text())
-    for name, values in scores(load(MODEL)).items():
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_every_version_are_still_read(version):
+    path = DATA / f"model_{version}.fsad"
+    assert model_file.describe(path)["format"] == f"fewshot_ad model {version}"
+    golden = json.loads(path.with_suffix(".json").read_text())
+    for name, values in scores(load(path)).items():
         np.testing.assert_allclose(values, golden[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_file_of_version_1_is_written_again_as_the_newest(tmp_path):
+    old = load(DATA / "model_1.fsad")
+    old.save(tmp_path / "new.fsad")
+    new = load(tmp_path / "new.fsad")
+    assert model_file.describe(tmp_path / "new.fsad")["format"] == model_file.FORMAT
+    assert scores(new) == scores(old)
 
 
 def test_names_of_the_format(saved):

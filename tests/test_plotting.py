@@ -63,7 +63,7 @@ def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, querie
     support = (fitted.support_.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
     for e, row in zip(fitted.explain(queries), display.axes_, strict=True):
         np.testing.assert_array_equal(row[0].images[0].get_array(), e.image)
-        np.testing.assert_array_equal(row[1].images[1].get_array(), e.excess)
+        np.testing.assert_allclose(row[1].images[1].get_array(), e.excess / -fitted.offset_, rtol=1e-5, atol=1e-7)
         np.testing.assert_array_equal(row[2].images[0].get_array(), support[e.support_index])
         np.testing.assert_array_equal(row[3].images[0].get_array(), support[e.matches.support_index])
         for ax in row[:2]:
@@ -75,7 +75,7 @@ def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, querie
             assert (down - 3.5) % 8 == (across - 3.5) % 8 == 0
         assert _boxes(row[2]) == []
         assert _boxes(row[3]) == [(e.matches.row, e.matches.col, 8)]
-        assert f"decision {e.decision:+.2f}" in row[1].get_title()
+        assert f"score {e.score / fitted.offset_:.2f}\n" in row[1].get_title()
 
 
 def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
@@ -85,11 +85,11 @@ def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
     assert all(scale is scales[0] for scale in scales)
     assert scales[0](0.0) == 0.5
     reach = abs(fitted.offset_) / 4
-    assert scales[0].vmin == pytest.approx(-reach)
-    assert scales[0].vmax == pytest.approx(max(reach, max(e.excess.max() for e in explained)))
+    assert scales[0].vmin == pytest.approx(-0.25)
+    assert scales[0].vmax == pytest.approx(max(0.25, max(e.excess.max() for e in explained) / -fitted.offset_))
     for e, row in zip(explained, display.axes_, strict=True):
         alpha = row[1].images[1].get_alpha()
-        assert (alpha[e.excess <= -reach] == 0).all()
+        assert (alpha[e.excess <= -reach * 1.001] == 0).all()
         assert (alpha[e.excess > 0] > 0.35).all()
         assert alpha.max() <= 0.8 + 1e-6
 
@@ -169,18 +169,18 @@ def test_large_tables_and_unreadable_rows_have_no_numbers():
 def test_histogram_counts_by_label(fitted, queries):
     y = np.array([1, 1, -1, -1])
     display = ScoreHistogramDisplay.from_estimator(fitted, queries, y=y, bins=5)
-    scores = fitted.score_samples(queries)
+    scores = fitted.score_samples(queries) / fitted.offset_
     edges = np.histogram_bin_edges(scores, 5)
     normal, anomalous = display.ax_.containers
     np.testing.assert_array_equal([bar.get_height() for bar in normal], np.histogram(scores[y > 0], edges)[0])
     np.testing.assert_array_equal([bar.get_height() for bar in anomalous], np.histogram(scores[y < 0], edges)[0])
     assert to_hex(normal[0].get_facecolor()) != to_hex(anomalous[0].get_facecolor())
     legend = [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    below = (scores < fitted.offset_)[y < 0].sum()
-    assert f"anomalous ({below} of 2 below)" in legend
+    above = (fitted.predict(queries) == -1)[y < 0].sum()
+    assert f"anomalous ({above} of 2 above)" in legend
     threshold, support = display.ax_.lines
-    assert set(threshold.get_xdata()) == {fitted.offset_}
-    np.testing.assert_array_equal(support.get_xdata(), fitted.support_scores_)
+    assert set(threshold.get_xdata()) == {1}
+    np.testing.assert_allclose(support.get_xdata(), fitted.support_scores_ / fitted.offset_)
 
 
 def test_histogram_without_labels_and_with_unreadable_images(skipping):

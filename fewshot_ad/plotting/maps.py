@@ -31,11 +31,11 @@ class AnomalyMapDisplay:
     most; and, where "patch" is among the evidence, the support image with the patch that is most like the hottest spot,
     in a box. A box is as large as the square that one patch stands for.
 
-    All maps have one colour scale. It shows `Explanation.excess`, in units of `decision_function`: how far the map, its
-    border faded as in the score, is above what the hottest pixels (by default the highest 1 %) of this image must reach
-    on average for the image to be called anomalous. This threshold is 0, the middle of the scale, and outlined in the
-    map; the mean of the hottest pixels is minus `decision_function`. Colour begins a quarter of `offset_` below the
-    threshold, so most of a normal image has none.
+    All maps have one colour scale. It shows how far the map, its border faded as in the score, is above what the
+    hottest pixels (by default the highest 1 %) of this image must reach on average for the image to be called anomalous
+    (`Explanation.excess`), in units of the threshold's score. The threshold is 0, the middle of the scale, and outlined
+    in the map; the mean of the hottest pixels is the image's score less 1. Colour begins a quarter below the threshold,
+    so most of a normal image has none.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class AnomalyMapDisplay:
             row[0].set_title(f"{escaped(name)}{label}")
             self._overlay(row[1], one, scale, cmap)
             _box(row[1], spot, one.patch_size)
-            row[1].set_title(f"decision {one.decision:+.2f}\ncalled {word(one.decision)}")
+            row[1].set_title(f"score {one.relative:.2f}\ncalled {word(one.decision)}")
             if self.support is not None:
                 self._show_support(row[2:], one)
         mappable = plt.cm.ScalarMappable(scale, cmap)
@@ -161,19 +161,17 @@ class AnomalyMapDisplay:
         bar.set_ticks([scale.vmin, scale.vmin / 2, 0, scale.vmax / 2, scale.vmax])
         bar.ax.yaxis.set_major_formatter("{x:+.2f}")
         bar.ax.axhline(0, color="white", linewidth=1.5)
-        bar.set_label("below and above the threshold\n(units of decision_function)", fontsize="small")
+        bar.set_label("below and above the threshold\n(1 = the threshold's score)", fontsize="small")
         return self
 
     def _scale(self) -> Any:
         from matplotlib.colors import TwoSlopeNorm
 
-        # A threshold of 0 would leave no scale.
-        reach = max(1e-6, *(_REACH * abs(one.score - one.decision) for one in self.explanations))
-        return TwoSlopeNorm(0, -reach, max(reach, *(float(one.excess.max()) for one in self.explanations)))
+        return TwoSlopeNorm(0, -_REACH, max(_REACH, *(float(_excess(one).max()) for one in self.explanations)))
 
     def _overlay(self, ax: Axes, one: Explanation, scale: Any, cmap: str) -> None:
         ax.imshow(Image.fromarray(one.image).convert("L"), cmap="gray", vmin=0, vmax=255)
-        excess = one.excess
+        excess = _excess(one)
         alpha = np.interp(scale(excess), [0, 0.5, 1], [0, _MIDDLE, _DENSEST])
         ax.imshow(excess, cmap=cmap, norm=scale, alpha=alpha)
         if excess.min() < 0 < excess.max():
@@ -192,6 +190,12 @@ class AnomalyMapDisplay:
 
     def _support_name(self, index: int) -> str:
         return f"support {escaped(str(index) if self.support_names is None else self.support_names[index])}"
+
+
+def _excess(one: Explanation) -> np.ndarray:
+    """Tell how far the map is above the level of the threshold, in units of the threshold's score."""
+    unit = one.decision - one.score
+    return one.excess / np.float32(unit if unit > 0 else 1.0)
 
 
 def _grid(axes: Any, n_rows: int, n_columns: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..exceptions import ImageError
+from ..explanation import relative_score
 from .common import BLACK, BLUE, ORANGE, check_labels, escaped, named, names_of_support, pyplot, word
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ class SupportWeightsDisplay:
 class ScoreHistogramDisplay:
     """Scores of images, the threshold, and what the support images score against each other.
 
+    Scores are shown as `explanation.relative_score` gives them: 1 is the threshold, high = anomalous.
+
     Parameters
     ----------
     scores : ndarray of shape (n_images,)
@@ -213,30 +216,32 @@ class ScoreHistogramDisplay:
         from matplotlib.ticker import MaxNLocator
 
         labels = check_labels(self.y, len(self.scores))
-        known = np.isfinite(self.scores)
+        scores = relative_score(self.scores, self.threshold)
+        known = np.isfinite(scores)
         if not known.any():
             raise ImageError(f"None of the {len(self.scores)} images has a score: there is nothing to draw.")
         if ax is None:
             _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        edges = np.histogram_bin_edges(self.scores[known], bins)
+        edges = np.histogram_bin_edges(scores[known], bins)
         groups = [("images", known, BLUE, "")]
         if labels is not None:
             groups = [("normal", known & (labels > 0), BLUE, ""), ("anomalous", known & (labels < 0), ORANGE, "//")]
         for name, chosen, colour, hatch in groups:
-            below = int((self.scores[chosen] < self.threshold).sum())
+            above = int((scores[chosen] > 1).sum())
             ax.hist(
-                self.scores[chosen], edges.tolist(), color=colour, alpha=0.6, hatch=hatch, edgecolor="white",
-                label=f"{name} ({below} of {int(chosen.sum())} below)",
+                scores[chosen], edges.tolist(), color=colour, alpha=0.6, hatch=hatch, edgecolor="white",
+                label=f"{name} ({above} of {int(chosen.sum())} above)",
             )  # fmt: skip
-        ax.axvline(self.threshold, color=BLACK, linestyle="--", label=f"threshold {self.threshold:.2f}")
+        ax.axvline(1, color=BLACK, linestyle="--", label="threshold")
         if self.support_scores is not None:
             # Marks at the foot of the axes, whatever the counts are.
+            places = relative_score(self.support_scores, self.threshold), np.full(len(self.support_scores), 0.03)
             ax.plot(
-                self.support_scores, np.full(len(self.support_scores), 0.03), "^", color=BLACK, markersize=7,
-                markeredgecolor="white", transform=ax.get_xaxis_transform(), label="support, each against the others",
+                *places, "^", color=BLACK, markersize=7, markeredgecolor="white",
+                transform=ax.get_xaxis_transform(), label="support, each against the others",
             )  # fmt: skip
         unread = int((~known).sum())
-        ax.set_xlabel("score_samples (high = normal)" + (f"; {unread} unreadable left out" if unread else ""))
+        ax.set_xlabel("score (1 = threshold, high = anomalous)" + (f"; {unread} unreadable left out" if unread else ""))
         ax.set_ylabel("images")
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         # Above the bars: within, it would hide some.
