@@ -477,7 +477,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Teacher, students, support and scoring in float32. Input "image": (N, 3, H, W) float32 in [0, 1], of any N, H
         and W; outputs "score": (N,), as `score_samples` gives it, high = normal, and "anomaly_map": (N, image_size,
         image_size), high = anomalous. The metadata hold the threshold, "offset", and what the file is
-        (docs/deployment.md). The graph does not know a copy of a support image for one.
+        (docs/deployment.md). The graph does not know a copy of a support image for one. Other threads that use the
+        package wait meanwhile, some seconds.
 
         Parameters
         ----------

@@ -235,8 +235,54 @@ class _Settings:
         self._put_back()
 
 
+class _Gate:
+    """Any number of threads compute, or one alone: while torch traces a graph, it switches the process's kernels."""
+
+    def __init__(self) -> None:
+        self._open = threading.Condition()
+        self._inside: dict[int, int] = {}  # how deep, by thread
+        self._alone: int | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_others)
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        with self._open:
+            self._open.wait_for(lambda: me in self._inside or self._alone in (None, me))
+            self._inside[me] = self._inside.get(me, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        me = threading.get_ident()
+        with self._open:
+            self._inside[me] -= 1
+            if not self._inside[me]:
+                del self._inside[me]
+            self._open.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        me = threading.get_ident()
+        with self._open:
+            self._open.wait_for(lambda: self._alone is None)
+            self._alone = me  # from now on nobody else comes in
+            self._open.wait_for(lambda: not self._inside.keys() - {me})
+        try:
+            yield
+        finally:
+            with self._open:
+                self._alone = None
+                self._open.notify_all()
+
+    def _forget_others(self) -> None:
+        me = threading.get_ident()
+        self._open = threading.Condition()
+        self._inside = {me: self._inside[me]} if me in self._inside else {}
+        self._alone = me if self._alone == me else None
+
+
 _SETTINGS = _settings()
 _SHARED = _Settings()
+_GATE = _Gate()
 _GENERATOR = Lock()
 
 
@@ -275,6 +321,7 @@ def own_torch_state() -> Iterator[None]:
     """
     _Fork.settle()
     with ExitStack() as stack:
+        stack.enter_context(_GATE)
         stack.enter_context(_SHARED)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -283,6 +330,13 @@ def own_torch_state() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Compute in `own_torch_state` while no other thread does: the others wait. Not to be nested in it."""
+    with _GATE.alone(), own_torch_state():
         yield
 
 
@@ -311,7 +365,8 @@ def seeded(seed: int | None) -> Iterator[None]:
     seed : int or None
         None goes on from where a `seeded` around this one is.
     """
-    with _GENERATOR, own_torch_state(), torch.random.fork_rng(devices=[], enabled=seed is not None):
+    # Who holds a lock never waits at the gate: others within may be waiting for that lock.
+    with own_torch_state(), _GENERATOR, torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         yield

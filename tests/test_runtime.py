@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -295,3 +296,69 @@ def test_a_fork_while_a_thread_draws_does_not_lock_the_child(mine):
         may_go.set()
         process.kill()
         assert process.exitcode == 0
+
+
+def test_one_thread_may_be_alone():
+    """It waits for those inside, lets nobody in, not even one that waits for a lock, and then all go on."""
+    events, inside, may_leave = [], threading.Event(), threading.Event()
+
+    def computing() -> None:
+        with runtime.own_torch_state():
+            inside.set()
+            may_leave.wait(10)
+            with runtime.own_torch_state():  # nested: never waits
+                events.append("left")
+
+    def alone() -> None:
+        with runtime.alone():
+            events.append("alone")
+            time.sleep(0.1)
+            events.append("not alone")
+
+    def later() -> None:
+        with runtime.seeded(0):
+            events.append("later")
+
+    threads = [threading.Thread(target=one, daemon=True) for one in (computing, alone, later)]
+    threads[0].start()
+    inside.wait(10)
+    threads[1].start()
+    time.sleep(0.1)
+    threads[2].start()
+    time.sleep(0.1)
+    assert events == []
+    may_leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert events == ["left", "alone", "not alone", "later"]
+
+
+def test_who_builds_does_not_wait_for_who_wants_to_be_alone():
+    """Who is inside and needs the lock of the generator gets it, whoever waits outside."""
+    inside, go_on, done = threading.Event(), threading.Event(), []
+
+    def computing() -> None:
+        with runtime.own_torch_state():
+            inside.set()
+            go_on.wait(10)
+            with runtime.seeded(1):
+                done.append("computing")
+
+    def alone() -> None:
+        with runtime.alone():
+            done.append("alone")
+
+    def building() -> None:
+        with runtime.seeded(2):
+            done.append("building")
+
+    threads = [threading.Thread(target=one, daemon=True) for one in (computing, alone, building)]
+    threads[0].start()
+    inside.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+        time.sleep(0.1)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert done == ["computing", "alone", "building"]

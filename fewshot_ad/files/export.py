@@ -14,7 +14,7 @@ from torch import nn
 from .. import __version__
 from ..exceptions import MissingExtraError
 from ..method.scoring import Scorer
-from ..runtime import own_torch_state, resolve_runtime
+from ..runtime import alone, resolve_runtime
 from ..settings import Settings
 from ..support import FittedSupport, find_teacher
 from .checkpoints import check_destination, write_atomically
@@ -105,7 +105,8 @@ def _model(fitted: FittedSupport, settings: Settings) -> Any:
     extract, _ = find_teacher(settings, fitted.evidence, runtime, fitted.teacher_fingerprint)
     graph = Graph(fitted.scorer(extract), settings.image_size, len(fitted.names)).eval()
     free = {axis: torch.export.Dim(name) for axis, name in ((0, "n"), (2, "height"), (3, "width"))}
-    with own_torch_state(), torch.no_grad():
+    # While torch traces, the networks hold no numbers, and the whole process computes by other kernels.
+    with alone(), torch.no_grad():
         # Traced here, not by torch.onnx: where a size cannot be left free that would fix it, without a word.
         traced = torch.export.export(graph, (torch.rand(3, 3, 96, 112),), dynamic_shapes=(free,), strict=False)
         program: Any = torch.onnx.export(

@@ -121,6 +121,7 @@ class FeatureExtractor:
         return run_network(self.teacher, images, self.runtime)
 
 
+@own_torch_state()  # before the lock of the teachers
 def load_teacher(
     backbone: str, image_size: int, weights: str | os.PathLike[str] | None, embedding: bool, runtime: Runtime
 ) -> tuple[Backbone, str]:
