@@ -174,15 +174,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     A query that is, pixel for pixel, one of the support images is held against the *other* support images: it would
     otherwise find itself. All scores of the support are therefore comparable with those of fresh images.
 
-    A pickle, and a file of `save`, holds tensors on the CPU and no teacher: that is found again by `backbone` and
-    `weights`, and checked.
+    A pickle, and a file of `save`, holds tensors on the CPU and no teacher: it is found by `backbone` and `weights`.
 
     A changed parameter acts at the next `fit`, except for those that say where and how the work is done, and on which
     no score depends: `weights`, `max_pixels`, `device`, `memory`, `on_error` and `verbose` act at the next call.
 
-    `fit` builds a new state and puts it in place of the old one at its end. A `fit` that fails or is interrupted leaves
-    the detector as it was before, and threads may score while another fits: each call sees one state from beginning to
-    end.
+    `fit` builds a new state and puts it in place of the old one at its end. If it fails or is interrupted, the detector
+    is as it was before. Threads may score while another fits: each call sees one state.
 
     References
     ----------
@@ -350,8 +348,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X, y, **fit_params
-            As for `fit`. All images are labelled, also those that are not fitted on.
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`. All are labelled, also those that are not fitted on.
+        y : array-like of shape (n_samples,), optional
+            As for `fit`.
+        **fit_params
+            Passed on to `fit`.
 
         Returns
         -------
@@ -369,7 +371,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X, y
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+        y : array-like of shape (n_samples,), optional
             As for `fit`.
 
         Returns
@@ -627,8 +631,6 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         return Session(self.fitted_, **{**{name: getattr(self, name) for name in OF_THE_CALL}, **of_the_call})
 
-    # ---- what was fitted
-
     fitted_: FittedSupport
     support_ = FittedAttribute[np.ndarray](lambda f: None if f.images is None else f.images.numpy(), may_lack=True)
     support_scores_ = FittedAttribute[np.ndarray](lambda f: f.scores)
@@ -660,8 +662,6 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         if not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"offset_={value!r} was given; accepted is a finite number.")
         self.fitted_ = replace(self.fitted_, offset=float(value), offset_given=True)
-
-    # ---- as scikit-learn and notebooks see it
 
     def __getstate__(self) -> dict[str, Any]:
         """Say which release wrote a pickle."""
