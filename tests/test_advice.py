@@ -1,0 +1,606 @@
+"""Advice in error messages and warnings, followed: provoke the message, do what it says, and succeed.
+
+The last tests collect the advice from the source of the package, and find for each the test that follows it.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import io
+import pickle
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import timm
+import torch
+from format_trials import dicom_bytes
+from helpers import spoilt, stripes, write_random_weights
+from PIL import Image
+from pydicom import uid
+from pydicom.dataset import Dataset
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import fewshot_ad
+from fewshot_ad import DualDistillationDetector, cli, detector, distributed, metrics, plotting, pretrain
+from fewshot_ad.data import datasets, dicom, images
+from fewshot_ad.exceptions import (
+    CheckpointError,
+    FewShotADError,
+    ImageError,
+    ImageWarning,
+    MissingExtraError,
+    OutOfMemoryError,
+    OutputError,
+    SupportWarning,
+    TaskSkippedWarning,
+    TrainingError,
+    VersionWarning,
+    WeightsNotFoundError,
+)
+from fewshot_ad.files import checkpoints
+from fewshot_ad.method import features, teacher
+from fewshot_ad.method.teacher import build_backbone
+from fewshot_ad.tables import Row, Table
+from fewshot_ad.training import loop, pretraining
+
+FOLLOWED: dict[str, str] = {}
+
+
+def follows(*advice: str) -> Callable[[Callable], Callable]:
+    """Mark a test as the one that follows advice; of each, a part of the message."""
+
+    def mark(test: Callable) -> Callable:
+        FOLLOWED.update(dict.fromkeys(advice, test.__name__))
+        return test
+
+    return mark
+
+
+@pytest.fixture
+def make(toy):
+    return lambda **parameters: DualDistillationDetector(**{**toy, "evidence": "patch", **parameters})
+
+
+def refusal(call: Callable, *words: str, error: type[BaseException] = FewShotADError) -> str:
+    """Return what is said when a call fails."""
+    with pytest.raises(error) as caught:
+        call()
+    for word in words:
+        assert word in str(caught.value)
+    return str(caught.value)
+
+
+def warning_of(call: Callable, *words: str, category: type[Warning] = SupportWarning) -> object:
+    """Return what a call returns, which has to warn."""
+    with pytest.warns(category) as caught:
+        found = call()
+    assert any(all(word in str(one.message) for word in words) for one in caught)
+    return found
+
+
+def quietly(call: Callable) -> object:
+    """Return what a call returns, which must not warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return call()
+
+
+def read(X, **options) -> torch.Tensor:
+    loaded = images.load_each(images.as_items(X), **{"on_error": "raise", "size": 8, **options})
+    return torch.stack([image for _, image in loaded])
+
+
+def save_pictures(folder: Path, pictures, ending: str = ".png") -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i}{ending}" for i in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    return paths
+
+
+# ---- images
+
+
+@follows("Pass at least one.", "given; pass (N, C, H, W)")
+def test_something_of_the_shape_that_is_asked_for(normal):
+    refusal(lambda: read([]), "Pass at least one.")
+    one = torch.from_numpy(normal[0]).permute(2, 0, 1)
+    refusal(lambda: read(one), "pass (N, C, H, W)")
+    torch.testing.assert_close(read(one[None]), read([normal[0]]))
+
+
+@follows("pass array.transpose(1, 2, 0), or a torch tensor")
+def test_an_array_whose_channels_come_first(normal):
+    misplaced = np.ascontiguousarray(normal[0].transpose(2, 0, 1))
+    warning_of(lambda: images.as_items(misplaced), "array.transpose(1, 2, 0)", category=ImageWarning)
+    torch.testing.assert_close(quietly(lambda: read(misplaced.transpose(1, 2, 0))), read(normal[0]))
+    torch.testing.assert_close(quietly(lambda: read([torch.from_numpy(misplaced)])), read(normal[0]))
+
+
+@follows("Are the channels misplaced? An array has them last, a torch tensor first.")
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_channels_of_one_image_of_a_list(normal, kind):
+    right = normal[0] if kind == "array" else torch.from_numpy(normal[0]).permute(2, 0, 1)
+    wrong = normal[0].transpose(2, 0, 1) if kind == "array" else torch.from_numpy(normal[0])
+    refusal(lambda: read([wrong]), "An array has them last, a torch tensor first")
+    torch.testing.assert_close(read([right]), read([normal[0]]))
+
+
+@follows("Leave out its fourth channel (image[..., :3]), or save it without transparency")
+def test_an_image_that_is_transparent_everywhere(normal, tmp_path):
+    hidden = np.dstack([normal[0], np.zeros((40, 40), np.uint8)])
+    (path,) = save_pictures(tmp_path, [hidden])
+    for item in (hidden, path):
+        warning_of(lambda item=item: read([item]), "is transparent everywhere", category=ImageWarning)
+    torch.testing.assert_close(quietly(lambda: read([hidden[..., :3]])), read([normal[0]]))
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path)
+    torch.testing.assert_close(quietly(lambda: read([path])), read([normal[0]]))
+
+
+@follows("Remove it or pass on_error='skip'.", "does not exist. Pass the path of an image file.")
+def test_an_image_that_cannot_be_read(make, normal, tmp_path):
+    paths = save_pictures(tmp_path, normal[:3])
+    said = refusal(lambda: make().fit([*paths, tmp_path / "none.png"]), "Remove it or pass on_error='skip'.")
+    assert "Pass the path of an image file" in said
+    expected = make().fit(paths).offset_
+    with pytest.warns(UserWarning, match="Skipped"):
+        assert make(on_error="skip").fit([*paths, tmp_path / "none.png"]).offset_ == expected
+
+
+@follows("Make it smaller, or raise max_pixels if you trust it.")
+def test_a_large_image(make, normal, tmp_path):
+    paths = save_pictures(tmp_path, normal[:3])
+    det = make(max_pixels=1000)
+    refusal(lambda: det.fit(paths), "raise max_pixels")
+    expected = det.set_params(max_pixels=1600).fit(paths).score_samples(paths)
+    np.testing.assert_array_equal(make().fit(paths).score_samples(paths), expected)
+    small = [Image.fromarray(image).resize((30, 30)) for image in normal[:3]]
+    make(max_pixels=1000).fit(small)
+
+
+@follows("there is not enough memory for it. Make it smaller, or free memory.")
+def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
+    resize = images.TF.resize
+
+    def small_ones_only(image, *arguments, **options):
+        if image.shape[-1] > 20:
+            raise MemoryError
+        return resize(image, *arguments, **options)
+
+    monkeypatch.setattr(images.TF, "resize", small_ones_only)
+    refusal(lambda: read([normal[0]]), "Make it smaller, or free memory")
+    read([normal[0][:20, :20]])
+    monkeypatch.undo()
+    read([normal[0]])
+
+
+@follows("one entry stands for one. {first} fewshot_ad.images.frames(paths): a row for each")
+def test_a_file_of_several_images(normal, tmp_path):
+    path = tmp_path / "several.tif"
+    first, *others = (Image.fromarray(image) for image in normal[:3])
+    first.save(path, save_all=True, append_images=others)
+    refusal(lambda: read([path]), "Pass fewshot_ad.images.frames(paths): a row for each")
+    torch.testing.assert_close(read(fewshot_ad.images.frames([path])), read(normal[:3]))
+
+
+@follows("pass value_range=(low, high), the values that mean black and white, for instance value_range=(0, 4095).")
+def test_a_support_of_few_bits(make, normal):
+    deep = list(normal[:3, ..., 0].astype(np.uint16) * 16)
+    warning_of(lambda: make().fit(deep), "value_range=(0, 4095)")
+    quietly(lambda: make(value_range=(0, 4095)).fit(deep))
+
+
+# ---- DICOM
+
+GREY = stripes(1)[0][..., 0]
+WINDOW = {"WindowCenter": 128, "WindowWidth": 256}
+
+
+def altered(data: bytes, *without: str, **fields) -> bytes:
+    """Change or take out elements, and write the file as it then is."""
+    found = pydicom.dcmread(io.BytesIO(data))
+    for name in without:
+        del found[name]
+    for name, value in fields.items():
+        setattr(found, name, value)
+    out = io.BytesIO()
+    found.save_as(out)
+    return out.getvalue()
+
+
+def _lookup(**fields) -> bytes:
+    item = Dataset()
+    for name, value in fields.items():
+        setattr(item, name, value)
+        item[name].VR = "US"
+    return altered(dicom_bytes(GREY), ModalityLUTSequence=[item])
+
+
+def _palette(*lengths: int, announced: int | None = None) -> bytes:
+    fields = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, n in zip(("Red", "Green", "Blue"), lengths, strict=True):
+        fields[f"{name}PaletteColorLookupTableDescriptor"] = [announced or n, 0, 8]
+        fields[f"{name}PaletteColorLookupTableData"] = bytes(n)
+    return dicom_bytes(GREY, **fields)
+
+
+_WHOLE = dicom_bytes(GREY, **WINDOW)
+DAMAGED = {
+    "is not a DICOM file": b"no image at all",
+    "is a DICOM file without an image": altered(_WHOLE, "PixelData", "Rows", "Columns"),
+    "is a DICOM file without pixel data. Leave it out.": altered(_WHOLE, "PixelData"),
+    "of its three palettes (PaletteColorLookupTableData) are missing": _palette(0, 0, 0, announced=256),
+    "its palettes have unlike lengths": _palette(256, 128, 256),
+    "without which its lookup table cannot be read": _lookup(LUTData=[0] * 256),
+    "has a lookup table without": _lookup(LUTDescriptor=[256, 0, 16]),
+    "are announced. Leave it out, or fetch it anew.": _palette(250, 250, 250, announced=256),
+    "is damaged: it has {self.size(index)} columns and rows": altered(
+        dicom_bytes(GREY, uid.JPEGLSLossless, **WINDOW), Rows=38
+    ),
+}
+
+
+@follows(*DAMAGED)
+@pytest.mark.parametrize("message", DAMAGED)
+def test_a_damaged_dicom_file_is_left_out(tmp_path, message):
+    (tmp_path / "a.dcm").write_bytes(DAMAGED[message])
+    (tmp_path / "b.dcm").write_bytes(_WHOLE)
+    paths = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
+    said = refusal(lambda: read(paths), str(paths[0]), *re.sub(r"\{.*?\}", "\n", message).split("\n"))
+    assert "Leave it out" in said
+    assert len(read(paths[1:])) == 1
+    paths[0].write_bytes(_WHOLE)  # "fetch it anew"
+    assert len(read(paths)) == 2
+
+
+@follows("; convert it with another program.", "Leave it out, or convert it with another program.")
+@pytest.mark.parametrize("data", [
+    altered(dicom_bytes(np.dstack([GREY] * 3)), PhotometricInterpretation="HSV"),
+    DAMAGED["has a lookup table without"], DAMAGED["without which its lookup table cannot be read"],
+    DAMAGED["of its three palettes (PaletteColorLookupTableData) are missing"],
+])  # fmt: skip
+def test_dicom_that_another_program_converts(tmp_path, data):
+    refusal(lambda: read([data]), "convert it with another program")
+    found = pydicom.dcmread(io.BytesIO(data))
+    stored = np.frombuffer(found.PixelData, np.uint8).reshape(40, 40, -1)[..., 0]
+    Image.fromarray(stored).save(tmp_path / "converted.png")
+    torch.testing.assert_close(read([tmp_path / "converted.png"]), read([GREY]))
+
+
+@follows("has a damaged element {self._tag(name)}", "which is not a number. Mend it with pydicom")
+@pytest.mark.filterwarnings("ignore:::pydicom")
+@pytest.mark.parametrize("name", ["WindowCenter", "PhotometricInterpretation", "RescaleSlope", "Rows"])
+def test_a_damaged_element_is_mended(tmp_path, name):
+    whole = dicom_bytes(GREY, RescaleSlope=1, RescaleIntercept=0, **WINDOW)
+    tag = pydicom.tag.Tag(name)
+    place = whole.index(tag.group.to_bytes(2, "little") + tag.elem.to_bytes(2, "little"))
+    length = int.from_bytes(whole[place + 6 : place + 8], "little")
+    if name == "Rows":  # a number of another length
+        data = whole[: place + 6] + b"\x01\0\x28" + whole[place + 10 :]
+    else:
+        data = whole[: place + 8] + b"\xff" * length + whole[place + 8 + length :]
+    kept = pydicom.dcmread(io.BytesIO(whole))[name].value
+    said = refusal(lambda: read([data]))
+    if name in ("WindowCenter", "RescaleSlope", "Rows"):
+        assert "Mend it with pydicom" in said
+    ds = pydicom.dcmread(io.BytesIO(data))
+    ds[name] = pydicom.DataElement(tag, pydicom.datadict.dictionary_VR(tag), kept)
+    ds.save_as(tmp_path / "a.dcm")
+    torch.testing.assert_close(read([tmp_path / "a.dcm"]), read([whole]))
+
+
+@follows(
+    "If other programs show it, let one of them convert it, for instance to Explicit VR Little Endian.",
+    "which pydicom does not decode. Convert the file, for instance to Explicit VR Little Endian.",
+    "Convert it, for instance to Explicit VR Little Endian.",
+    "has compressed pixels, and {self._tag('TransferSyntaxUID')}",
+    "no decoder for that is installed. Install the extra",
+)
+@pytest.mark.parametrize("why", ["undecodable", "unknown", "deflated", "unnamed", "no decoder"])
+def test_dicom_is_converted_to_explicit_little_endian(monkeypatch, why):
+    data = dicom_bytes(GREY, uid.DeflatedExplicitVRLittleEndian if why == "deflated" else uid.JPEGLSLossless, **WINDOW)
+    expected = read([data])
+    ds = pydicom.dcmread(io.BytesIO(data))  # the other program
+    ds.decompress() if why != "deflated" else ds.file_meta.__setattr__("TransferSyntaxUID", uid.ExplicitVRLittleEndian)
+    out = io.BytesIO()
+    ds.save_as(out)
+    converted = pydicom.dcmread(io.BytesIO(out.getvalue()))
+    assert converted.file_meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian
+
+    def fail(*_, **__):
+        raise RuntimeError("unusual")
+
+    words = ["Explicit VR Little Endian"]
+    with monkeypatch.context() as patched:
+        if why == "undecodable":
+            decoder = pydicom.pixels.get_decoder(uid.JPEGLSLossless)
+            patched.setattr(type(decoder), "as_array", fail)
+        elif why == "unknown":
+            old, new = (name.encode().ljust(24, b"\0") for name in (uid.JPEGLSLossless, uid.MPEG2MPML))
+            data = data.replace(old[:22], new[:24][:22])
+        elif why == "deflated":
+            patched.setattr(dicom, "_LONGEST_INFLATED", 1000)
+        elif why == "unnamed":
+            data, words = data[144 + int.from_bytes(data[140:144], "little") :], ["or convert the file"]
+        else:
+            patched.setattr(pydicom.pixels.get_decoder(uid.JPEGLSLossless), "_available", {})
+            words = ["Install the extra"]
+        refusal(lambda: read([data]), *words)
+        if why == "undecodable":
+            patched.undo()
+        torch.testing.assert_close(read([out.getvalue()]), expected)
+
+
+@follows("Images of unlike modality, photometric interpretation or size make a poor support: pass those of one kind")
+def test_a_support_of_one_kind_of_dicom(make, normal):
+    alike = [dicom_bytes(image[..., 0], Modality="MR", **WINDOW) for image in normal[:3]]
+    other = dicom_bytes(normal[3][..., 0], Modality="CT", **WINDOW)
+    warning_of(lambda: make().fit([*alike, other]), "pass those of one kind", category=UserWarning)
+    quietly(lambda: make().fit(alike))
+
+
+# ---- folders of labelled images
+
+
+def _mask(path: Path, size=(20, 16), values=(0, 255)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("L", size, values[0])
+    picture.putpixel((0, 0), values[1])
+    picture.save(path)
+
+
+def _masks_of(root: Path) -> list[str | None]:
+    return [None if mask is None else mask.name for mask in images_of(root).masks]
+
+
+def images_of(root: Path):
+    return fewshot_ad.images.load_folder(root)
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """A good image and a bad one."""
+    for kind in ("good", "bad"):
+        (tmp_path / kind).mkdir()
+        Image.new("L", (20, 16)).save(tmp_path / kind / f"{kind}.png")
+    return tmp_path
+
+
+@follows("Pass a folder with {_LAYOUTS}.")
+def test_a_folder_of_labelled_images(labelled):
+    refusal(lambda: images_of(labelled / "good" / "good.png"), "Pass a folder with good/ with bad/")
+    refusal(lambda: images_of(labelled / "none"), "or train/good/ and test/good/ with test/DEFECT/")
+    assert images_of(labelled).y.tolist() == [1, -1]
+    for part in ("train/good", "test/good", "test/scratch"):
+        (labelled / "mvtec" / part).mkdir(parents=True)
+        shutil.copy(labelled / "good" / "good.png", labelled / "mvtec" / part)
+    assert images_of(labelled / "mvtec").y.tolist() == [1, 1, -1]
+
+
+@follows("has two masks: {masks[i]} and {mask}. Remove one.")
+@pytest.mark.parametrize("removed", ["bad.png", "bad_mask.png"])
+def test_one_of_two_masks_is_removed(labelled, removed):
+    for name in ("bad.png", "bad_mask.png"):
+        _mask(labelled / "masks" / name)
+    refusal(lambda: images_of(labelled), "Remove one.")
+    (labelled / "masks" / removed).unlink()
+    assert _masks_of(labelled) == [None, "bad_mask.png" if removed == "bad.png" else "bad.png"]
+
+
+@follows("Put the masks of each kind into a folder of its name, and let no two images of a kind share a name.")
+def test_masks_are_told_apart_by_kind_and_name(labelled):
+    (labelled / "test").mkdir()
+    for kind in ("good", "bad", "worse"):
+        (labelled / "test" / kind).mkdir()
+        shutil.copy(labelled / "good" / "good.png", labelled / "test" / kind / ("0.png" if kind != "good" else "g.png"))
+    for kind in ("good", "bad"):
+        shutil.rmtree(labelled / kind)
+    _mask(labelled / "masks" / "0.png")
+    refusal(lambda: images_of(labelled), "Put the masks of each kind into a folder of its name")
+    (labelled / "masks" / "worse").mkdir()
+    (labelled / "masks" / "0.png").rename(labelled / "masks" / "worse" / "0.png")
+    assert _masks_of(labelled) == [None, None, "0.png"]
+    shutil.copy(labelled / "test" / "worse" / "0.png", labelled / "test" / "worse" / "0.bmp")
+    refusal(lambda: images_of(labelled), "let no two images of a kind share a name")
+    (labelled / "test" / "worse" / "0.bmp").rename(labelled / "test" / "worse" / "1.bmp")
+    assert _masks_of(labelled) == [None, None, "0.png", None]
+
+
+@follows("and there is none. Rename or remove the mask.")
+@pytest.mark.parametrize("how", ["rename", "remove"])
+def test_a_mask_of_no_image(labelled, how):
+    _mask(labelled / "masks" / "typo.png")
+    refusal(lambda: images_of(labelled), "Rename or remove the mask")
+    if how == "rename":
+        (labelled / "masks" / "typo.png").rename(labelled / "masks" / "bad.png")
+    else:
+        (labelled / "masks" / "typo.png").unlink()
+    assert _masks_of(labelled) == [None, "bad.png" if how == "rename" else None]
+
+
+@follows("cannot be read, not even its size. Remove it or write it again.", "Resize the mask, or remove it.")
+@pytest.mark.parametrize("wrong", ["unreadable", "large"])
+@pytest.mark.parametrize("how", ["remove", "write"])
+def test_a_mask_that_does_not_fit(labelled, wrong, how):
+    mask = labelled / "masks" / "bad.png"
+    _mask(mask, (40, 32))
+    if wrong == "unreadable":
+        mask.write_bytes(b"no picture")
+    refusal(lambda: images_of(labelled), "Remove it or write it again" if wrong == "unreadable" else "Resize the mask")
+    if how == "remove":
+        mask.unlink()
+    elif wrong == "unreadable":
+        _mask(mask)
+    else:
+        with Image.open(mask) as picture:
+            picture.resize((20, 16)).save(mask)
+    assert _masks_of(labelled) == [None, None if how == "remove" else "bad.png"]
+
+
+@follows("holds no mask. Remove it.")
+def test_a_folder_without_a_mask(labelled):
+    (labelled / "bad" / "bad.png").rename(labelled / "bad" / "0.png")
+    (labelled / "masks" / "0").mkdir(parents=True)
+    refusal(lambda: images_of(labelled), "holds no mask. Remove it.")
+    (labelled / "masks" / "0").rmdir()
+    assert _masks_of(labelled) == [None, None]
+
+
+@follows("are of several sizes. Write them anew.", "Write it anew, with 0 there.")
+def test_masks_are_written_anew(tmp_path):
+    _mask(tmp_path / "a.png")
+    _mask(tmp_path / "b.png", (10, 10))
+    refusal(lambda: datasets.read_mask(tmp_path), "Write them anew")
+    _mask(tmp_path / "b.png")
+    assert datasets.read_mask(tmp_path).sum() == 1
+    _mask(tmp_path / "b.png", values=(1, 255))
+    refusal(lambda: datasets.read_mask(tmp_path), "Write it anew, with 0 there")
+    _mask(tmp_path / "b.png", values=(0, 255))
+    assert datasets.read_mask(tmp_path).sum() == 1
+
+
+# ---- the detector
+
+
+@follows("Write numpy.where(is_normal, 1, -1), or leave y out if all images are normal.")
+def test_labels(make, normal, anomalous):
+    X, is_normal = np.concatenate([normal[:3], anomalous[:2]]), np.array([True, True, True, False, False])
+    refusal(lambda: make().fit(X, is_normal), "numpy.where(is_normal, 1, -1)", error=ValueError)
+    expected = make().fit(normal[:3]).offset_
+    assert make().fit(X, np.where(is_normal, 1, -1)).offset_ == expected
+
+
+@follows("Pass +1 for normal and -1 for anomalous rows.")
+def test_labels_of_rows(make):
+    rows = np.random.default_rng(0).normal(size=(6, 30))
+    warning_of(lambda: make().fit(rows, [0, 0, 1, 1, 1, 1]), "Pass +1 for normal and -1")
+    assert len(quietly(lambda: make().fit(rows, [-1, -1, 1, 1, 1, 1])).fitted_.names) == 4
+
+
+@follows("cannot be set: it comes of `fit`. Change a parameter, and fit again.")
+def test_a_fitted_attribute_is_changed_by_a_parameter(make, normal):
+    det = make().fit(normal[:3])
+    refusal(lambda: setattr(det, "evidence_", "embedding"), "Change a parameter, and fit again", error=AttributeError)
+    assert det.set_params(evidence="embedding").fit(normal[:3]).evidence_ == "embedding"
+
+
+@follows("every weight must be a finite number above 0; leave out what has none.")
+def test_evidence_without_weight_is_left_out(make, normal):
+    refusal(lambda: make(evidence={"patch": 1, "ssd": 0}).fit(normal[:3]), "leave out what has none", error=ValueError)
+    make(evidence={"patch": 1}).fit(normal[:3])
+
+
+@follows("Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'.")
+@pytest.mark.parametrize("auxiliary", [None, {"other": stripes(4, seed=5)}])
+def test_no_steps_need_a_student(make, normal, tmp_path, auxiliary):
+    det = make(evidence="ssd", n_steps=0)
+    refusal(lambda: det.fit(normal[:3], auxiliary=auxiliary), "Pass init= a trained student", error=ValueError)
+    student = tmp_path / "student.safetensors"
+    make(evidence="ssd", n_steps=1).fit(normal[:3], auxiliary={"other": stripes(4, seed=5)}).save_student(student)
+    make(evidence="ssd", n_steps=0, init=student).fit(normal[:3])
+    make(evidence="ssd", n_steps=1).fit(normal[:3], auxiliary=auxiliary)
+    make(evidence="patch", n_steps=0).fit(normal[:3], auxiliary=auxiliary)
+
+
+@follows("Pass auxiliary= to fit, images of other kinds, to train one that can be used elsewhere.")
+def test_a_student_that_can_be_used_elsewhere(make, normal, tmp_path):
+    student = tmp_path / "student.safetensors"
+    det = make(evidence="ssd").fit(normal[:3])
+    refusal(lambda: det.save_student(student), "Pass auxiliary= to fit", error=ValueError)
+    det.fit(normal[:3], auxiliary={"other": stripes(4, seed=5)}).save_student(student)
+    make(evidence="ssd", n_steps=0, init=student).fit(normal[6:9])
+
+
+@follows("Pass that teacher as backbone and weights, or train a student for this one.", "; pass the same, or another")
+def test_a_student_and_its_teacher(make, toy, normal, tmp_path):
+    student, own = tmp_path / "student.safetensors", tmp_path / "own.safetensors"
+    auxiliary = {"other": stripes(4, seed=5)}
+    make(evidence="ssd").fit(normal[:3], auxiliary=auxiliary).save_student(student)
+    other = write_random_weights("toy_resnet", tmp_path / "other.safetensors", seed=1)
+    there = {"evidence": "ssd", "weights": other, "n_steps": 1}
+    refusal(lambda: make(**there, init=student).fit(normal[:3]), "Pass that teacher as backbone and weights")
+    make(**{**there, "weights": toy["weights"]}, init=student, backbone="toy_resnet").fit(normal[:3])
+    make(**there).fit(normal[:3], auxiliary=auxiliary).save_student(own)
+    make(**there, init=own).fit(normal[:3])
+    refusal(lambda: make(evidence="ssd", init=student, weighting="uniform").fit(normal[:3]), "pass the same, or another")
+    make(evidence="ssd", init=student, weighting="attention").fit(normal[:3])
+    make(evidence="ssd", weighting="uniform").fit(normal[:3], auxiliary=auxiliary).save_student(own)
+    make(evidence="ssd", init=own, weighting="uniform").fit(normal[:3])
+
+
+@follows(". They count as one for the threshold; pass different images.", "If it is not normal, fit without it")
+def test_the_support_is_of_different_normal_images(make, normal):
+    again = np.clip(normal[0].astype(int) + 1, 0, 255).astype(np.uint8)
+    warning_of(lambda: make().fit([*normal[:3], again]), "pass different images")
+    quietly(lambda: make().fit(normal[:3]))
+    odd = spoilt(normal[3:4])[0] ^ 255
+    warning_of(lambda: make().fit([*normal[:3], odd]), "fit without it")
+    quietly(lambda: make().fit(normal[:3]))
+
+
+@follows("scores say little of what is normal. Check the image, and value_range.")
+def test_a_support_of_one_value(make, normal):
+    black = np.zeros_like(normal[0])
+    warning_of(lambda: make().fit([*normal[:2], black]), "Check the image")
+    quietly(lambda: make().fit(normal[:2]))
+    warning_of(lambda: make(value_range=(256, 300)).fit(normal[:2]), "and value_range")
+    quietly(lambda: make(value_range=(0, 255)).fit(normal[:2]))
+
+
+@follows("cannot be used here ({error}). Pass")
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "toaster"])
+def test_a_device_that_is_here(make, normal, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if device == "cuda" and torch.backends.cuda.is_built() and torch.cuda.device_count():
+        pytest.skip("there is one")
+    said = refusal(lambda: make(device=device).fit(normal[:2]), "cannot be used here", error=ValueError)
+    named = re.findall(r"'([^']*)'", said.rpartition("Pass ")[2])
+    assert named
+    for name in named:
+        make(device=name).fit(normal[:2])
+
+
+@follows("Lower learning_rate (now", "precision='float32'")
+def test_a_loss_that_diverges(make, normal, monkeypatch):
+    det = make(evidence="ssd", learning_rate=1e30, n_steps=60)
+    said = refusal(lambda: det.fit(normal[:4]), "Lower learning_rate (now 1e+30)", error=TrainingError)
+    assert "precision=" not in said  # it is float32 already
+    det.set_params(learning_rate=1e-3, n_steps=3).fit(normal[:4])
+    original = loop.episode_loss
+
+    def overflows(*arguments):
+        loss = original(*arguments)
+        return loss * np.nan if torch.is_autocast_enabled("cpu") else loss
+
+    monkeypatch.setattr(loop, "episode_loss", overflows)
+    det = make(evidence="ssd", precision="bfloat16")
+    refusal(lambda: det.fit(normal[:4]), "or use precision='float32'", error=TrainingError)
+    det.set_params(precision="float32").fit(normal[:4])
+
+
+@follows("queries a step. Lower batch_size or image_size.")
+def test_memory_that_runs_out_in_training(make, normal, monkeypatch):
+    original = loop.episode_loss
+
+    def few_only(student, episode, *rest):
+        if episode.query_inputs[..., 0, :].numel() > limit:
+            raise MemoryError
+        return original(student, episode, *rest)
+
+    monkeypatch.setattr(loop, "episode_loss", few_only)
+    limit = 0
+    det = make(evidence="ssd", batch_size=4)
+    with pytest.warns(UserWarning, match="Memory ran out"):
+        refusal(lambda: det.fit(normal[:4]), "Lower batch_size or image_size", error=OutOfMemoryError)
+    quietly(lambda: det.set_params(batch_size=1).fit(normal[:4]))
+    quietly(lambda: det.set_params(batch_size=2, image_size=16).fit(normal[:4]))
