@@ -5,15 +5,14 @@ The last tests collect the advice from the source of the package, and find for e
 
 from __future__ import annotations
 
-import ast
-import copy
 import io
 import pickle
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,7 @@ import fewshot_ad
 from fewshot_ad import DualDistillationDetector, cli, detector, distributed, metrics, plotting, pretrain
 from fewshot_ad.data import datasets, dicom, images
 from fewshot_ad.exceptions import (
-    CheckpointError,
     FewShotADError,
-    ImageError,
     ImageWarning,
     MissingExtraError,
     OutOfMemoryError,
@@ -47,9 +44,11 @@ from fewshot_ad.exceptions import (
     WeightsNotFoundError,
 )
 from fewshot_ad.files import checkpoints
-from fewshot_ad.method import features, teacher
+from fewshot_ad.method import teacher
+from fewshot_ad.method.evidence import parse_evidence
+from fewshot_ad.method.packaged import PACKAGED
 from fewshot_ad.method.teacher import build_backbone
-from fewshot_ad.tables import Row, Table
+from fewshot_ad.tables import Row, Table, import_parquet
 from fewshot_ad.training import loop, pretraining
 
 FOLLOWED: dict[str, str] = {}
@@ -495,9 +494,9 @@ def test_a_fitted_attribute_is_changed_by_a_parameter(make, normal):
 
 
 @follows("every weight must be a finite number above 0; leave out what has none.")
-def test_evidence_without_weight_is_left_out(make, normal):
-    refusal(lambda: make(evidence={"patch": 1, "ssd": 0}).fit(normal[:3]), "leave out what has none", error=ValueError)
-    make(evidence={"patch": 1}).fit(normal[:3])
+def test_evidence_without_weight_is_left_out():
+    refusal(lambda: parse_evidence({"patch": 1, "ssd": 0}, 0.1), "leave out what has none", error=ValueError)
+    assert parse_evidence({"patch": 1}, 0.1)[0] == {"patch": 1}
 
 
 @follows("Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'.")
@@ -532,7 +531,9 @@ def test_a_student_and_its_teacher(make, toy, normal, tmp_path):
     make(**{**there, "weights": toy["weights"]}, init=student, backbone="toy_resnet").fit(normal[:3])
     make(**there).fit(normal[:3], auxiliary=auxiliary).save_student(own)
     make(**there, init=own).fit(normal[:3])
-    refusal(lambda: make(evidence="ssd", init=student, weighting="uniform").fit(normal[:3]), "pass the same, or another")
+    refusal(
+        lambda: make(evidence="ssd", init=student, weighting="uniform").fit(normal[:3]), "pass the same, or another"
+    )
     make(evidence="ssd", init=student, weighting="attention").fit(normal[:3])
     make(evidence="ssd", weighting="uniform").fit(normal[:3], auxiliary=auxiliary).save_student(own)
     make(evidence="ssd", init=own, weighting="uniform").fit(normal[:3])
@@ -572,17 +573,16 @@ def test_a_device_that_is_here(make, normal, monkeypatch, device):
 
 @follows("Lower learning_rate (now", "precision='float32'")
 def test_a_loss_that_diverges(make, normal, monkeypatch):
-    det = make(evidence="ssd", learning_rate=1e30, n_steps=60)
+    det = make(evidence="ssd", learning_rate=1e30, n_steps=60, precision="float32")
     said = refusal(lambda: det.fit(normal[:4]), "Lower learning_rate (now 1e+30)", error=TrainingError)
     assert "precision=" not in said  # it is float32 already
     det.set_params(learning_rate=1e-3, n_steps=3).fit(normal[:4])
-    original = loop.episode_loss
+    backward = loop.Training._backward
 
-    def overflows(*arguments):
-        loss = original(*arguments)
-        return loss * np.nan if torch.is_autocast_enabled("cpu") else loss
+    def overflows(self, number):
+        return backward(self, number) if self.runtime.training_dtype is None else np.inf
 
-    monkeypatch.setattr(loop, "episode_loss", overflows)
+    monkeypatch.setattr(loop.Training, "_backward", overflows)
     det = make(evidence="ssd", precision="bfloat16")
     refusal(lambda: det.fit(normal[:4]), "or use precision='float32'", error=TrainingError)
     det.set_params(precision="float32").fit(normal[:4])
@@ -593,14 +593,554 @@ def test_memory_that_runs_out_in_training(make, normal, monkeypatch):
     original = loop.episode_loss
 
     def few_only(student, episode, *rest):
-        if episode.query_inputs[..., 0, :].numel() > limit:
+        if len(episode.query_inputs) * max(target.shape[-1] for target in episode.query_targets) > 8:
             raise MemoryError
         return original(student, episode, *rest)
 
     monkeypatch.setattr(loop, "episode_loss", few_only)
-    limit = 0
     det = make(evidence="ssd", batch_size=4)
     with pytest.warns(UserWarning, match="Memory ran out"):
         refusal(lambda: det.fit(normal[:4]), "Lower batch_size or image_size", error=OutOfMemoryError)
     quietly(lambda: det.set_params(batch_size=1).fit(normal[:4]))
     quietly(lambda: det.set_params(batch_size=2, image_size=16).fit(normal[:4]))
+
+
+@follows("images at once. Lower image_size, or take a smaller backbone.")
+def test_memory_that_runs_out_in_the_teacher(make, normal, monkeypatch, tmp_path):
+    forward = teacher.Backbone.forward
+
+    def small_only(self, images):
+        if images.shape[-1] > 16 and len(images) > 1 and name == "toy_resnet":
+            raise MemoryError
+        return forward(self, images)
+
+    monkeypatch.setattr(teacher.Backbone, "forward", small_only)
+    name = "toy_resnet"
+    with pytest.warns(UserWarning, match="Memory ran out"):
+        refusal(lambda: make().fit(normal[:3]), "Lower image_size, or take a smaller backbone", error=MemoryError)
+    quietly(lambda: make(image_size=16).fit(normal[:3]))
+    name = "test_resnet"
+    weights = write_random_weights(name, tmp_path / "w.safetensors")
+    quietly(lambda: make(backbone=name, weights=weights).fit(normal[:3]))
+
+
+@follows("Lower image_size, take a smaller backbone, or free memory.")
+def test_memory_that_runs_out_in_building(toy, monkeypatch, tmp_path):
+    create = timm.create_model
+
+    def small_networks_only(name, **options):
+        if name == "toy_resnet":
+            raise MemoryError
+        return create(name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(timm, "create_model", small_networks_only)
+        refusal(lambda: build_backbone("toy_resnet", 32, weights=toy["weights"]), "smaller backbone", error=MemoryError)
+        weights = write_random_weights("test_resnet", tmp_path / "w.safetensors")
+        build_backbone("test_resnet", 32, weights=weights)
+    build_backbone("toy_resnet", 32, weights=toy["weights"])
+
+
+# ---- teachers
+
+
+@follows("Pass a multiple of {strides[0]}.")
+def test_a_size_that_patches_divide(tmp_path):
+    weights = write_random_weights("test_vit3", tmp_path / "w.safetensors")
+    refusal(lambda: build_backbone("test_vit3", 65, weights=weights), "Pass a multiple of 16", error=ValueError)
+    build_backbone("test_vit3", 64, weights=weights)
+    build_backbone("test_vit3", 160, weights=weights)
+
+
+@follows("Pass the path of a safetensors file in timm's naming for this very network, or weights=None")
+@pytest.mark.parametrize("wrong", ["missing", "pickle", "damaged", "part", "nan"])
+def test_weights_of_a_file(tmp_path, wrong):
+    own = PACKAGED["compact"].teacher
+    file = tmp_path / ("w.pth" if wrong == "pickle" else "w.safetensors")
+    tensors = load_file(own)
+    if wrong == "damaged":
+        file.write_bytes(own.read_bytes()[:-9])
+    elif wrong == "part":
+        save_file(dict(list(tensors.items())[:9]), file)
+    elif wrong == "nan":
+        save_file({k: v * np.nan if v.is_floating_point() else v for k, v in tensors.items()}, file)
+    elif wrong == "pickle":
+        torch.save({}, file)
+    det = DualDistillationDetector(weights=file, image_size=32, evidence="patch")
+    refusal(lambda: det.fit(stripes(2)), "or weights=None to take the backbone's own", error=WeightsNotFoundError)
+    save_file(tensors, tmp_path / "whole.safetensors")
+    det.set_params(weights=tmp_path / "whole.safetensors").fit(stripes(2))
+    det.set_params(weights=None).fit(stripes(2))
+
+
+@follows("Pass a name from timm.list_models(), or import the module that registers it.")
+def test_a_network_that_timm_does_not_know(make, normal):
+    said = refusal(lambda: make(backbone="toy_resnet_of_mine").fit(normal[:2]), "timm.list_models()")
+    assert "weights=" not in said
+    assert "toy_resnet" in timm.list_models()
+    make(backbone="toy_resnet").fit(normal[:2])
+    timm.models.register_model(type(timm.create_model)(
+        timm.model_entrypoint("toy_resnet").__code__, timm.model_entrypoint("toy_resnet").__globals__,
+        "toy_resnet_of_mine", (False,),
+    ))  # fmt: skip
+    make(backbone="toy_resnet_of_mine").fit(normal[:2])
+
+
+@follows("Pass one of these names.")
+def test_a_tag_that_there_is(tmp_path):
+    weights = write_random_weights("resnet18", tmp_path / "w.safetensors")
+    said = refusal(lambda: build_backbone("resnet18.mine", 32, weights=weights), "Pass one of these names")
+    named = re.search(r"but (\S+), ", said)[1]
+    build_backbone(named, 32, weights=weights)
+
+
+@follows("Pass {options_text}, on a machine with network or with the file in the hub's cache.")
+def test_weights_that_do_not_fit(tmp_path):
+    wide = write_random_weights("toy_resnet", tmp_path / "wide.safetensors", channels=(8, 16, 24, 40))
+    refusal(lambda: build_backbone("toy_resnet", 32, weights=wide), "Pass weights=FILE")
+    build_backbone("toy_resnet", 32, weights=write_random_weights("toy_resnet", tmp_path / "w.safetensors"))
+
+
+@follows("Set weights= to the file used then, or fit again.")
+@pytest.mark.parametrize("how", ["weights", "fit"])
+def test_weights_that_were_replaced(make, normal, anomalous, tmp_path, how):
+    weights = write_random_weights("toy_resnet", tmp_path / "w.safetensors")
+    det = make(weights=weights).fit(normal[:3])
+    expected = det.score_samples(anomalous)
+    data = pickle.dumps(det)
+    shutil.copy(weights, tmp_path / "used then.safetensors")
+    write_random_weights("toy_resnet", weights, seed=1)
+    det = pickle.loads(data)
+    refusal(lambda: det.score_samples(anomalous), "Set weights= to the file used then, or fit again")
+    if how == "fit":
+        det.fit(normal[:3]).score_samples(anomalous)
+    else:
+        found = det.set_params(weights=tmp_path / "used then.safetensors").score_samples(anomalous)
+        np.testing.assert_array_equal(found, expected)
+
+
+# ---- files
+
+
+@follows("Pass force=True to replace it, or another name", "is a folder. Name a file in it", "Make it first")
+def test_a_place_that_can_be_written_to(make, normal, tmp_path):
+    det = make().fit(normal[:2])
+    path = tmp_path / "m.fsad"
+    det.save(path)
+    refusal(lambda: det.save(path), "Pass force=True to replace it, or another name")
+    det.save(path, force=True)
+    det.save(tmp_path / "other.fsad")
+    said = refusal(lambda: det.save(tmp_path), "Name a file in it")
+    det.save(said.partition("for instance ")[2])
+    refusal(lambda: det.save(tmp_path / "new" / "m.fsad"), "Make it first")
+    (tmp_path / "new").mkdir()
+    det.save(tmp_path / "new" / "m.fsad")
+
+
+@follows("Choose another folder or name", "are free. Make room, or write elsewhere", "is still valid. Make room")
+def test_a_place_with_rights_and_room(make, normal, tmp_path, monkeypatch):
+    det = make().fit(normal[:2])
+    (tmp_path / "other").mkdir()
+    refusal(lambda: det.save(tmp_path / ("x" * 300)), "Choose another folder or name", error=OutputError)
+    det.save(tmp_path / "x")
+    refusal(lambda: checkpoints.check_destination(tmp_path / "y", force=False, least=1 << 62), "or write elsewhere")
+    checkpoints.check_destination(tmp_path / "y", force=False, least=10)
+    replace = checkpoints.os.replace
+
+    def full(source, target):
+        if Path(target).parent == tmp_path:
+            raise OSError(checkpoints.errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.os, "replace", full)
+        refusal(lambda: det.save(tmp_path / "m.fsad"), "Make room, or write elsewhere")
+        det.save(tmp_path / "other" / "m.fsad")
+    det.save(tmp_path / "m.fsad")
+
+
+@follows("Copy it again from where it came from, or save the detector again.", "Write one with {made_by}.")
+def test_a_damaged_file(make, normal, tmp_path):
+    det = make().fit(normal[:2])
+    path, whole = tmp_path / "m.fsad", tmp_path / "whole.fsad"
+    det.save(whole)
+    data = bytearray(whole.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    refusal(lambda: det.load(path), "Copy it again from where it came from, or save the detector again")
+    shutil.copy(whole, path)
+    det.load(path)
+    path.write_bytes(data)
+    det.save(path, force=True)
+    det.load(path)
+    save_file({"x": torch.zeros(1)}, path)
+    refusal(lambda: det.load(path), "Write one with DualDistillationDetector.save()")
+    det.save(path, force=True)
+    det.load(path)
+
+
+@follows("or make it again with {made_by}.")
+def test_a_file_of_another_version(make, normal, tmp_path):
+    path = tmp_path / "m.fsad"
+    det = make().fit(normal[:2])
+    checkpoints.save(path, {"x": torch.zeros(1)}, "fewshot_ad model 99", {})
+    refusal(lambda: det.load(path), "or make it again with DualDistillationDetector.save()")
+    det.save(path, force=True)
+    det.load(path)
+
+
+@follows("cannot be saved: {error}. Fit with a plain value.")
+def test_a_parameter_that_can_be_saved(make, normal, tmp_path):
+    det = make(lam=Fraction(1, 10)).fit(normal[:2])
+    refusal(lambda: det.save(tmp_path / "m.fsad"), "lam=Fraction(1, 10) cannot be saved", "Fit with a plain value")
+    make(lam=0.1).fit(normal[:2]).save(tmp_path / "m.fsad")
+
+
+@follows("Save the detector with support=True where it was fitted, or fit again on all images.")
+def test_a_detector_that_can_be_added_to(make, normal, tmp_path):
+    det = make().fit(normal[:2])
+    det.save(tmp_path / "m.fsad")
+    loaded = det.load(tmp_path / "m.fsad")
+    refusal(lambda: loaded.partial_fit(normal[2:4]), "with support=True where it was fitted", error=ValueError)
+    det.save(tmp_path / "with.fsad", support=True)
+    assert len(det.load(tmp_path / "with.fsad").partial_fit([normal[2], normal[4]]).fitted_.names) == 4
+    assert len(loaded.fit(normal[:4]).fitted_.names) == 4
+
+
+@follows("Either pass load(..., weights=FILE)")
+def test_a_model_whose_weights_moved(make, normal, tmp_path):
+    weights = write_random_weights("toy_resnet", tmp_path / "w.safetensors")
+    det = make(weights=weights).fit(normal[:2])
+    det.save(tmp_path / "m.fsad")
+    expected = det.score_samples(normal)
+    weights.rename(tmp_path / "moved.safetensors")
+    refusal(lambda: det.load(tmp_path / "m.fsad"), "pass load(..., weights=FILE)")
+    again = det.load(tmp_path / "m.fsad", weights=tmp_path / "moved.safetensors")
+    np.testing.assert_array_equal(again.score_samples(normal), expected)
+
+
+@follows("Import the module that registers it")
+def test_a_model_of_a_network_of_ones_own(make, normal, tmp_path, monkeypatch):
+    det = make().fit(normal[:2])
+    det.save(tmp_path / "m.fsad")
+    with monkeypatch.context() as patched:
+        patched.delitem(timm.models._registry._model_entrypoints, "toy_resnet")
+        refusal(lambda: det.load(tmp_path / "m.fsad"), "Import the module that registers it")
+    det.load(tmp_path / "m.fsad")
+
+
+@follows("Pickles are for one release; use det.save(path) and DualDistillationDetector.load(path).")
+def test_a_detector_for_the_next_release(make, normal, tmp_path, monkeypatch):
+    det = make().fit(normal[:2])
+    data = pickle.dumps(det)
+    det.save(tmp_path / "m.fsad")
+    monkeypatch.setattr(detector, "__version__", "9.9")
+    warning_of(lambda: pickle.loads(data), "use det.save(path)", category=VersionWarning)
+    again = quietly(lambda: DualDistillationDetector.load(tmp_path / "m.fsad"))
+    np.testing.assert_array_equal(again.score_samples(normal), det.score_samples(normal))
+
+
+@follows(
+    "Rename it, or pass force=True to replace it.", "or write .csv.", "Pass force=True to replace it, or another fo"
+)
+def test_the_rows_of_a_stopped_run(tmp_path, monkeypatch):
+    out = tmp_path / "s.csv"
+    table = Table(out)
+    table.partial.write_text("rows")
+    refusal(lambda: table.check(force=False), "Rename it, or pass force=True")
+    table.check(force=True)
+    table.partial.rename(tmp_path / "rows.csv")
+    table.check(force=False)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pyarrow", None)
+
+        refusal(import_parquet, "or write .csv", error=MissingExtraError)
+        with table:
+            table.write(Row("a.png", 0.5, 1.0, 1, (1, 2), None))
+    assert out.exists()
+
+
+# ---- pretraining
+
+
+@pytest.fixture
+def run(toy, tmp_path):
+    for i in range(2):
+        save_pictures(tmp_path / "tasks" / f"task{i}", stripes(4, size=32, seed=i))
+
+    def call(**changes):
+        return pretrain(**{
+            "tasks": tmp_path / "tasks", "out": tmp_path / "student.safetensors", "backbone": toy["backbone"],
+            "weights": toy["weights"], "image_size": 32, "n_steps": 2, "batch_size": 4, "verbose": 0, **changes,
+        })  # fmt: skip
+
+    return call
+
+
+@follows("; pass a name that ends in .safetensors.", "Pass a folder with one sub-folder of normal images for each task")
+def test_names_of_a_pretraining(run, tmp_path):
+    refusal(lambda: run(out=tmp_path / "student"), "pass a name that ends in .safetensors", error=ValueError)
+    refusal(lambda: run(tasks=tmp_path / "tasks" / "task0" / "0.png"), "one sub-folder of normal images for each task")
+    assert run().exists()
+
+
+@follows("Pass student='decoder', or engine='local'.")
+def test_an_encoder_is_trained_here(run):
+    ray = {"student": "encoder", "engine": "ray"}
+    refusal(lambda: run(**ray), "or engine='local'", error=ValueError)
+    run(**{**ray, "engine": "local"})
+
+
+@follows(
+    "Pass resume=True (--resume) to go on from there, or remove it to start anew.", "Pass those, or another out.",
+    "Remove it to start anew.", "once this file is removed",
+)  # fmt: skip
+def test_what_an_earlier_pretraining_left(run, tmp_path, monkeypatch):
+    out = run()
+    refusal(run, "Pass resume=True (--resume) to go on from there, or remove it")
+    run(resume=True)
+    refusal(lambda: run(resume=True, lam=0.5), "Pass those, or another out")
+    run(resume=True, lam=0.1)
+    run(lam=0.5, out=tmp_path / "another.safetensors")
+    out.unlink()
+    run()
+    out.unlink()
+    partial = tmp_path / "student.safetensors.partial"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretraining, "_run", lambda training, looks, best, keep, *_: (training.step(), keep(), stop()))
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    tensors = load_file(partial)
+    with safe_open(partial, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("student")}, partial, metadata)
+    refusal(lambda: run(resume=True), "Remove it to start anew")
+    partial.unlink()
+    run(resume=True)
+    out.unlink()
+    save_file(tensors, partial, {"format": "another"})
+    refusal(lambda: run(resume=True), "once this file is removed")
+    partial.unlink()
+    run()
+
+
+@follows("Images must lie directly in the task's folder.")
+def test_a_task_whose_images_lie_deeper(run, tmp_path):
+    save_pictures(tmp_path / "tasks" / "deep" / "below", stripes(3, size=32))
+    warning_of(run, "Images must lie directly in the task's folder", category=TaskSkippedWarning)
+    for path in (tmp_path / "tasks" / "deep" / "below").iterdir():
+        path.rename(path.parent.parent / path.name)
+    (tmp_path / "tasks" / "deep" / "below").rmdir()
+    quietly(lambda: run(out=tmp_path / "other.safetensors"))
+
+
+# ---- other tools
+
+
+@follows("are not finite; leave them out, with their masks.")
+def test_maps_that_are_not_finite():
+    maps, masks = np.random.default_rng(0).random((3, 8, 8)), np.zeros((3, 8, 8), bool)
+    masks[:, :2], maps[1] = True, np.nan
+    refusal(lambda: metrics.aupro(masks, maps), "leave them out, with their masks", error=ValueError)
+    metrics.aupro(masks[[0, 2]], maps[[0, 2]])
+
+
+@follows("is not a folder. Pass a folder of images, or a list of paths.", "There are no image files in {source}")
+def test_sources_of_a_cluster(normal, tmp_path):
+    (path,) = save_pictures(tmp_path / "a", normal[:1])
+    refusal(lambda: distributed.list_files(path), "Pass a folder of images, or a list of paths")
+    refusal(lambda: distributed.list_files([]), "Pass at least one")
+    assert distributed.list_files(path.parent) == distributed.list_files([path]) == [str(path)]
+
+
+@follows("Install the extra: {INSTALL}.", 'Install the extra: pip install "fewshot-ad[plot]".')
+@pytest.mark.parametrize("module", ["pydicom", "nibabel", "matplotlib"])
+def test_what_an_extra_brings(make, normal, tmp_path, monkeypatch, module):
+    """As good as installed: the module is hidden, and shown again."""
+    det = make().fit(normal[:3])
+    (tmp_path / "a.dcm").write_bytes(_WHOLE)
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(GREY.astype(np.float32), np.eye(4)), tmp_path / "a.nii")
+
+    def call():
+        if module == "matplotlib":
+            return plotting.AnomalyMapDisplay.from_estimator(det, normal[:1])
+        return read([tmp_path / ("a.dcm" if module == "pydicom" else "a.nii")])
+
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, module, None)
+        refusal(call, 'pip install "fewshot-ad[', error=MissingExtraError)
+    call()
+
+
+# ---- the command
+
+
+@pytest.fixture
+def folders(tmp_path, make, normal):
+    """A model, and two folders of an image of the same name."""
+    make(weights=None, backbone="compact", image_size=32).fit(normal[:3]).save(tmp_path / "m.fsad")
+    for name, image in zip("ab", normal[4:], strict=False):
+        save_pictures(tmp_path / "new" / name, [image])
+    save_pictures(tmp_path / "support", normal[:3])
+    return tmp_path
+
+
+@follows(
+    "Name their common folder instead.", "Pass force=True to replace it, or another folder.",
+    "and --support was given as well. Leave one of them out.", "Name image files, or folders of them.",
+    "Name the model first.", "Name a file from `fewshot-ad fit` first, then the images; or pass --support",
+    "Pass the name of a new folder with -o.",
+)  # fmt: skip
+def test_commands(folders, capsys):
+    model, new, a, out = (str(folders / name) for name in ("m.fsad", "new", "new/a", "maps"))
+    both, support = [a, str(folders / "new" / "b")], ["--support", str(folders / "support")]
+
+    def refused(*words: str) -> str:
+        assert cli.main([*words, "--quiet"]) == 2
+        return capsys.readouterr().err
+
+    def done(*words: str) -> None:
+        assert cli.main([*words, "--quiet"]) == 0
+
+    assert "Name their common folder instead" in refused("map", model, *both, "-o", out)
+    done("map", model, new, "-o", out)
+    assert "Pass --force to replace it, or another folder" in refused("map", model, new, "-o", out)
+    done("map", model, new, "-o", out, "--force")
+    done("map", model, new, "-o", f"{out}2")
+    assert "Leave one of them out" in refused("score", model, new, *support)
+    done("score", model, new)
+    done("score", new, *support)
+    assert "Name image files, or folders of them" in refused("score", model, f"{new}/none.png")
+    done("score", model, f"{new}/a/0.png", f"{new}/b")
+    assert "Name the model first" in refused("score", new, model)
+    assert "then the images; or pass --support" in refused("score", new)
+    assert "Pass the name of a new folder with -o" in refused("demo", "-o", new)
+
+
+@follows("but a pipe or a device. Write it to a file, and name that.")
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs devices")
+def test_a_device_is_written_to_a_file(folders, capsys):
+    assert cli.main(["score", str(folders / "m.fsad"), "/dev/null", "--quiet"]) == 2
+    assert "Write it to a file, and name that" in capsys.readouterr().err
+    assert cli.main(["score", str(folders / "m.fsad"), str(folders / "new" / "a" / "0.png"), "--quiet"]) == 0
+
+
+def test_warnings_name_the_options_of_the_command(folders, normal, capsys):
+    paths = [folders / f"deep{i}.png" for i in range(3)]
+    for path, image in zip(paths, normal, strict=False):
+        Image.fromarray(image[..., 0].astype(np.uint16) * 16).save(path)
+    command = ["fit", *map(str, paths), "-o", str(folders / "deep.fsad"), "--image-size", "32", "--quiet"]
+    assert cli.main(command) == 0
+    assert "for instance --value-range 0 4095" in capsys.readouterr().err
+    assert cli.main([*command, "--force", "--value-range", "0", "4095"]) == 0
+    assert "range of values" not in capsys.readouterr().err
+
+
+@follows("was not scored: memory ran out. Score it again with more memory free.", "Make more of it free, or give fewer")
+def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
+    det = make().fit(normal[:3])
+    session = det.session()
+    evidence = type(session.scorer).evidence
+    calls = []
+
+    def once(self, *arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise MemoryError
+        return evidence(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(session.scorer), "evidence", once)
+        many = list(normal) * 2
+        found = list(session.score_each(many, keep=True))
+        failed = [i for i, one in enumerate(found) if one.error]
+        assert "Score it again with more memory free" in found[failed[0]].error
+    again = list(session.score_each([many[i] for i in failed]))
+    assert not any(one.error for one in again)
+
+
+# ---- all of it
+
+_VERBS = (
+    "bring check choose convert copy export fetch fit free give go import install leave let lower make mend name open "
+    "pass put raise read remove rename replace resize save score set take use write"
+).split()
+_IMPERATIVE = re.compile(
+    rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
+    rf"|(?:[;:,] |[;,] or | or | either )(?:{'|'.join(_VERBS)})\b(?! of| in)"
+)
+# Followed by tests that lie with what they are about.
+ELSEWHERE = {
+    "It looks channels-first: pass array.transpose(0, 2, 3, 1)": "test_images::test_advice_about_channels_is_good",
+    "numpy.nan_to_num": "test_images::test_advice_about_nan_is_good",
+    "float in [0, 1]. Pass value_range=(low, high)": "test_images::test_advice_about_a_scale_is_good",
+    "raise PIL.Image.MAX_IMAGE_PIXELS": "test_images::test_advice_about_bombs_is_good",
+    "is a folder. Pass its files": "test_images::test_advice_about_a_folder_is_good",
+    "is a pipe or a device, not a regular file": "test_streams::test_the_advice_about_a_pipe_is_good",
+    "Write it to a file, and pass": "test_streams::test_several_images_in_memory_have_a_way_out",
+    "Pass its bytes: await upload.read()": "test_streams::test_an_upload_that_can_only_be_awaited",
+    "Open the file in binary mode": "test_streams::test_text_is_refused_with_the_way_out",
+    "Read it once, and pass its bytes": "test_streams::test_an_empty_or_used_up_pipe_is_told",
+    "Pass a file that is open for reading in binary mode": "test_streams::test_members_of_an_archive",
+    "If it lies on its side, save it again upright": "test_pictures::test_the_advice_about_the_orientation_is_good",
+    "save it as a TIFF for the extra": "test_pictures::test_the_advice_about_depth_is_good",
+    "Set it with pydicom, ds = pydicom.dcmread(path)": "test_dicom::test_a_needed_element_is_named_and_can_be_mended",
+    "Save its images as pages, for instance with tifffile.imwrite": "test_formats::test_an_imagej_stack_behind_one_page",
+    "Bring {source} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
+    "Go on with the same arguments and resume.": "test_pretraining::test_signals_write_a_checkpoint",
+    "Go on from the last checkpoint": "test_pretraining::test_resumed_is_the_same",
+    "exists already. Remove it, or pass another name.": "test_distributed::test_a_dataset_to_parquet_with_maps",
+}
+# Nothing that a test could do.
+EXEMPT = {
+    "Install fewshot-ad again": "an installation",
+    "Install the release that wrote it": "another release",
+    'Install the extra: pip install "fewshot-ad[export]"': "an installation",
+    'Install the extra: pip install "fewshot-ad[ray]"': "an installation",
+    "was saved by a release whose threshold was not usable": "another release",
+}
+
+
+def advice() -> Iterator[tuple[str, str]]:
+    """Find the texts of the package that ask for something, with the place of each."""
+    root = Path(fewshot_ad.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if path.name in ("arguments.py", "demo.py"):  # help, not messages
+            continue
+        inside: set[int] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                inside.add(id(node.value))  # a docstring
+            if isinstance(node, ast.JoinedStr):
+                inside.update(id(part) for part in node.values)
+                parts = (p.value if isinstance(p, ast.Constant) else f"{{{ast.unparse(p.value)}}}" for p in node.values)
+                text = "".join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+                text = node.value
+            else:
+                continue
+            if text.count(" ") > 1 and _IMPERATIVE.search(text):
+                yield f"{path.relative_to(root)}:{node.lineno}", text
+
+
+def test_all_advice_is_followed():
+    """A text that asks for something has a test that does it; and no entry of the tables is about a text of old."""
+    known = {**FOLLOWED, **ELSEWHERE, **EXEMPT}
+    found = list(advice())
+    assert len(found) > 100
+    unfollowed = [f"{place}: {text}" for place, text in found if not any(part in text for part in known)]
+    assert not unfollowed, "\n".join(unfollowed)
+    source = "\n".join(text for _, text in found)
+    assert [part for part in known if part not in source] == []
+
+
+def test_the_tests_that_follow_elsewhere_are_there():
+    for reference in ELSEWHERE.values():
+        module, name = reference.split("::")
+        text = Path(__file__).with_name(f"{module}.py").read_text()
+        assert f"def {name}(" in text, reference

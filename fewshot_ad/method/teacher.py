@@ -26,7 +26,7 @@ _INIT_SEED = 0x5EED_AD
 _HUB = "hf-hub:"
 _WAYS = (
     "Pass the path of a safetensors file in timm's naming for this very network, or weights=None to take the "
-    "backbone's from the hub."
+    "backbone's own."
 )
 
 
@@ -265,11 +265,14 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
         options_text = (
             "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
         )
+        if not timm.is_model(name):
+            raise WeightsNotFoundError(
+                f"Backbone {name!r} is not a network that timm knows ({type(error).__name__}: {str(error)[:300]}). "
+                "Pass a name from timm.list_models(), or import the module that registers it."
+            ) from error
         overlay = options.get("pretrained_cfg_overlay")
         subject = f"{overlay['file']} for backbone {name!r}" if overlay else f"Backbone {name!r}"
-        if not timm.is_model(name):
-            problem = "is not a network that timm knows"
-        elif not options.get("pretrained"):
+        if not options.get("pretrained"):
             raise ValueError(f"Backbone {name!r} cannot be used at image_size={image_size}: {error}") from error
         elif overlay:
             problem = f"does not fit at image_size={image_size}"
