@@ -28,6 +28,7 @@ _WAYS = (
     "Pass the path of a safetensors file in timm's naming for this very network, or weights=None to take the "
     "backbone's own."
 )
+_FILE = "Pass weights=FILE, a safetensors file in timm's naming for this very network."
 
 
 class Backbone(nn.Module):
@@ -133,11 +134,12 @@ def build_backbone(
     file = weights if weights is not None else cached_weights(name, _config(name))
     source = {"file": str(Path(file).expanduser()), "custom_load": False} if file is not None else None
     model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
+    ways = _WAYS if weights is not None else _FILE
     missing = _missing(model, probe.state_dict(), held)
     if missing:
         raise WeightsNotFoundError(
             f"{weights or name} does not hold all weights of {name!r}: {len(missing)} are missing, among them "
-            f"{missing[0]!r}. {_WAYS}"
+            f"{missing[0]!r}. {ways}"
         )
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
@@ -146,7 +148,7 @@ def build_backbone(
     with torch.inference_mode():
         maps = backbone(noise)
     if not all(torch.isfinite(m).all() for m in maps):
-        raise WeightsNotFoundError(f"{weights or name} holds weights that make features which are not finite. {_WAYS}")
+        raise WeightsNotFoundError(f"{weights or name} holds weights that make features which are not finite. {ways}")
     backbone.shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
     backbone.signed = tuple(bool((m < 0).any()) for m in maps)
     return backbone
