@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from .data import datasets, images
 from .data.listing import MAP, OVERLAY, SUFFIXES, LeftOut, list_images, say_left_out
 from .demo import write_images
 from .detector import DualDistillationDetector
-from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, OutputExistsError
+from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, OutputExistsError, warn
 from .explanation import overlay, relative_score
 from .files import model_file
 from .files.checkpoints import check_destination, write_atomically
@@ -312,7 +311,7 @@ def _list(paths: Sequence[Path]) -> _Listed:
     if not found:
         raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *said]))
     for line in said:
-        warnings.warn(line, ImageSkippedWarning, stacklevel=2)
+        warn(line, ImageSkippedWarning)
     inside = dict(found)
     items = []
     for item in images.frames([file for file, _ in found]):
@@ -331,7 +330,7 @@ def _list_labelled(paths: Sequence[Path]) -> tuple[list[Any], list[int] | None, 
     labels = {path: label for path, label, train in zip(folder.paths, folder.y, folder.train, strict=True) if not train}
     left_out = [*folder.skipped, *((path, "to fit on, in train/") for path in folder.paths if path not in labels)]
     for line in say_left_out(left_out):
-        warnings.warn(line, ImageSkippedWarning, stacklevel=2)
+        warn(line, ImageSkippedWarning)
     items = images.frames(labels)
     return items, [labels[Path(item.path if isinstance(item, images.Frame) else item)] for item in items], left_out
 

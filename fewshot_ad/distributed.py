@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from .cluster import connect, settle
 from .data.formats import Frame
 from .data.listing import list_images, say_left_out
-from .exceptions import ImageError, ImageSkippedWarning
+from .exceptions import ImageError, ImageSkippedWarning, warn
 from .files import checkpoints
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
         listing = list_images(Path(source), below=True)
         found: Sequence[Any] = listing.files
         for line in say_left_out(listing.left_out):
-            warnings.warn(line, ImageSkippedWarning, stacklevel=2)
+            warn(line, ImageSkippedWarning)
     else:
         found = source
     if len(found) == 0:

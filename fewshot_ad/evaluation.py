@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .data.datasets import ImageFolder, load_folder, read_mask
 from .data.listing import LeftOut, say_left_out
-from .exceptions import ImageError, ImageSkippedWarning
+from .exceptions import ImageError, ImageSkippedWarning, warn
 from .metrics import aupro
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def _truth(folder: ImageFolder, tested: np.ndarray) -> dict[int, np.ndarray]:
             f"pixel_auroc and aupro: {', '.join(bare[:5])}{more}"
         )
     for line in said:
-        warnings.warn(line, ImageSkippedWarning, stacklevel=3)
+        warn(line, ImageSkippedWarning)
     return truth
 
 

@@ -147,8 +147,8 @@ def _is_normal(labels: np.ndarray, rows: bool) -> np.ndarray:
     shown = np.unique(labels[~known].astype(str))[:5].tolist()
     if not (rows and labels.dtype.kind in "iuf"):
         raise ValueError(
-            f"y has the labels {', '.join(shown)}; accepted are +1 for normal and -1 for anomalous images. Write "
-            "numpy.where(is_normal, 1, -1), or leave y out if all images are normal."
+            f"Unknown label type: y has the labels {', '.join(shown)}; accepted are +1 for normal and -1 for anomalous "
+            "images. Write numpy.where(is_normal, 1, -1), or leave y out if all images are normal."
         )
     warn(
         f"y has the labels {', '.join(shown)}, and was not used: all rows are fitted on. Pass +1 for normal and -1 for "

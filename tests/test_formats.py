@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -577,9 +578,20 @@ def test_files_are_found_by_their_endings(tmp_path):
 def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module):
     path = write_several(tmp_path, name)
     monkeypatch.setitem(sys.modules, module, None)
-    for use in (read, frames, lambda item: list(load_each([item], "skip", size=8))):
-        with pytest.raises(MissingExtraError, match=rf"{name} needs {module}.*fewshot-ad\[medical\]"):
+    said = rf"{name} needs {module}.*fewshot-ad\[medical\]"
+    for use in (read, lambda item: list(load_each([item], "raise", size=8))):
+        with pytest.raises(MissingExtraError, match=said):
             use(path)
+    # The others go on without it.
+    Image.fromarray(GREY).save(tmp_path / "b.png")
+    both = [path, tmp_path / "b.png"]
+    assert frames(both) == both
+    with pytest.warns(ImageSkippedWarning, match=said):
+        assert [image is None for _, image in load_each(both, "skip", size=8)] == [True, False]
+    told = {}
+    list(load_each(both, told.__setitem__, size=8))
+    assert list(told) == [0]
+    assert re.search(said, str(told[0]))
 
 
 # --- damaged files

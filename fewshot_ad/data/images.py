@@ -10,7 +10,6 @@ import functools
 import itertools
 import numbers
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from PIL import Image
 from scipy import sparse
 from torchvision.transforms.v2 import functional as TF
 
-from ..exceptions import ImageError, ImageSkippedWarning, ImageWarning
+from ..exceptions import ImageError, ImageSkippedWarning, ImageWarning, MissingExtraError, warn
 from ..runtime import is_out_of_memory
 from .listing import files as files
 from .pixels import ACCEPTED, FULL_SCALE, is_invisible, unit_channels
@@ -151,11 +150,10 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4)):
         return [array]
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[-1] > 5:
-        warnings.warn(
+        warn(
             f"An array of shape {array.shape} is read as 3 grey images. Are the channels misplaced? An array has them "
             "last: pass array.transpose(1, 2, 0), or a torch tensor, if it is one image in colour.",
             ImageWarning,
-            stacklevel=4,
         )
     if (array.ndim == 3 and array.shape[-1] > 5) or (array.ndim == 4 and array.shape[-1] in (1, 3, 4)):
         return list(array)
@@ -215,13 +213,13 @@ def load(
         It was read, and may not be what was meant: its orientation is not known, or it is transparent everywhere.
     """
     image, remarks = _load(item, index, size, value_range, max_pixels, margin)
-    _warn(remarks, 3)
+    _warn(remarks)
     return image
 
 
-def _warn(remarks: list[str], stacklevel: int) -> None:
+def _warn(remarks: list[str]) -> None:
     for remark in remarks:
-        warnings.warn(remark, ImageWarning, stacklevel=stacklevel)
+        warn(remark, ImageWarning)
 
 
 def _load(
@@ -292,23 +290,27 @@ def load_each(
     ------
     ImageError
         The first unreadable image, with on_error="raise".
+    MissingExtraError
+        Likewise, the first one that needs an extra which is not installed.
     """
     places = range(len(items)) if only is None else only
     for index, read in zip(places, _read_ahead(items, places, options), strict=True):
         try:
             image, remarks = read()
-        except ImageError as error:
+        except (ImageError, MissingExtraError) as error:
             if on_error == "raise":
+                if isinstance(error, MissingExtraError):
+                    raise
                 raise ImageError(
                     f"{index + 1} of {len(items)} images: {error} Remove it or pass on_error='skip'."
                 ) from error
-            if callable(on_error):
-                on_error(index, error)
+            if callable(on_error):  # for whom an image that needs an extra is one that cannot be read
+                on_error(index, error if isinstance(error, ImageError) else ImageError(str(error)))
             else:
-                warnings.warn(f"Skipped: {error}", ImageSkippedWarning, stacklevel=2)
+                warn(f"Skipped: {error}", ImageSkippedWarning)
             yield index, None
             continue
-        _warn(remarks, 3)
+        _warn(remarks)
         yield index, image
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ..exceptions import MissingExtraError, MixedSeriesWarning, warn
+from ..exceptions import MixedSeriesWarning, warn
 from .reading import label, opened
 from .sources import Frame
 from .streams import is_stream
@@ -25,12 +25,7 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
     -------
     list of path or Frame
         In the order of `paths`: a path itself where the file holds one image, else a `Frame` for each image. A file
-        that cannot be read stays one entry, so that its error is told when it is loaded.
-
-    Raises
-    ------
-    MissingExtraError
-        pydicom or nibabel is needed and not installed.
+        that cannot be read, or not without an extra, stays one entry: its error is told when it is loaded.
     """
     found: list[Any] = []
     single = isinstance(paths, (str, os.PathLike, Frame)) or is_stream(paths)
@@ -40,8 +35,6 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
             try:
                 with opened(path, str(path)) as file:
                     n_images = file.n_images
-            except MissingExtraError:
-                raise
             except Exception:  # readers raise whatever a damaged file leads them to; `load` explains it
                 n_images = 1
         found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]

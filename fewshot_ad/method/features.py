@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -16,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from ..exceptions import MemoryWarning, OutOfMemoryError
+from ..exceptions import MemoryWarning, OutOfMemoryError, warn
 from ..runtime import Lock, Runtime, is_out_of_memory, own_torch_state
 from .packaged import teacher_file, timm_name
 from .teacher import Backbone, build_backbone, fold_batch_norms
@@ -329,11 +328,10 @@ def plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _in_halves(function: _Forward, chunk: torch.Tensor) -> list[torch.Tensor]:
     half = max(1, len(chunk) // 2)
-    warnings.warn(
+    warn(
         f"Memory ran out on {len(chunk)} images at once; going on with {half}. Scores may differ in the "
         "last digits from those of a machine with more memory.",
         MemoryWarning,
-        stacklevel=4,
     )
     try:
         halves = [function(part) for part in chunk.split(half)]

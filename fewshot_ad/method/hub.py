@@ -1,4 +1,4 @@
-"""Weights that timm fetches from its hub: off line, at once, where they are looked for and how to bring them there."""
+"""Weights from timm's hub: without a network, at once, where they are looked for and how to bring them there."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def cached_weights(name: str, config: Any) -> Path | None:
     Returns
     -------
     Path or None
-        The file in the cache, off line; None where timm is to look for itself.
+        The file in the cache, where there is no network; None where timm is to look for itself.
 
     Raises
     ------
     WeightsNotFoundError
-        Off line, and not in the cache. Names repository, file, and where to put it.
+        There is no network, and they are not in the cache. Names repository, file, and where to put it.
     """
     if config is not None and config.hf_hub_id:
         repository = config.hf_hub_id.partition("@")[0]

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from ..data import images
-from ..exceptions import TaskSkippedWarning
+from ..exceptions import TaskSkippedWarning, warn
 from ..files import checkpoints
 from ..method.features import CHUNK, FeatureExtractor
 from .episodes import Task
@@ -80,11 +79,10 @@ def store_features(
         n_usable = _write_features(items, beginning, extract, image_size, form, tick)
         if n_usable < 2:
             shutil.rmtree(beginning, ignore_errors=True)
-            warnings.warn(
+            warn(
                 f"Task {name!r} was left out: it has {n_usable} usable image(s) of {len(items)} files, and an episode "
                 "needs 2. Images must lie directly in the task's folder.",
                 TaskSkippedWarning,
-                stacklevel=3,
             )
             return None
         try:

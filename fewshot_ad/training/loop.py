@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..exceptions import MemoryWarning, OutOfMemoryError, TrainingError
+from ..exceptions import MemoryWarning, OutOfMemoryError, TrainingError, warn
 from ..method.losses import distillation_loss, dual_loss
 from ..method.student import Student
 from ..runtime import Runtime, is_out_of_memory, own_torch_state, seeded
@@ -145,11 +144,7 @@ class Training:
                     f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or image_size."
                 ) from error
             self.batch_size //= 2
-            warnings.warn(
-                f"Memory ran out in training; going on with batch_size={self.batch_size}.",
-                MemoryWarning,
-                stacklevel=4,
-            )
+            warn(f"Memory ran out in training; going on with batch_size={self.batch_size}.", MemoryWarning)
             return self.step()
         if not math.isfinite(value):
             way = "" if self.runtime.training_dtype is None else ", or use precision='float32'"

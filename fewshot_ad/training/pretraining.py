@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..data import images
 from ..data.listing import list_images, say_left_out
-from ..exceptions import CheckpointError, ImageError, ImageSkippedWarning
+from ..exceptions import CheckpointError, ImageError, ImageSkippedWarning, warn
 from ..files import checkpoints
 from ..method.features import FeatureExtractor, image_hash, load_teacher
 from ..method.packaged import timm_name
@@ -291,7 +290,7 @@ def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Seq
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
         listed = {p.name: list_images(p) for p in folders}
         for line in say_left_out(entry for listing in listed.values() for entry in listing.left_out):
-            warnings.warn(line, ImageSkippedWarning, stacklevel=3)
+            warn(line, ImageSkippedWarning)
         named = {name: images.frames(listing.files) for name, listing in listed.items()}
     if not named:
         raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
