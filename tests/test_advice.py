@@ -995,6 +995,18 @@ def test_what_an_extra_brings(make, normal, tmp_path, monkeypatch, module):
     call()
 
 
+@follows("exists already. Remove it, or pass another name.")
+def test_a_table_of_a_cluster_that_is_there(make, normal, tmp_path, monkeypatch):
+    """What comes after the check needs Ray."""
+    det, out = make().fit(normal[:2]), tmp_path / "scores"
+    out.mkdir()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refusal(lambda: distributed.score(det, ["a.png"], out=out), "Remove it, or pass another name", error=ValueError)
+    refusal(lambda: distributed.score(det, ["a.png"], out=tmp_path / "x"), error=MissingExtraError)
+    out.rmdir()
+    refusal(lambda: distributed.score(det, ["a.png"], out=out), error=MissingExtraError)
+
+
 # ---- the command
 
 
@@ -1012,7 +1024,6 @@ def folders(tmp_path, make, normal):
     "Name their common folder instead.", "Pass force=True to replace it, or another folder.",
     "and --support was given as well. Leave one of them out.", "Name image files, or folders of them.",
     "Name the model first.", "Name a file from `fewshot-ad fit` first, then the images; or pass --support",
-    "Pass the name of a new folder with -o.",
 )  # fmt: skip
 def test_commands(folders, capsys):
     model, new, a, out = (str(folders / name) for name in ("m.fsad", "new", "new/a", "maps"))
@@ -1037,7 +1048,6 @@ def test_commands(folders, capsys):
     done("score", model, f"{new}/a/0.png", f"{new}/b")
     assert "Name the model first" in refused("score", new, model)
     assert "then the images; or pass --support" in refused("score", new)
-    assert "Pass the name of a new folder with -o" in refused("demo", "-o", new)
 
 
 @follows("but a pipe or a device. Write it to a file, and name that.")
@@ -1059,7 +1069,26 @@ def test_warnings_name_the_options_of_the_command(folders, normal, capsys):
     assert "range of values" not in capsys.readouterr().err
 
 
-@follows("was not scored: memory ran out. Score it again with more memory free.", "Make more of it free, or give fewer")
+@follows("Make more of it free, or give fewer images at once.")
+def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
+    fit = DualDistillationDetector.fit
+
+    def few_only(self, X, *rest):
+        if len(X) > 2:
+            raise MemoryError
+        return fit(self, X, *rest)
+
+    paths = sorted(map(str, (folders / "support").iterdir()))
+    command = ["fit", "-o", str(folders / "new.fsad"), "--image-size", "32", "--quiet"]
+    with monkeypatch.context() as patched:
+        patched.setattr(DualDistillationDetector, "fit", few_only)
+        assert cli.main([*command, *paths]) == 2
+        assert "Make more of it free, or give fewer images at once" in capsys.readouterr().err
+        assert cli.main([*command, *paths[:2]]) == 0
+    assert cli.main([*command, "--force", *paths]) == 0
+
+
+@follows("was not scored: memory ran out. Score it again with more memory free.")
 def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
     det = make().fit(normal[:3])
     session = det.session()
@@ -1111,12 +1140,12 @@ ELSEWHERE = {
     "Save its images as pages, for instance": "test_formats::test_an_imagej_stack_behind_one_page",
     "Bring {source} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
     "Go on with the same arguments and resume.": "test_pretraining::test_signals_write_a_checkpoint",
-    "Go on from the last checkpoint": "test_pretraining::test_resume_gives_the_same_bits",
-    "exists already. Remove it, or pass another name.": "test_distributed::test_a_dataset_to_parquet_with_maps",
+    "Pass the name of a new folder with -o.": "test_cli::test_demo",
 }
 # Nothing that a test could do.
 EXEMPT = {
     "Install fewshot-ad again": "an installation",
+    "Go on from the last checkpoint": "workers of a cluster that are lost several times",
     "Install the release that wrote it": "another release",
     'Install the extra: pip install "fewshot-ad[export]"': "an installation",
     'Install the extra: pip install "fewshot-ad[ray]"': "an installation",
