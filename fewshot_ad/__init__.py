@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def __getattr__(name: str) -> Any:
         from .training.pretraining import pretrain
 
         return pretrain
+    if name == "images":  # messages name fewshot_ad.images.frames
+        return importlib.import_module(".images", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,7 +24,11 @@ _STOPPED, _NOBODY_READS = 130, 141
 _OPTIONS = {
     "force=True": "--force", "load(..., weights=FILE)": "--weights FILE", "weights=FILE": "--weights FILE",
     "weights=None": "no --weights", "call load() where": "run this where",
+    "or raise max_pixels if you trust it": "or use Python, where max_pixels can be raised",
 }  # fmt: skip
+
+_TAKE_RANGE = ("fit", "evaluate")
+_RANGE = re.compile(r"value_range=\(([^(),]+), ([^(),]+)\)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if alone:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
+        takes_range = arguments["run"] in _TAKE_RANGE
+        warnings.showwarning = lambda message, *_: _complain(f"warning: {_as_options(str(message), takes_range)}")
         return _run(commands, arguments)
 
 
@@ -84,7 +90,7 @@ def _run(commands: Any, arguments: dict[str, Any]) -> int:
     except BrokenPipeError:  # as in `fewshot-ad score ... | head`
         return _NOBODY_READS
     except (FewShotADError, ValueError, OSError) as error:
-        _complain(f"error: {_as_options(str(error))}")
+        _complain(f"error: {_as_options(str(error), run in _TAKE_RANGE)}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -95,11 +101,11 @@ def _run(commands: Any, arguments: dict[str, Any]) -> int:
         _forget_what_failed()
 
 
-def _as_options(text: str) -> str:
+def _as_options(text: str, takes_range: bool) -> str:
     """Say of the parameters that a message names how they are given here."""
     for there, here in _OPTIONS.items():
         text = text.replace(there, here)
-    return text
+    return _RANGE.sub(r"--value-range \1 \2", text) if takes_range else text
 
 
 def _tell(outcome: Outcome, as_json: bool) -> int:

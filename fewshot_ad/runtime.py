@@ -83,7 +83,8 @@ def resolve_runtime(device: str | torch.device, precision: str) -> Runtime:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} cannot be used here ({error}). Pass 'auto', 'cpu' or 'cuda'.") from error
+        here = "'auto', 'cpu' or 'cuda'" if torch.cuda.is_available() else "'auto' or 'cpu'"
+        raise ValueError(f"device={device!r} cannot be used here ({error}). Pass {here}.") from error
     if precision == "auto":
         native = torch.bfloat16 if _native_bfloat16(resolved) else None
         return Runtime(resolved, torch.float32, None, native, native or torch.float32)

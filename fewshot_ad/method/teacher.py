@@ -26,8 +26,9 @@ _INIT_SEED = 0x5EED_AD
 _HUB = "hf-hub:"
 _WAYS = (
     "Pass the path of a safetensors file in timm's naming for this very network, or weights=None to take the "
-    "backbone's from the hub."
+    "backbone's own."
 )
+_FILE = "Pass weights=FILE, a safetensors file in timm's naming for this very network."
 
 
 class Backbone(nn.Module):
@@ -133,11 +134,12 @@ def build_backbone(
     file = weights if weights is not None else cached_weights(name, _config(name))
     source = {"file": str(Path(file).expanduser()), "custom_load": False} if file is not None else None
     model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
+    ways = _WAYS if weights is not None else _FILE
     missing = _missing(model, probe.state_dict(), held)
     if missing:
         raise WeightsNotFoundError(
             f"{weights or name} does not hold all weights of {name!r}: {len(missing)} are missing, among them "
-            f"{missing[0]!r}. {_WAYS}"
+            f"{missing[0]!r}. {ways}"
         )
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
@@ -146,7 +148,7 @@ def build_backbone(
     with torch.inference_mode():
         maps = backbone(noise)
     if not all(torch.isfinite(m).all() for m in maps):
-        raise WeightsNotFoundError(f"{weights or name} holds weights that make features which are not finite. {_WAYS}")
+        raise WeightsNotFoundError(f"{weights or name} holds weights that make features which are not finite. {ways}")
     backbone.shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
     backbone.signed = tuple(bool((m < 0).any()) for m in maps)
     return backbone
@@ -265,11 +267,14 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
         options_text = (
             "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
         )
+        if not timm.is_model(name):
+            raise WeightsNotFoundError(
+                f"Backbone {name!r} is not a network that timm knows ({type(error).__name__}: {str(error)[:300]}). "
+                "Pass a name from timm.list_models(), or import the module that registers it."
+            ) from error
         overlay = options.get("pretrained_cfg_overlay")
         subject = f"{overlay['file']} for backbone {name!r}" if overlay else f"Backbone {name!r}"
-        if not timm.is_model(name):
-            problem = "is not a network that timm knows"
-        elif not options.get("pretrained"):
+        if not options.get("pretrained"):
             raise ValueError(f"Backbone {name!r} cannot be used at image_size={image_size}: {error}") from error
         elif overlay:
             problem = f"does not fit at image_size={image_size}"

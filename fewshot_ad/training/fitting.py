@@ -60,8 +60,8 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
     before = session.fitted
     if before.images is None:
         raise ValueError(
-            "This detector was loaded from a file that holds no support images, and cannot be added to. Save it with "
-            "support=True, or fit again on all images."
+            "This detector was loaded from a file that holds no support images, and cannot be added to. Save the "
+            "detector with support=True where it was fitted, or fit again on all images."
         )
     items, options = session.items(X)
     new, names = _read_support(items, y, session.settings, options, before.table)

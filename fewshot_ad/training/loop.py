@@ -147,9 +147,10 @@ class Training:
             warn(f"Memory ran out in training; going on with batch_size={self.batch_size}.", MemoryWarning)
             return self.step()
         if not math.isfinite(value):
+            way = "" if self.runtime.training_dtype is None else ", or use precision='float32'"
             raise TrainingError(
                 f"The loss became {value} at step {number + 1} of {self.n_steps}. Lower learning_rate (now "
-                f"{self.learning_rate:g}), or use precision='float32'."
+                f"{self.learning_rate:g}){way}."
             )
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.student.parameters(), _MAX_GRADIENT_NORM)

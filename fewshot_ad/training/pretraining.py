@@ -367,7 +367,9 @@ def _open_partial(
         tensors, header = checkpoints.load_student(out)
         earlier = header.get("settings")
     else:
-        tensors, header = checkpoints.load(partial, _PARTIAL_FORMAT, "a pretraining's checkpoint")
+        tensors, header = checkpoints.load(
+            partial, _PARTIAL_FORMAT, "a pretraining's checkpoint", "pretrain(), once this file is removed"
+        )
         earlier = header.get("settings")
     if not isinstance(earlier, dict):
         earlier = {}
