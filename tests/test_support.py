@@ -19,9 +19,11 @@ from helpers import spoilt, stripes
 from PIL import Image
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
+from test_formats import write_dicom
+from test_runtime import CALLERS
 
 from fewshot_ad import DualDistillationDetector, detector
-from fewshot_ad.exceptions import SupportWarning, VersionWarning
+from fewshot_ad.exceptions import MixedSeriesWarning, SupportWarning, VersionWarning
 
 # FEWSHOT_AD_SECONDS=60 lets the threads run for a minute.
 SECONDS = float(os.environ.get("FEWSHOT_AD_SECONDS", "6"))
@@ -274,6 +276,47 @@ def test_a_teacher_lives_as_long_as_a_detector_that_uses_it(make, normal, anomal
     gc.collect()
     assert first() is not None
     dets[0].score_samples(anomalous[:1])
+
+
+# ---- the caller's own
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_the_callers_torch_state_changes_no_bit(make, normal, anomalous, caller):
+    def answers() -> list[bytes]:
+        det = make(evidence=ALL, n_steps=2).fit(normal[:3])
+        found = [
+            det.decision_function(anomalous[:2]),
+            det.anomaly_map(anomalous[:2]),
+            det.support_weights(anomalous[:2]),
+        ]
+        one = det.explain(anomalous[:1])[0]
+        det.partial_fit(normal[5:6])
+        found += [one.map, np.array([one.score, one.level, det.offset_, *det.support_scores_, *det.loss_curve_])]
+        return [np.ascontiguousarray(array).tobytes() for array in found]
+
+    plain = answers()
+    with CALLERS[caller]():
+        assert answers() == plain
+
+
+def test_what_a_support_should_not_be_is_told_by_fit_alone(make, normal, tmp_path):
+    wide = [image.astype(np.uint16) * 16 for image in normal[:3]]  # 12 bits
+    with pytest.warns(SupportWarning, match=r"uses 4\.97% of the range of values.*value_range=\(0, 4095\)") as caught:
+        det = make(evidence="patch").fit(wide)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        det.score_samples(wide)
+        make(evidence="patch", value_range=(0, 4095)).fit(wide)
+
+    scans = [write_dicom(tmp_path / f"{i}.dcm", normal[i, : 40 - 8 * (i == 2), :, 0]) for i in range(3)]
+    with pytest.warns(MixedSeriesWarning, match=r"2 kinds \(.*2\.dcm"):
+        det = make(evidence="patch").fit(scans)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        det.score_samples(scans)
+        make(evidence="patch").fit(scans[:2])
 
 
 # ---- many at once
