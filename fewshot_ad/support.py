@@ -215,16 +215,16 @@ def build(
     def scorer(lam: float, scales: Mapping[str, float]) -> Scorer:
         return Scorer(extract, memory, _weights(evidence, lam, scales), _reduction(settings))
 
-    groups, measured = list(range(len(support))), None
-    # Twice if there are near-duplicates: what is left out is then all that is nearly the same.
-    while measured is None:
+    groups = list(range(len(support)))
+    own = _copies(support, hashes, groups)
+    measured = _measure(settings, evidence, scorer, support, own, held_out_seed)
+    if table is None:
+        of_views = measured.of_views.reshape(len(support), -1).mean(1)
+        ratios = np.divide(measured.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
+        groups = near_duplicates(support, ratios)
+    if len(set(groups)) < len(groups):  # once more, leaving out all that is nearly the same
         own = _copies(support, hashes, groups)
         measured = _measure(settings, evidence, scorer, support, own, held_out_seed)
-        if table is None and len(set(groups)) == len(groups):
-            of_views = measured.of_views.reshape(len(support), -1).mean(1)
-            ratios = np.divide(measured.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
-            groups = near_duplicates(support, ratios)
-            measured = measured if len(set(groups)) == len(groups) else None
     scores = measured.scores
     scores.flags.writeable = False
     if own.any():
@@ -235,8 +235,8 @@ def build(
     fitted = FittedSupport(
         settings=settings, names=tuple(names), hashes=hashes, images=support, patches=patches, embeddings=embeddings,
         experts=shown, evidence=evidence, lam=measured.lam, scales=measured.scales, scores=scores, groups=tuple(groups),
-        offset=offset, offset_given=False,
-        loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table, held_out_seed=held_out_seed,
+        offset=offset, offset_given=False, loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table,
+        held_out_seed=held_out_seed,
     )  # fmt: skip
     fitted._prepared[extract.runtime] = memory, extract.teacher
     return fitted
