@@ -181,7 +181,11 @@ class Dicom(File):
             except ImageError:
                 raise
             except Exception:  # what is unusual is left to the way by the whole file
-                pass
+                return self._decode_whole(decoder, plugin, index)
+        return self._decode_whole(decoder, plugin, index)
+
+    def _decode_whole(self, decoder: Any, plugin: str, index: int) -> np.ndarray:
+        """Do the same with the whole file in memory."""
         data = self._whole()
         if not any(self._get(data, name) for name in _PIXELS):
             raise ImageError(f"{self.source} is a DICOM file without pixel data. Leave it out.")
