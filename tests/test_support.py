@@ -26,7 +26,7 @@ from fewshot_ad import DualDistillationDetector, detector
 from fewshot_ad.exceptions import MixedSeriesWarning, SupportWarning, VersionWarning
 
 # FEWSHOT_AD_SECONDS=60 lets the threads run for a minute.
-SECONDS = float(os.environ.get("FEWSHOT_AD_SECONDS", "6"))
+SECONDS = float(os.environ.get("FEWSHOT_AD_SECONDS", "4"))
 ALL = ("ssd", "tsd", "patch", "embedding")
 
 
