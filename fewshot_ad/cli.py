@@ -23,7 +23,7 @@ _STOPPED, _NOBODY_READS = 130, 141
 # How the advice of messages for Python reads here.
 _OPTIONS = {
     "force=True": "--force", "load(..., weights=FILE)": "--weights FILE", "weights=FILE": "--weights FILE",
-    "weights=None": "no --weights", "call load() where": "run this where",
+    "weights=None": "no --weights",
     "or raise max_pixels if you trust it": "or use Python, where max_pixels can be raised",
 }  # fmt: skip
 

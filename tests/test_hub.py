@@ -1,4 +1,4 @@
-"""Weights that timm fetches: off line an answer at once, that names what is missing and where to put it."""
+"""Weights that timm fetches: without a network an answer at once, that names what is missing and where to put it."""
 
 from __future__ import annotations
 
