@@ -40,7 +40,7 @@ def published_loss(teacher: Backbone, student: Student, queries: torch.Tensor, s
         with torch.no_grad():
             features = teacher(batch)
         targets.append(features[:3])
-        maps.append(student(student.inputs(batch, features)))
+        maps.append(student(student.inputs(batch, features), [m.shape[2:] for m in features[:3]]))
     query = maps[0]
     references = []
     for n in range(len(queries)):
@@ -72,7 +72,6 @@ def main() -> None:
             "decoder",
             teacher,
             args.backbone,
-            args.image_size,
             blocks=args.blocks,
             attention=True,
             sharpness=1.0,

@@ -3,9 +3,10 @@
 python benchmarks/export_parity.py DATA --shots 1 2 4 8 --seeds 1
 python benchmarks/export_parity.py DATA --shots 4 --seeds 3 --int8
 
-DATA has one folder for each task; supports and test images are those of quality.py. The graph is scored in onnxruntime
-and in OpenVINO, and compared with the package at --precision (float32 compares all patches, as the graph does): largest
-difference of a score and of a pixel of a map, and how many decisions differ. --int8 tells the image AUROC instead, of
+DATA has one folder for each task; supports and test images are those of quality.py, in their own size and proportions.
+The graph is scored in onnxruntime and in OpenVINO, one image at a time, and compared with the package at --precision
+(float32 compares all patches, as the graph does): largest difference of a score and of a pixel of a map, and how many
+decisions differ. --int8 tells the image AUROC instead, of
 the graph as it is and with the teacher's convolutions in 8 bits (static, calibrated on the support's views), both in
 onnxruntime; the package does not offer that.
 """
@@ -22,14 +23,14 @@ import onnx
 import torch
 from export_speed import in_onnxruntime, in_openvino
 from onnxruntime import quantization
-from protocol import Draw, Pictures, draw, find_tasks, shown, table
+from PIL import Image
+from protocol import Draw, draw, find_tasks, shown, table
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from tqdm.auto import tqdm
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data.views import turned_and_mirrored
-from fewshot_ad.method.features import CHUNK
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
     add("--limit", type=int, metavar="N", help="at most so many test images of each kind")
     add("--backbone", default="compact")
     add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
+    add("--aspect", choices=["keep", "square"], default="keep")
     add("--precision", default="float32", help="of the package")
     add("--threads", type=int, default=1)
     add("--int8", action="store_true", help="image AUROC in 8 bits, instead")
@@ -51,14 +53,14 @@ def main() -> None:
     tasks = find_tasks(args.data)
     found = []
     for task in tqdm(tasks):
-        pictures = Pictures(128)
         for n_shots in args.shots:
             for seed in range(args.seeds):
                 drawn = draw(task, n_shots, seed, limit=args.limit)
-                support, queries = pictures(drawn.support), pictures(drawn.queries)
+                support, queries = ([read(path) for path in paths] for paths in (drawn.support, drawn.queries))
                 det = DualDistillationDetector(
-                    args.backbone, weights=args.weights, precision=args.precision, device="cpu", random_state=seed
-                ).fit(support)
+                    args.backbone, weights=args.weights, aspect=args.aspect, precision=args.precision, device="cpu",
+                    random_state=seed,
+                ).fit(support)  # fmt: skip
                 with tempfile.TemporaryDirectory() as folder:
                     model = Path(folder, "model.onnx")
                     det.export(model)
@@ -80,23 +82,34 @@ def main() -> None:
         print(table(["", "score", "map", "other decisions"], rows) + f"nearest to a threshold: {nearest:.1e}")
 
 
-def differences(det: DualDistillationDetector, model: Path, queries: torch.Tensor, n_threads: int) -> list:
+def read(path: Path) -> np.ndarray:
+    """Read an image (H, W, 3) of 8 bits."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def tensor(image: np.ndarray) -> np.ndarray:
+    """Make of an image what the graph takes."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
+
+
+def differences(det: DualDistillationDetector, model: Path, queries: list[np.ndarray], n_threads: int) -> list:
     """Return the package's decision function, and how far the graph is from it in each runtime."""
     score, pixels = det.score_samples(queries), det.anomaly_map(queries)
     found = [score - det.offset_]
     for run in (in_onnxruntime(model, n_threads), in_openvino(model, n_threads)):
-        parts = [run(batch.numpy()) for batch in queries.split(CHUNK)]
-        scores, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
+        parts = [run(tensor(image)) for image in queries]
+        scores = np.concatenate([part[0] for part in parts])
         other = (scores.astype(float) < det.offset_) != (found[0] < 0)
-        found.append((np.abs(scores - score).max(), np.abs(maps - pixels).max(), int(other.sum())))
+        of_map = max(np.abs(part[1][0] - own).max() for part, own in zip(parts, pixels, strict=True))
+        found.append((np.abs(scores - score).max(), of_map, int(other.sum())))
     return found
 
 
 def aurocs(
     det: DualDistillationDetector,
     model: Path,
-    support: torch.Tensor,
-    queries: torch.Tensor,
+    support: list[np.ndarray],
+    queries: list[np.ndarray],
     drawn: Draw,
     n_threads: int,
 ) -> list[float]:
@@ -106,12 +119,12 @@ def aurocs(
     found = []
     for file in (model, small):
         run = in_onnxruntime(file, n_threads)
-        scores = np.concatenate([run(batch.numpy())[0] for batch in queries.split(CHUNK)])
+        scores = np.concatenate([run(tensor(image))[0] for image in queries])
         found.append(float(roc_auc_score(drawn.y, scores)))
     return found
 
 
-def quantize(det: DualDistillationDetector, model: Path, out: Path, support: torch.Tensor) -> None:
+def quantize(det: DualDistillationDetector, model: Path, out: Path, support: list[np.ndarray]) -> None:
     """Write the graph with the teacher's convolutions in 8 bits: they are the first that it makes."""
     n_convolutions = sum(isinstance(module, nn.Conv2d) for module in det.session().scorer.extract.teacher.modules())
     names = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"][:n_convolutions]
@@ -122,10 +135,11 @@ def quantize(det: DualDistillationDetector, model: Path, out: Path, support: tor
 
 
 class Views(quantization.CalibrationDataReader):
-    """The support, turned and mirrored, a few at a time."""
+    """The support, turned and mirrored, one view at a time."""
 
-    def __init__(self, support: torch.Tensor) -> None:
-        self.batches = iter(turned_and_mirrored(support).flatten(0, 1).split(CHUNK))
+    def __init__(self, support: list[np.ndarray]) -> None:
+        images = (torch.from_numpy(tensor(image)[0]) for image in support)
+        self.batches = (view[None] for image in images for view in turned_and_mirrored(image))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next few, or None after the last."""

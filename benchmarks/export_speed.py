@@ -2,10 +2,10 @@
 
 python benchmarks/export_speed.py FOLDER --threads 1 2 --batches 1 8
 
-The first four files of the folder are the support, the next ones the queries, read and resized beforehand. All run on
-the CPU: the package with precision="float32" (which compares all patches, as the graph does) and with "auto", the graph
-in onnxruntime and in OpenVINO. They are timed in turn, and the medians of the rounds are shown, with their middle
-halves; a ratio is of two times of one round.
+The first four files of the folder are the support, the next ones the queries, read beforehand and resized to one size.
+All run on the CPU: the package with precision="float32" (which compares all patches, as the graph does) and with
+"auto", the graph in onnxruntime and in OpenVINO. They are timed in turn, and the medians of the rounds are shown, with
+their middle halves; a ratio is of two times of one round.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data import images
+from fewshot_ad.data.geometry import Geometry
 
 REPEATS = 3
 Run = Callable[[np.ndarray], Any]
@@ -37,18 +38,21 @@ def main() -> None:
     add("--backbone", default="compact")
     add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
     add("--image-size", type=int, default=128)
+    add("--aspect", choices=["keep", "square"], default="keep")
+    add("--shown", type=int, nargs=2, metavar=("H", "W"), help="size of the queries; default: squares of --image-size")
     add("--threads", type=int, nargs="+", default=[1])
     add("--batches", type=int, nargs="+", default=[1, 8])
     add("--rounds", type=int, default=15)
     args = parser.parse_args()
 
     files = images.files(args.folder)
-    network = {"backbone": args.backbone, "weights": args.weights, "image_size": args.image_size}
+    network = {"backbone": args.backbone, "weights": args.weights, "image_size": args.image_size, "aspect": args.aspect}
     native = {
         precision: DualDistillationDetector(**network, precision=precision, device="cpu", random_state=0).fit(files[:4])
         for precision in ("float32", "auto")
     }
-    queries = np.stack([images.load(file, 0, args.image_size).numpy() for file in files[4 : 4 + max(args.batches)]])
+    shown = Geometry(tuple(args.shown or (args.image_size, args.image_size)))
+    queries = np.stack([images.load(file, 0, shown).numpy() for file in files[4 : 4 + max(args.batches)]])
     print("| threads | batch | what | ms an image | of float32 |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from sklearn.model_selection import GridSearchCV
 
-from fewshot_ad import DualDistillationDetector, KShotSplit, detector
+from fewshot_ad import DualDistillationDetector, KShotSplit
 from fewshot_ad.data import images
 from fewshot_ad.demo import write_images
+from fewshot_ad.training import students
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     training = 0.0
-    train = detector.train
+    train = students.train
 
     def timed(*given: Any, **options: Any) -> Any:
         nonlocal training
@@ -40,7 +41,7 @@ def main() -> None:
         training += time.process_time() - start
         return curve
 
-    detector.train = timed
+    students.train = timed
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_images(Path(scratch) / "images")
         X = [*images.files(folder / "good")[:12], *images.files(folder / "bad")[:8]]

@@ -30,6 +30,7 @@ from protocol import (
     family,
     find_tasks,
     fingerprint,
+    in_key,
     normal_pool,
     pretrained_student,
     table,
@@ -38,7 +39,6 @@ from protocol import (
 from quality import Entry, Results, dump
 from tqdm.auto import tqdm
 
-import fewshot_ad
 from fewshot_ad.exceptions import PretrainingStopped
 
 # Image AUROC in the paper's tables, by line, domain and shots.
@@ -107,7 +107,7 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
     total = len(held_out) * len(args.shots) * len(args.lines) * args.seeds
     with tqdm(total=total, unit="result", file=sys.stderr) as bar:
         for domain in held_out:
-            pictures, features = Pictures(args.image_size), Features()
+            pictures, features = Pictures(), Features()
             for n_shots in args.shots:
                 for line in args.lines:
                     bar.set_postfix_str(f"{domain.name} {n_shots} {line}")
@@ -118,11 +118,11 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
                     for seed in range(args.seeds):
                         drawn = draw(domain, n_shots, seed, limit=QUICK["images"] if args.quick else None)
                         item: dict[str, Any] = {"task": domain.name, "shots": n_shots, "seed": seed, "method": line}
-                        key = {
-                            **item, "pretraining": trained, "leaky": args.leaky, "files": drawn.stamp,
-                            "teacher": teacher, "image_size": args.image_size, "package": fewshot_ad.__version__,
-                        }  # fmt: skip
                         det = ablation_detector(line, student, **network)
+                        key = {
+                            **item, **in_key(det), "pretraining": trained, "leaky": args.leaky, "files": drawn.stamp,
+                            "teacher": teacher,
+                        }  # fmt: skip
 
                         def compute(det=det, drawn=drawn, pictures=pictures, features=features) -> dict[str, Any]:
                             return evaluate(det, drawn, pictures, features, kinds=False, leaky=args.leaky)

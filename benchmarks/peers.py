@@ -1,6 +1,8 @@
 """Peers, run from their own package (anomalib): the same images, draws, weights and size, their own scores and maps.
 
-They are an optional extra: `pip install "fewshot-ad[bench]"`.
+Each image is fed by itself. As in its package, a peer squashes every image to a square; "patchcore-keep" sees each in
+its own proportions, at the same area, as our detectors do by default. They are an optional extra:
+`pip install "fewshot-ad[bench]"`.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import numpy as np
 import torch
 from protocol import Draw, Features, Pictures, measure
 
-from fewshot_ad.method.features import CHUNK, image_hash, in_chunks
+from fewshot_ad.method.features import image_hash
 from fewshot_ad.method.packaged import teacher_file, timm_name
 from fewshot_ad.method.teacher import Backbone, build_backbone
 
 # Each with the strides of its stages; PatchCore's default ratio of the coreset is 0.1.
+# PaDiM describes each position by itself, and needs all images in one shape.
 PEERS: dict[str, dict[str, Any]] = {
-    "patchcore": {"model": "patchcore", "strides": (8, 16), "ratio": 1.0},
-    "patchcore-0.1": {"model": "patchcore", "strides": (8, 16), "ratio": 0.1},
-    "padim": {"model": "padim", "strides": (4, 8, 16), "n_features": 100},
+    "patchcore": {"model": "patchcore", "strides": (8, 16), "square": True, "ratio": 1.0},
+    "patchcore-keep": {"model": "patchcore", "strides": (8, 16), "square": False, "ratio": 1.0},
+    "patchcore-0.1": {"model": "patchcore", "strides": (8, 16), "square": True, "ratio": 0.1},
+    "padim": {"model": "padim", "strides": (4, 8, 16), "square": True, "n_features": 100},
 }
 
 
@@ -37,7 +41,7 @@ def version() -> str | None:
         return None
 
 
-def build(peer: str, teacher: Backbone, backbone: str, image_size: int, seed: int) -> torch.nn.Module:
+def build(peer: str, teacher: Backbone, backbone: str, seed: int) -> torch.nn.Module:
     """Make a peer's model with our teacher's weights, and check that it sees what our teacher sees.
 
     Raises
@@ -65,7 +69,7 @@ def build(peer: str, teacher: Backbone, backbone: str, image_size: int, seed: in
     network, held = model.feature_extractor.feature_extractor, teacher.model.state_dict()
     network.load_state_dict({key: held[key] for key in network.state_dict()})
     model.to(memory_format=torch.channels_last)
-    image = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 3, *teacher.geometry.usual, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ours = [teacher(image)[level] for level in levels]
         theirs = model.feature_extractor((image - teacher.mean) / teacher.std).values()
@@ -83,16 +87,13 @@ class Held(torch.nn.Module):
         self.extractor = extractor
         self.held = held
 
-    def forward(self, inputs: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Return (N, C_l, H_l, W_l) by layer."""
+    def forward(self, image: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return (1, C_l, H_l, W_l) by layer, of an image (1, 3, H, W)."""
         layers = self.extractor.layers
-        keys = [(*layers, image_hash(image)) for image in inputs]
-        new = [i for i, key in enumerate(keys) if key not in self.held]
-        if new:
-            maps = in_chunks(lambda batch: list(self.extractor(batch).values()), inputs[new])
-            self.held.update({keys[i]: [m[j] for m in maps] for j, i in enumerate(new)})
-        levels = zip(*(self.held[key] for key in keys), strict=True)
-        return dict(zip(layers, map(torch.stack, levels), strict=True))
+        key = (*layers, *image.shape, image_hash(image))
+        if key not in self.held:
+            self.held[key] = list(self.extractor(image).values())
+        return dict(zip(layers, self.held[key], strict=True))
 
 
 def evaluate_peer(
@@ -107,29 +108,36 @@ def evaluate_peer(
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """Fit a peer on the support and measure its own scores and maps."""
-    teacher = build_backbone(timm_name(backbone), image_size, weights=teacher_file(backbone, weights))
-    model = build(peer, teacher, backbone, image_size, seed)
+    square = PEERS[peer]["square"]
+    teacher = build_backbone(timm_name(backbone), image_size, square=square, weights=teacher_file(backbone, weights))
+    model = build(peer, teacher, backbone, seed)
 
-    def normalised(paths: list[Path]) -> torch.Tensor:
-        return (pictures(paths) - teacher.mean) / teacher.std
+    def normalised(paths: list[Path]) -> list[torch.Tensor]:
+        return [(image - teacher.mean) / teacher.std for image in pictures(paths, teacher.geometry)]
 
-    support, queries = normalised(drawn.support), normalised(drawn.queries)
     start = time.perf_counter()
+    support = normalised(drawn.support)
     model.train()
-    model(support)
+    for image in support:
+        model(image)
     if PEERS[peer]["model"] == "patchcore":
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # its progress bar
-            warnings.simplefilter("ignore", DeprecationWarning)  # of an argument that is not passed
-            model.subsample_embedding(PEERS[peer]["ratio"])
+        choose_coreset(model, PEERS[peer]["ratio"])
     else:
         model.fit()
     seconds = time.perf_counter() - start
     model.eval()
     model.feature_extractor = Held(model.feature_extractor, features.peers)
     with torch.inference_mode():
-        said = [model(batch) for batch in queries.split(CHUNK)]
-    scores = torch.cat([batch.pred_score.reshape(-1) for batch in said]).numpy()
-    maps = torch.cat([batch.anomaly_map.reshape(-1, *queries.shape[2:]) for batch in said]).numpy()
-    found = measure(drawn, pictures, features, {"fused": scores}, {"fused": np.ascontiguousarray(maps)})
+        said = [model(image) for image in normalised(drawn.queries)]
+    scores = torch.cat([one.pred_score.reshape(-1) for one in said]).numpy()
+    maps = [one.anomaly_map[0, 0].numpy() for one in said]
+    found = measure(drawn, pictures, features, {"fused": scores}, {"fused": maps})
     found["fused"]["fit"] = seconds
     return found
+
+
+def choose_coreset(model: torch.nn.Module, ratio: float) -> None:
+    """Have PatchCore end its fit, without its progress bar."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of an argument that is not passed
+        model.subsample_embedding(ratio)

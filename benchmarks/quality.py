@@ -2,6 +2,7 @@
 
 python benchmarks/quality.py DATA --out results
 python benchmarks/quality.py DATA --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
+python benchmarks/quality.py DATA --out results --shots 4 --methods default --aspect square
 
 DATA has one folder for each task, with good/, bad/ and perhaps masks/ (named as the images of bad/). For each seed, K
 normal images drawn by it are the support, the next 150 and the first 100 anomalous ones the test. Image AUROC; pixel
@@ -20,13 +21,16 @@ paper           the paper's setting: a student pretrained by episodes on the oth
 paper-tsd, paper-ssd, paper-ssd-tsd
                 the lines of its ablation: one loss alone, and both without learn-to-weight
 patchcore, patchcore-0.1, padim
-                anomalib's models, with a coreset of all patches and of a tenth; left out where it is not installed
+                anomalib's models, with a coreset of all patches and of a tenth, each image squashed to a square; left
+                out where it is not installed
+patchcore-keep  PatchCore with each image in its own proportions, at the same area
 scratch         an untrained student, trained on the support: "ssd" and "tsd" together, and each
 steps           the default, with another 50 training steps on the support (where there is a packaged student)
 
-The last two train at every fit, which takes longer than all the others together: name them in --methods to have them.
-The paper's students make 300 episodes of four shots, fixed beforehand, with decoders of (2, 2, 2) blocks (--blocks 3 4
-6 for the paper's, which take three times as long). benchmarks/paper.py is the paper's own experiment.
+--aspect, --max-patches and --precision are of our own; the paper's lines see squares. The last two train at every fit,
+which takes longer than all the others together: name them in --methods to have them. The paper's students make 300
+episodes of four shots, fixed beforehand, with decoders of (2, 2, 2) blocks (--blocks 3 4 6 for the paper's, which take
+three times as long). benchmarks/paper.py is the paper's own experiment.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ from protocol import (
     family,
     find_tasks,
     fingerprint,
+    in_key,
     mean_and_error,
     pretrained_student,
     shown,
@@ -78,6 +83,7 @@ OWN: dict[str, dict[str, Any]] = {
     "memory": {"evidence": "patch", "augment": False, "border_weight": 1.0, "contrast": 0.0},
     "memory-rotated": {"evidence": "patch", "border_weight": 1.0, "contrast": 0.0},
 }
+DEFAULTS = DualDistillationDetector().get_params()
 SLOW = ("scratch", "steps")
 BY_KIND = ("default", "scratch")
 METHODS = (*OWN, *ABLATION, *peers.PEERS)
@@ -95,7 +101,11 @@ def parse() -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="DIR", help="quality.md, .json, .png, and what is kept between runs")
     add("--shots", type=int, nargs="+", default=[2, 4, 8], metavar="K")
     add("--seeds", type=int, default=5)
-    add("--image-size", type=int, default=128)
+    add(
+        "--image-size", type=int, default=DEFAULTS["image_size"], help="square root of the area; default: the package's"
+    )
+    add("--aspect", choices=("keep", "square"), default=DEFAULTS["aspect"], help="of ours; default: the package's")
+    add("--max-patches", type=int, default=DEFAULTS["max_patches"], help="of ours; default: the package's")
     add("--backbone", default="compact")
     add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
     add("--precision", default="auto", help="of our networks and search")
@@ -181,7 +191,7 @@ class Run:
         task = None
         for item in items:
             if item["task"] != task:  # what was read for one task is of no use for the next
-                task, pictures, features = item["task"], Pictures(self.args.image_size), Features()
+                task, pictures, features = item["task"], Pictures(), Features()
             yield item, self._one(item, pictures, features)
 
     def _plan(self) -> Iterator[Entry]:
@@ -214,12 +224,10 @@ class Run:
             det = ablation_detector(method, student, **self.network)
             key["pretraining"] = trained
         else:
-            det = DualDistillationDetector(**self.network, **OWN[method], precision=args.precision, random_state=seed)
+            setting = {"aspect": args.aspect, "max_patches": args.max_patches, "precision": args.precision}
+            det = DualDistillationDetector(**self.network, **setting, **OWN[method], random_state=seed)
             key["student"] = self.packaged.hashes if self.packaged else None
-        ignored = ("weights", "init", "device", "memory", "verbose")
-        key["parameters"] = {name: value for name, value in det.get_params().items() if name not in ignored}
-        key["parameters"]["trained"] = det.init is None
-        key["leaky"] = leaky
+        key |= in_key(det) | {"leaky": leaky}
         return self.store.get(
             key, lambda: evaluate(det, drawn, pictures, features, kinds=method in BY_KIND, leaky=leaky)
         )
@@ -261,6 +269,7 @@ class Results:
         groups = {
             "medical": [task for task in self.tasks if task.startswith(MEDICAL)],
             "industrial": [task for task in self.tasks if task.startswith(INDUSTRIAL)],
+            "other": [task for task in self.tasks if not task.startswith((*MEDICAL, *INDUSTRIAL))],
             "all": self.tasks,
         }
         return {name: tasks for name, tasks in groups.items() if tasks}
@@ -304,7 +313,10 @@ class Results:
 
 def report(run: Run, results: Results) -> str:
     args = run.args
-    parts = [f"Backbone {args.backbone}, {args.image_size} px, {args.seeds} seeds, {len(results.tasks)} tasks.\n"]
+    parts = [
+        f"Backbone {args.backbone}, {args.image_size} px, aspect {args.aspect}, at most {args.max_patches} patches, "
+        f"{args.seeds} seeds, {len(results.tasks)} tasks.\n"
+    ]
     if args.quick:
         parts.append(
             "**A quick look: fewer images, seeds and training steps than the protocol asks for. Not to quote.**\n"
@@ -317,7 +329,7 @@ def report(run: Run, results: Results) -> str:
         if pixels := results.grid(shots, ["pixel", "aupro"]):
             parts += [f"Pixel AUROC / AUPRO up to a false-positive rate of {MAX_FPR}:\n", pixels]
         parts += ['False alarms among normal / recall among anomalous images, contamination="auto":\n']
-        parts += [results.grid(shots, ["alarms", "recall"], 2), "Seconds of fit, images already read:\n"]
+        parts += [results.grid(shots, ["alarms", "recall"], 2), "Seconds of fit, from files:\n"]
         parts.append(results.grid(shots, ["fit"], 2))
         if leaky := results.grid(shots, ["leaky", "image"], needs="leaky"):
             parts += [
@@ -375,8 +387,8 @@ def main() -> int:
     said = report(run, results)
     print(said)
     write(args.out / "quality.md", said)
-    about = {"backbone": args.backbone, "image_size": args.image_size, "quick": args.quick, "notes": run.notes}
-    dump(args.out / "quality.json", {**about, "results": entries})
+    about = {name: getattr(args, name) for name in ("backbone", "image_size", "aspect", "max_patches", "quick")}
+    dump(args.out / "quality.json", {**about, "notes": run.notes, "results": entries})
     plot(results, args.out / "quality.png")
     run.store.report()
     return 0

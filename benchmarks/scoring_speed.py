@@ -123,7 +123,7 @@ def show_speed(args: argparse.Namespace, detector: DualDistillationDetector, fil
                 seconds[n].append((time.perf_counter() - start[0], time.process_time() - start[1]))
     begin = time.process_time()
     for i, file in enumerate(files):
-        images.load(file, i, detector.image_size)
+        images.load(file, i, detector.fitted_.geometry)
     reading = (time.process_time() - begin) / len(files)
     print(f"{len(files)} files; reading and resizing alone: {1e3 * reading:.1f} ms of processor time each")
     print("| threads | images/s | processor time, ms an image | largest difference from the first |")

@@ -1,225 +1,393 @@
-"""Images a second of scoring, the rivals timed in turn in one run: Markdown on standard output.
+"""How fast the default scores, against goals and rivals that are timed in turn in one run: Markdown on standard output.
 
-python benchmarks/speed.py --backbones compact mobilenetv2_100 wide_resnet50_2
+python benchmarks/speed.py --earlier EARLIER
+python benchmarks/speed.py --profile
 
-Rivals, all with the same random weights (the time does not depend on them) and the same support:
+EARLIER is a checkout of an earlier commit: `git worktree add EARLIER f9878ac`. Without it the rows that compare with it
+are left out; so are those of PatchCore where anomalib is not installed. The whole takes about ten minutes on two idle
+cores; --rows chooses some.
 
-networks    floor: bare forward passes of teacher and student on ready tensors
-published   every batch sees the support anew, one copy for each query (the published code), always in float32
-ssd         our paper's setting: the same student, the support stored
-teacher     floor: the bare teacher
-patch       evidence="patch", augment=False: as many patches as PatchCore has
-default     all kinds of evidence
-patchcore   anomalib's PatchcoreModel, coreset of all patches, always in float32; left out where it is not installed
+The packaged network and default settings, unless a row says otherwise; pictures are squares cut out of photographs.
+Every rival runs in a process of its own, which is asked in turn, so that all see the same machine: once to warm up,
+then once in each round. A figure is the median of the rounds' ratios, with their middle half.
 
-Ours start from uint8 arrays: pre-processing, matching, blur and fusion are within their time. With --files the default
-is also timed from JPEG files. The ratio is to the rival in the last column: median of the rounds and middle half.
-Below: the time of a fit without a student (with the packaged one it is little more), the peak of the resident memory up
-to then, all rivals together, and the time of an import.
+earlier     the default against the earlier package, arrays
+patchcore   evidence="patch" without turned views against anomalib's PatchcoreModel (coreset .1), with as many patches;
+            PatchCore begins with ready tensors, ours with arrays
+networks    the default against bare passes of its teacher and student, on ready tensors: with torch's own threads, and
+            with one thread for each batch, as the default does it
+shots       many support images against few, for each precision
+sizes       larger images against the earlier package; peak of the resident memory (libraries included) and time of fit
+one         one array in a call
+files       large JPEG files against arrays
+student     how much less time it takes without the student
+workers     n_jobs=2 against n_jobs=1, and whether the scores are the same bits
+many        many more support images: time of a score, and size of the .fsad file
+cli         `fewshot-ad score` of one image in a new process against the earlier package's
+
+--profile prints the processor time of an image by part, with n_jobs=1.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import peers
-import timm
-import torch
-from PIL import Image
-from safetensors.torch import save_model
-from scipy.ndimage import gaussian_filter
-from torch.nn import functional as F
-
-from fewshot_ad import DualDistillationDetector
-from fewshot_ad.method.features import CHUNK
-from fewshot_ad.method.losses import cosine_distance
-from fewshot_ad.method.packaged import timm_name
-
-# What each is compared to.
-AGAINST = {
-    "ssd": ("published", "networks"),
-    "patch": ("patchcore", "teacher"),
-    "default": ("networks",),
-    "files": ("default",),
-}
-Way = Callable[[], Any]
+HERE = Path(__file__).resolve()
+OWN = HERE.parents[1]
+_CLI = "import sys; from fewshot_ad.cli import main; sys.exit(main())"
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
 
 
-def published(teacher: torch.nn.Module, student: Any, queries: torch.Tensor, support: torch.Tensor) -> np.ndarray:
-    """Score queries (B, 3, S, S) against a support (K, 3, S, S) that is copied, and computed anew, for each of them."""
-    maps = []
-    for batch in [queries, *(image.expand(len(queries), -1, -1, -1) for image in support)]:
-        features = teacher(batch)
-        maps.append(student(student.inputs(batch, features)))
-    query, size = maps[0], queries.shape[-1]
-    scores = []
-    for n in range(len(queries)):
-        own = [torch.stack([level[n] for level in levels]) for levels in zip(*maps[1:], strict=True)]
-        found = [level[n : n + 1] for level in query]
-        reference = student.weighting(found, own)[0]
-        shown = sum(
-            F.interpolate(d[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
-            for d in map(cosine_distance, found, reference)
-        )
-        scores.append(gaussian_filter(shown[0].numpy(), 4.0).max())
-    return np.array(scores)
+class Process:
+    """A package in a process of its own, see speed_worker.py."""
+
+    def __init__(self, root: Path, threads: int, folder: Path) -> None:
+        if not (root / "fewshot_ad").is_dir():
+            raise SystemExit(f"{root} holds no fewshot_ad: name the root of a checkout.")
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE.with_name("speed_worker.py"))], cwd=folder, env=environment(root, threads),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.about = self.ask("about")
+
+    def ask(self, command: str, **options: Any) -> Any:
+        """Have something done, and return what was found."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"command": command, **options}), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{command} failed, see above.")
+        return json.loads(answer)
+
+    def end(self) -> None:
+        """Have it end, and wait for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
-class Case:
-    """The rivals for one backbone, support, precision and batch."""
+def environment(root: Path, threads: int) -> dict[str, str]:
+    """Say which package is imported, and how many threads torch has by default."""
+    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(threads)}
 
-    def __init__(self, args: argparse.Namespace, backbone: str, weights: Path, n_shots: int, precision: str) -> None:
-        rng = np.random.default_rng(0)
-        size = args.image_size
-        pictures = rng.integers(0, 256, (n_shots + 32, size, size, 3), dtype=np.uint8)
-        self.support, self.queries = pictures[:n_shots], pictures[n_shots:]
-        network = {"weights": weights, "image_size": size, "precision": precision, "random_state": 0}
-        trained = {"n_steps": 1, "init": None, "decoder_blocks": tuple(args.blocks)}
-        auxiliary = {"noise": list(self.queries[:4])}
-        name = timm_name(backbone)
-        self.ssd = DualDistillationDetector.paper(name, **network, **trained).fit(self.support, auxiliary=auxiliary)
-        self.default = DualDistillationDetector(name, **network, **trained).fit(self.support, auxiliary=auxiliary)
-        self.patch = DualDistillationDetector(name, **network, evidence="patch", augment=False).fit(self.support)
-        start = time.perf_counter()
-        DualDistillationDetector(name, **network, evidence=("patch", "embedding")).fit(self.support)
-        self.fit_seconds = time.perf_counter() - start
-        self.patchcore = None
-        self.extract = self.ssd._extractor()
-        self.student = self.ssd.experts_[0].student
-        if peers.version() is not None:
-            from fewshot_ad.method.teacher import build_backbone
 
-            self.patchcore = peers.build("patchcore", build_backbone(name, size, weights=weights), name, size, 0)
-            self.patchcore.train()
-            self.patchcore(self._ready(self.support))
-            self.patchcore.subsample_embedding(1.0)
-            self.patchcore.eval()
+def middle(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, and the ends of the middle half."""
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+class Bench:
+    """Measures rows, and writes each as soon as it is known."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder = args, folder
+        self._processes: dict[str, Process] = {}
+        self.fits: dict[str, float] = {}
+        quick = args.quick
+        self.warm, self.rounds = (0, 1) if quick else (1, args.rounds)
+        self.side = 64 if quick else 128
+        self.larger = ((96, 8, 2),) if quick else ((224, 4, 32), (448, 8, 8))
+        self.batch = 8 if quick else 200
+        self.few, self.usual, self.more, self.many = (2, 3, 4, 9) if quick else (2, 4, 8, 64)
+        self.precisions = ("auto", "float32") if quick else ("auto", "float32", "bfloat16", "float16", "float64")
+
+    def process(self, name: str) -> Process:
+        """Return a rival's process, started when it is first needed."""
+        if name not in self._processes:
+            root = self.args.earlier if name.startswith("earlier") else OWN
+            self._processes[name] = Process(root, self.args.threads, self.folder)
+        return self._processes[name]
+
+    def end(self, *names: str) -> None:
+        """End some processes, all unless they are named."""
+        for name in names or list(self._processes):
+            self._processes.pop(name).end()
+
+    def detector(self, process: str, shots: int, side: int, **parameters: Any) -> str:
+        """Fit a detector in a process, unless it is there; return its name."""
+        name = json.dumps([process, shots, side, parameters])
+        if name not in self.fits:
+            self.fits[name] = self.process(process).ask("fit", name=name, shots=shots, side=side, **parameters)
+        return name
+
+    def scoring(self, process: str, name: str, n: int, side: int, command: str = "score") -> Callable[[], float]:
+        """Return what has n pictures scored, and tells the seconds."""
+        return lambda: self.process(process).ask(command, name=name, n=n, side=side)
+
+    def in_turn(self, *ways: Callable[[], float]) -> list[list[float]]:
+        """Go through the ways once to warm up, then in every round; what each gave."""
+        found: list[list[float]] = [[] for _ in ways]
+        for number in range(1 - self.warm, self.rounds + 1):
+            for values, way in zip(found, ways, strict=True):
+                value = way()
+                if number:
+                    values.append(value)
+        return found
+
+    def say(
+        self, what: str, goal: str, values: Sequence[float], met: bool | None, further: str, digits: int = 2
+    ) -> None:
+        """Write a row."""
+        median, low, high = (f"{value:.{digits}f}" for value in middle(values))
+        shown = median if len(values) == 1 else f"{median} ({low} to {high})"
+        verdict = {None: "–", True: "yes", False: "**no**"}[met]
+        print(f"| {what} | {goal} | {shown} | {verdict} | {further} |", flush=True)
+
+    def at_least(self, what: str, goal: float, values: Sequence[float], further: str) -> None:
+        """Write a row whose figure is to be large."""
+        self.say(what, f"at least {goal:g}", values, middle(values)[0] >= goal, further)
+
+    def at_most(self, what: str, goal: float, values: Sequence[float], further: str, digits: int = 2) -> None:
+        """Write a row whose figure is to be small."""
+        self.say(what, f"at most {goal:g}", values, middle(values)[0] <= goal, further, digits)
 
     @staticmethod
-    def _ready(pictures: np.ndarray) -> torch.Tensor:
-        found = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-        return found.contiguous(memory_format=torch.channels_last)
-
-    def ways(self, batch: int, folder: Path | None) -> dict[str, Way]:
-        """Make what is timed: each scores the same queries once."""
-        arrays = list(self.queries[:batch])
-        ready, support = self._ready(self.queries[:batch]), self._ready(self.support)
-        teacher, student, runtime = self.extract.teacher, self.student, self.extract.runtime
-
-        def networks(with_student: bool) -> None:
-            with torch.inference_mode(), runtime.autocast():
-                for part in ready.split(CHUNK):
-                    maps = teacher(part)
-                    if with_student:
-                        student(student.inputs(part, maps))
-
-        def anew() -> None:
-            with torch.inference_mode():
-                published(teacher, student, ready, support)
-
-        def patchcore() -> None:
-            with torch.inference_mode():
-                self.patchcore(ready)
-
-        ways: dict[str, Way] = {
-            "networks": lambda: networks(True), "published": anew, "ssd": lambda: self.ssd.anomaly_score(arrays),
-            "teacher": lambda: networks(False), "patch": lambda: self.patch.anomaly_score(arrays),
-            "default": lambda: self.default.anomaly_score(arrays),
-        }  # fmt: skip
-        if self.patchcore is not None:
-            ways["patchcore"] = patchcore
-        if folder is not None:
-            files = []
-            for i, array in enumerate(arrays):
-                files.append(folder / f"{i}.jpg")
-                Image.fromarray(array).resize((512, 512)).save(files[-1], quality=90)
-            ways["files"] = lambda: self.default.anomaly_score(files)
-        return ways
+    def speeds(n: int, *seconds: Sequence[float]) -> str:
+        """Say in images a second what several ways took."""
+        return " against ".join(f"{n / statistics.median(each):.3g}" for each in seconds) + " images/s"
 
 
-def timed(ways: dict[str, Way], rounds: int, batch: int) -> dict[str, list[float]]:
-    """Time each way once a round, after one that warms up; images a second."""
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, way in ways.items():
-            repeats = 1 if name == "published" else max(1, 32 // batch)
-            start = time.perf_counter()
-            for _ in range(repeats):
-                way()
-            if number:
-                speeds[name].append(repeats * batch / (time.perf_counter() - start))
-    return speeds
+# ---- rows
 
 
-def main() -> None:
+def row_earlier(bench: Bench) -> None:
+    names = [(process, bench.detector(process, bench.usual, bench.side)) for process in ("own", "earlier")]
+    own, earlier = bench.in_turn(*[bench.scoring(*name, bench.batch, bench.side) for name in names])
+    what = f"default, K = {bench.usual}, {bench.side} px, {bench.batch} arrays: times the earlier speed"
+    bench.at_least(what, 4, ratios(earlier, own), bench.speeds(bench.batch, own, earlier))
+
+
+def row_patchcore(bench: Bench) -> None:
+    for shots, goal in ((bench.usual, 2), (bench.more, 3)):
+        peer = bench.process("patchcore")
+        kept = peer.ask("patchcore", name=str(shots), shots=shots, side=bench.side, ratio=0.1)
+        if kept is None:
+            print("| against PatchCore | – | not measured: anomalib is not installed | – | – |", flush=True)
+            return
+        name = bench.detector("own", shots, bench.side, evidence="patch", augment=False, max_patches=kept)
+        ways = [
+            bench.scoring("own", name, bench.batch, bench.side),
+            bench.scoring("patchcore", str(shots), bench.batch, bench.side, "score_patchcore"),
+        ]
+        own, theirs = bench.in_turn(*ways)
+        what = f'"patch", K = {shots}, {kept} patches: times PatchCore\'s speed'
+        bench.at_least(what, goal, ratios(theirs, own), bench.speeds(bench.batch, own, theirs))
+
+
+def row_networks(bench: Bench) -> None:
+    name, own = bench.detector("own", bench.usual, bench.side), bench.process("own")
+
+    def bare(in_threads: bool) -> Callable[[], float]:
+        return lambda: own.ask("networks", name=name, n=bench.batch, side=bench.side, in_threads=in_threads)
+
+    whole, plain, threads = bench.in_turn(bench.scoring("own", name, bench.batch, bench.side), bare(False), bare(True))
+    bench.at_least(
+        "default: share of its bare networks' speed",
+        0.5,
+        ratios(plain, whole),
+        bench.speeds(bench.batch, whole, plain),
+    )
+    what = "the same, the networks too with one thread for each batch"
+    bench.say(what, "–", ratios(threads, whole), None, bench.speeds(bench.batch, whole, threads))
+
+
+def row_shots(bench: Bench) -> None:
+    for precision in bench.precisions:
+        n = min(bench.batch, {"float16": 8, "float64": 32}.get(precision, 64))
+        names = [bench.detector("own", shots, bench.side, precision=precision) for shots in (bench.more, bench.few)]
+        more, few = bench.in_turn(*[bench.scoring("own", name, n, bench.side) for name in names])
+        what = f"K = {bench.more}, {precision}: times the time of K = {bench.few}"
+        bench.at_most(what, 1.15, ratios(more, few), bench.speeds(n, more, few))
+
+
+def row_sizes(bench: Bench) -> None:
+    for side, goal, n in bench.larger:
+        # New processes: that of a peak must have done nothing else.
+        processes = [f"own {side}"] + ([f"earlier {side}"] if bench.args.earlier else [])
+        names = [(process, bench.detector(process, bench.usual, side)) for process in processes]
+        ways = [bench.scoring(*name, n, side) for name in names]
+        for way in ways:
+            way()
+        peaks = [bench.process(process).ask("peak") for process in processes]
+        before = bench.process(processes[0]).about["peak"]
+        seconds = bench.in_turn(*ways)
+        if bench.args.earlier:
+            what = f"{side} px, {n} arrays: times the earlier speed"
+            bench.at_least(what, goal, ratios(seconds[1], seconds[0]), bench.speeds(n, *seconds))
+        if side == bench.larger[-1][0]:
+            fits = [bench.fits[name] for _, name in names]
+            bench.at_most(
+                f"{side} px: peak, MB", 1200, peaks[:1], f"{before:.0f} MB before the fit; {_beside(peaks, 'MB')}", 0
+            )
+            bench.at_most(f"{side} px: fit, s", 8, fits[:1], _beside(fits, "s"), 1)
+        bench.end(*processes)
+
+
+def row_one(bench: Bench) -> None:
+    processes = ["own"] + (["earlier"] if bench.args.earlier else [])
+    names = [(process, bench.detector(process, bench.usual, bench.side)) for process in processes]
+    n = min(bench.batch, 30)
+    seconds = bench.in_turn(*[bench.scoring(*name, n, bench.side, "score_each") for name in names])
+    medians = [1e3 * statistics.median(each) for each in seconds]
+    bench.at_most("one array in a call, ms", 12, [1e3 * s for s in seconds[0]], _beside(medians, "ms"), 1)
+
+
+def row_files(bench: Bench) -> None:
+    name, own = bench.detector("own", bench.usual, bench.side), bench.process("own")
+    n, side = (8, 300) if bench.args.quick else (64, 1500)
+    ways = [
+        bench.scoring("own", name, n, bench.side),
+        lambda: own.ask("score_files", name=name, n=n, side=side),
+    ]
+    arrays, files = bench.in_turn(*ways)
+    what = f"JPEG files of {side:,} px: share of the speed from arrays"
+    bench.at_least(what, 0.8, ratios(arrays, files), bench.speeds(n, files, arrays))
+
+
+def row_student(bench: Bench) -> None:
+    whole = bench.detector("own", bench.usual, bench.side)
+    without = bench.detector("own", bench.usual, bench.side, evidence=["patch", "embedding"])
+    ways = [bench.scoring("own", name, bench.batch, bench.side) for name in (whole, without)]
+    both, rest = bench.in_turn(*ways)
+    shares = [1 - share for share in ratios(rest, both)]
+    bench.at_most("the student's share of the default's time", 0.1, shares, bench.speeds(bench.batch, both, rest))
+
+
+def row_workers(bench: Bench) -> None:
+    names = [bench.detector("own", bench.usual, bench.side, n_jobs=n) for n in (1, 2)]
+    one, two = bench.in_turn(*[bench.scoring("own", name, bench.batch, bench.side) for name in names])
+    bits = {bench.process("own").ask("bits", name=name, n=min(bench.batch, 50), side=bench.side) for name in names}
+    said = f"{bench.speeds(bench.batch, two, one)}; scores {'the same bits' if len(bits) == 1 else '**differ**'}"
+    bench.at_least("n_jobs=2: times the speed of n_jobs=1", 1.7, ratios(one, two), said)
+
+
+def row_many(bench: Bench) -> None:
+    names = [bench.detector("own", shots, bench.side) for shots in (bench.many, bench.more)]
+    many, more = bench.in_turn(*[bench.scoring("own", name, bench.batch, bench.side) for name in names])
+    what = f"K = {bench.many}: times the time of K = {bench.more}"
+    bench.at_most(what, 1.3, ratios(many, more), bench.speeds(bench.batch, many, more))
+    file = str(bench.folder / "many.fsad")
+    sizes = [bench.process("own").ask("save", name=name, file=file) for name in names]
+    said = f"{sizes[0] / 1e6:.1f} against {sizes[1] / 1e6:.1f} MB"
+    bench.at_most(f"K = {bench.many}: times the file's size of K = {bench.more}", 1.3, [sizes[0] / sizes[1]], said)
+
+
+def row_cli(bench: Bench) -> None:
+    image = bench.folder / "query.png"
+    bench.process("own").ask("write_image", file=str(image), side=bench.side)
+    ways = []
+    for process, root in (("own", OWN), ("earlier", bench.args.earlier)):
+        model = bench.folder / f"{process}.fsad"
+        name = bench.detector(process, bench.usual, bench.side)
+        bench.process(process).ask("save", name=name, file=str(model))
+        ways.append(lambda root=root, model=model: _score_anew(root, model, image, bench.folder, bench.args.threads))
+    own, earlier = bench.in_turn(*ways)
+    said = f"{statistics.median(own):.2f} against {statistics.median(earlier):.2f} s"
+    bench.at_most("`fewshot-ad score` of one image: times the earlier time", 0.6, ratios(own, earlier), said)
+
+
+ROWS: dict[str, Callable[[Bench], None]] = {
+    "earlier": row_earlier, "patchcore": row_patchcore, "networks": row_networks, "shots": row_shots,
+    "sizes": row_sizes, "one": row_one, "files": row_files, "student": row_student, "workers": row_workers,
+    "many": row_many, "cli": row_cli,
+}  # fmt: skip
+NEED_EARLIER = ("earlier", "cli")
+
+
+def _beside(values: Sequence[float], unit: str) -> str:
+    return f"earlier: {values[1]:.3g} {unit}" if len(values) > 1 else ""
+
+
+def _score_anew(root: Path, model: Path, image: Path, folder: Path, threads: int) -> float:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _CLI, "score", str(model), str(image)], cwd=folder, check=False,
+        env=environment(root, threads), capture_output=True, text=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"fewshot-ad score failed: {done.stderr}")
+    return seconds
+
+
+def machine(about: dict[str, Any]) -> str:
+    """Describe what this runs on."""
+    info: dict[str, str] = {}
+    if Path("/proc/cpuinfo").exists():
+        pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        info = {key.strip(): value.strip() for key, _, value in pairs}
+    has = set(info.get("flags", "").split())
+    flags = ", ".join(f"{flag} {'yes' if flag in has else 'no'}" for flag in _FLAGS)
+    return (
+        f"{info.get('model name', 'unknown processor')}, {os.cpu_count()} cores ({flags}), {about['threads']} threads, "
+        f"torch {about['torch']}"
+    )
+
+
+def show_profile(bench: Bench) -> None:
+    print("| part | ms of processor time for an image | share |\n|---|---|---|")
+    name = bench.detector("own", bench.usual, bench.side, n_jobs=1)
+    found = bench.process("own").ask("profile", name=name, n=bench.batch, side=bench.side)
+    total = sum(found.values())
+    for part, spent in sorted(found.items(), key=lambda one: -one[1]):
+        print(f"| {part} | {spent:.2f} | {spent / total:.0%} |")
+    print(f"| all | {total:.2f} | |")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--backbones", nargs="+", default=["compact", "mobilenetv2_100", "wide_resnet50_2"])
-    add("--shots", type=int, nargs="+", default=[2, 4, 8])
-    add("--batches", type=int, nargs="+", default=[1, 32])
-    add("--precisions", nargs="+", default=["float32", "bfloat16"])
-    add("--blocks", type=int, nargs=3, default=(3, 4, 6), help="of the decoder; default: the paper's")
-    add("--image-size", type=int, default=128)
-    add("--rounds", type=int, default=5)
-    add("--threads", type=int, default=torch.get_num_threads())
-    add("--files", action="store_true", help="also from JPEG files of 512 pixels")
-    add("--leave-out", nargs="+", default=[], metavar="RIVAL")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    add("--earlier", type=lambda name: Path(name).resolve(), metavar="PATH", help="checkout of an earlier commit")
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    add("--rounds", type=int, default=7)
+    add("--threads", type=int, default=os.cpu_count(), help="of torch in every process")
+    add("--profile", action="store_true", help="print the processor time of an image by part instead")
+    add("--quick", action="store_true", help="few and small images: to see that all runs, not for its figures")
+    return parser.parse_args()
 
-    print(f"{args.image_size} px, {args.threads} threads, decoder {tuple(args.blocks)}.\n")
-    print("| backbone | K | precision | batch | rival | images/s | ratio (spread) | to |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    fits = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for backbone in args.backbones:
-            weights = folder / f"{backbone}.safetensors"
-            save_model(timm.create_model(timm_name(backbone)), weights)
-            for n_shots in args.shots:
-                for precision in args.precisions:
-                    case = Case(args, backbone, weights, n_shots, precision)
-                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                    fits.append(f"| {backbone} | {n_shots} | {precision} | {case.fit_seconds:.2f} | {peak:.0f} |")
-                    for batch in args.batches:
-                        ways = case.ways(batch, folder if args.files else None)
-                        ways = {rival: way for rival, way in ways.items() if rival not in args.leave_out}
-                        speeds = timed(ways, args.rounds, batch)
-                        for rival, found in speeds.items():
-                            for base in [b for b in AGAINST.get(rival, ("",)) if b in speeds] or [""]:
-                                ratios = sorted(a / b for a, b in zip(found, speeds.get(base, found), strict=True))
-                                low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
-                                shown = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})" if base else ""
-                                said = (
-                                    backbone,
-                                    n_shots,
-                                    precision,
-                                    batch,
-                                    rival,
-                                    f"{statistics.median(found):.1f}",
-                                    shown,
-                                    base,
-                                )
-                                print("| " + " | ".join(map(str, said)) + " |", flush=True)
-    print("\n| backbone | K | precision | fit, s | peak, MiB |\n|---|---|---|---|---|")
-    print("\n".join(fits))
-    for what in ("import fewshot_ad", "from fewshot_ad import DualDistillationDetector"):
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", what], check=True)
-            seconds.append(time.perf_counter() - start)
-        print(f"\n`{what}` in a new process: {statistics.median(seconds):.2f} s")
+
+def main() -> int:
+    args = parse()
+    load = f", load before {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, Path(folder))
+        try:
+            print(f"{machine(bench.process('own').about)}{load}.\n")
+            if args.quick:
+                print("**A quick look: few and small images. Not to quote.**\n")
+            if args.profile:
+                show_profile(bench)
+            else:
+                show_rows(bench)
+        finally:
+            bench.end()
+    return 0
+
+
+def show_rows(bench: Bench) -> None:
+    args = bench.args
+    rows = [row for row in args.rows if args.earlier or row not in NEED_EARLIER]
+    if left := [row for row in args.rows if row not in rows]:
+        print(f"Left out: {', '.join(left)}. Name a checkout of an earlier commit by --earlier.\n")
+    print("| what | goal | median (middle half) | met | beside |\n|---|---|---|---|---|", flush=True)
+    for row in rows:
+        ROWS[row](bench)
 
 
 if __name__ == "__main__":

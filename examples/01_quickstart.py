@@ -63,10 +63,11 @@ print(f"called anomalous: {false:.0%} of the normal, {true:.0%} of the anomalous
 # Where are they anomalous, and what were they compared with? Masks, where there are some, are outlined in yellow.
 
 display = AnomalyMapDisplay.from_estimator(det, bad[: args.shown])
-for path, ax in zip(bad, display.axes_[:, 0], strict=False):
+for path, found, ax in zip(bad, display.explanations, display.axes_[:, 0], strict=False):
     mask = folder / "masks" / f"{path.stem}.png"
     if mask.exists():
-        pixels = np.asarray(Image.open(mask).convert("L").resize([det.image_size] * 2))
+        height, width = found.picture.shape[:2]
+        pixels = np.asarray(Image.open(mask).convert("L").resize((width, height)))
         ax.contour(pixels, levels=[127], colors="yellow", linewidths=0.8)
 display.figure_.savefig(args.out, dpi=72)
 print(f"wrote {args.out}")

@@ -2,7 +2,8 @@
 Heat maps and explanation
 =========================
 
-Why is this image called anomalous? Three displays, the numbers behind them, and a page for somebody who has no Python.
+Why is this image called anomalous? Three displays, the numbers behind them, a map laid over its image, and a page for
+somebody who has no Python.
 """
 
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.demo import write_images
+from fewshot_ad.explanation import overlay
 from fewshot_ad.plotting import AnomalyMapDisplay, ScoreHistogramDisplay, SupportWeightsDisplay
 from fewshot_ad.report import write_report
 
@@ -53,6 +55,20 @@ e = det.explain(bad[:1])[0]
 print(f"decision {e.decision:+.2f} (below 0 = anomaly), hottest spot at row {e.hot_spot[0]}, column {e.hot_spot[1]}")
 print(f"support image {e.support_index} counted most, with a weight of {e.support_weights[e.support_index]:.2f}")
 print(f"most like the hottest spot: a patch of support image {e.matches.support_index} ({e.matches.similarity:.2f})")
+
+# %%
+# A map laid over its image
+# -------------------------
+# The detector sees an image small. ``picture`` is the image to look at, with all pixels of the file up to a longest
+# side of 640, and ``hot_box`` is where the hottest patch is in it. ``anomaly_map(size="original")`` has a value for
+# each pixel of the file.
+
+pixels = overlay(e)
+print(f"the detector saw {e.image.shape[:2]} pixels; {pixels.shape[:2]} are shown, of {e.original_size} in the file")
+print(
+    f"hottest patch: {e.hot_box.height:.0f} x {e.hot_box.width:.0f} pixels at {e.hot_box.top:.0f}, {e.hot_box.left:.0f}"
+)
+print(det.anomaly_map(bad[:1], size="original").shape)
 
 # %%
 # A page to look through

@@ -32,11 +32,12 @@ det.export(folder / "model.onnx")
 
 session = onnxruntime.InferenceSession(folder / "model.onnx")
 about = session.get_modelmeta().custom_metadata_map
-for name in ("offset", "sign", "image_size", "n_support", "evidence"):
+for name in ("offset", "sign", "image_size", "aspect", "n_support", "evidence"):
     print(f"{name}: {about[name]}")
 
 # %%
-# An image goes in as it is, (N, 3, height, width) in [0, 1]: the graph resizes it.
+# An image goes in as it is, (N, 3, height, width) in [0, 1]: the graph resizes it, and keeps its proportions. Images
+# of one size can go in together.
 
 queries = good[4:] + bad
 images = np.stack([np.asarray(Image.open(path), np.float32) / 255 for path in queries]).transpose(0, 3, 1, 2)

@@ -5,6 +5,8 @@ python examples/score_onnx.py model.onnx FOLDER
 Path, score and label of each image: a score above 1 is anomalous, label -1.
 """
 
+import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,11 +17,13 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = session.get_modelmeta().custom_metadata_map
-side, offset = int(about["image_size"]), float(about["offset"])
+size, offset = np.max(json.loads(about["image_size"])), float(about["offset"])
 try:
     for path in sorted(Path(sys.argv[2]).iterdir()):
         with Image.open(path) as picture:
-            picture.draft(None, (4 * side, 4 * side))  # of a large JPEG no more is decoded than the detector needs
+            # Of a large JPEG no more is decoded than the detector needs, for its longer side too.
+            side = math.ceil(4 * size * min(max(picture.size) / min(picture.size), 4) ** 0.5)
+            picture.draft(None, (side, side))
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"), np.float32) / 255
         (scores,) = session.run(["score"], {"image": pixels.transpose(2, 0, 1)[None]})
         score = float(scores[0])

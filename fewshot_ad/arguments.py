@@ -117,8 +117,9 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         commands, "score", "score images",
         "Scores images with a detector from `fewshot-ad fit`, or with one that is fitted on --support. The table has "
         "the columns path; score, high = anomalous; threshold, always 1; label, -1 anomalous where the score is above "
-        "the threshold, else +1, empty if unreadable; hot_spot, row and column of the map's hottest pixel; error. Rows "
-        "are written as they come, to FILE.partial first. Exit status 1 says that some files could not be read.",
+        "the threshold, else +1, empty if unreadable; hot_spot, row and column of the hottest place, pixels of the "
+        "image; error. Rows are written as they come, to FILE.partial first. Exit status 1 says that some files could "
+        "not be read.",
         "fewshot-ad score model.fsad new/ -o scores.csv\n  fewshot-ad score new/ --support normal/",
     )  # fmt: skip
     _model_and_paths(add)
@@ -134,12 +135,14 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
 
     add = _command(
         commands, "map", "write where images are anomalous",
-        "Writes two files for each image: NAME.overlay.png, the image under its map, and NAME.map.tiff, the map itself "
-        "in 32-bit floating point (high = anomalous). Sub-folders are kept.",
+        "Writes two files for each image: NAME.overlay.png, the image under its map, of at most 640 pixels; and "
+        "NAME.map.tiff, the map itself in 32-bit floating point (high = anomalous), of the size that the detector saw "
+        "the image in, or of its own. Sub-folders are kept.",
         "fewshot-ad map model.fsad new/ -o maps/",
     )  # fmt: skip
     _model_and_paths(add)
     add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add("--original-size", action="store_true", default=False, help="NAME.map.tiff has a pixel for each of the image's")
     _force(add)
     _common(add, seed=True)
 
@@ -152,6 +155,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     _model_and_paths(add)
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .html")
     add("--title", default=None, metavar="TEXT", help="of the page")
+    add("--max-side", type=_length, default=640, metavar="N", help="longest side of the pictures, pixels")
     _force(add)
     _common(add, seed=True)
 
@@ -197,6 +201,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     add("tasks", type=Path, metavar="TASKS_DIR", help="folder; each sub-folder holds the normal images of one task")
     add("--out", type=Path, required=True, metavar="FILE", help="student to write, .safetensors")
     _network(add)
+    add("--image-size", type=int, default=128, metavar="N", help="side of the squares that images become, pixels")
     add("--student", choices=("decoder", "encoder"), default="decoder", help="form of the student")
     add("--decoder-blocks", type=int, nargs=3, default=(2, 2, 2), metavar="N", help="at strides 16, 8, 4")
     add("--weighting", choices=("attention", "uniform"), default="attention", help="of the support")
@@ -242,7 +247,6 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def _network(add: Any) -> None:
     add("--backbone", default="compact", metavar="NAME", help="teacher: compact (packaged), or timm's name")
     _weights(add)
-    add("--image-size", type=int, default=128, metavar="N", help="side that images are resized to, pixels")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add(
         "--precision", choices=("auto", "float64", "float32", "bfloat16", "float16"), default="auto", help="of networks"
@@ -256,9 +260,25 @@ def _weights(add: Any) -> None:
     )  # fmt: skip
 
 
+def _jobs(add: Any) -> None:
+    add(
+        "--jobs", dest="n_jobs", type=int, metavar="N",
+        help="threads, -1 for as many as there are processors; no score depends on it; default: as many as torch has",
+    )  # fmt: skip
+
+
 def _settings(add: Any) -> None:
     """Add what a detector is made with."""
     _network(add)
+    add(
+        "--image-size", type=_size, default=128, metavar="N",
+        help="square root of the area that each image is resized to, pixels; or height and width of all, as 96x256",
+    )  # fmt: skip
+    add(
+        "--aspect", choices=("keep", "square"), default="keep",
+        help="whether images keep their own proportions, up to 4:1, or become squares",
+    )  # fmt: skip
+    _jobs(add)
     add("--init", metavar="FILE", help="pretrained student of this teacher; default: the packaged one")
     add("--lam", type=_number_or_auto, metavar="X", help="weight of TSD beside SSD, or auto; default: 0.1")
     add(
@@ -266,7 +286,7 @@ def _settings(add: Any) -> None:
     )
     add("--contamination", type=_number_or_auto, metavar="X", help="share of the support beyond the threshold, or auto")
     add("--value-range", type=float, nargs=2, metavar="V", help="values that are black and white, as a CT window")
-    add("--no-augment", dest="augment", action="store_false", help="turned and mirrored images are not normal")
+    add("--no-augment", dest="augment", action="store_false", help="rotated and flipped images are not normal")
 
 
 def _model_and_paths(add: Any) -> None:
@@ -276,6 +296,7 @@ def _model_and_paths(add: Any) -> None:
     )  # fmt: skip
     add("--support", type=Path, nargs="+", default=None, metavar="PATH", help="normal images, or folders, to fit on")
     _weights(add)
+    _jobs(add)
 
 
 def _force(add: Any) -> None:
@@ -291,6 +312,18 @@ def _common(add: Any, seed: bool = False) -> None:
 
 def _number_or_auto(text: str) -> float | str:
     return text if text == "auto" else float(text)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    if not (found := re.fullmatch(r"(-?\d+)(?:x(\d+))?", text)):
+        raise argparse.ArgumentTypeError(f"{text} was given; accepted is a number, or height and width, as 96x256")
+    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
+
+
+def _length(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} was given; accepted is an integer of at least 1")
+    return int(text)
 
 
 def _table_name(text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -23,12 +24,16 @@ _STOPPED, _NOBODY_READS = 130, 141
 # How the advice of messages for Python reads here.
 _OPTIONS = {
     "force=True": "--force", "load(..., weights=FILE)": "--weights FILE", "weights=FILE": "--weights FILE",
-    "weights=None": "no --weights",
+    "weights=None": "no --weights", "aspect='square'": "--aspect square", "image_size=(H, W)": "--image-size HxW",
     "or raise max_pixels if you trust it": "or use Python, where max_pixels can be raised",
 }  # fmt: skip
 
 _TAKE_RANGE = ("fit", "evaluate")
+# What a model file suffices for; the other commands need what takes as long to import as torch.
+_LIGHT = ("score", "map", "info")
+_HEAVY = ("fewshot_ad.detector", "timm", "torchvision.transforms.v2")
 _RANGE = re.compile(r"value_range=\(([^(),]+), ([^(),]+)\)")
+_SIZE = re.compile(r"image_size=\(?(\d+)(?:, (\d+)\))?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse(sys.argv[1:] if argv is None else argv)
         # Only now: torch takes seconds to import, and --help must not wait for it.
         from . import commands
+
+        if arguments["run"] not in _LIGHT or arguments.get("support") is not None:
+            for name in _HEAVY:
+                importlib.import_module(name)
     finally:
         if alone:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -105,7 +114,8 @@ def _as_options(text: str, takes_range: bool) -> str:
     """Say of the parameters that a message names how they are given here."""
     for there, here in _OPTIONS.items():
         text = text.replace(there, here)
-    return _RANGE.sub(r"--value-range \1 \2", text) if takes_range else text
+    text = _RANGE.sub(r"--value-range \1 \2", text) if takes_range else text
+    return _SIZE.sub(lambda found: "--image-size " + "x".join(filter(None, found.groups())), text)
 
 
 def _tell(outcome: Outcome, as_json: bool) -> int:

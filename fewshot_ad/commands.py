@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
-from . import distributed, evaluation
-from .data import datasets, images
-from .data.listing import MAP, OVERLAY, SUFFIXES, LeftOut, list_images, say_left_out
-from .demo import write_images
-from .detector import DualDistillationDetector
-from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, OutputExistsError, warn
-from .explanation import overlay, relative_score
+from . import distributed
+from .data import images
+from .data.listing import MAP, OVERLAY, LeftOut
+from .exceptions import OutputExistsError
+from .explanation import enlarged, overlay, relative_score
 from .files import model_file
 from .files.checkpoints import check_destination, write_atomically
-from .report import write_report
+from .inputs import check_existence, fit_on, list_given, list_labelled, open_detector, open_session
+from .session import Session
 from .tables import THRESHOLD, Row, Table, import_parquet
-from .training import pretraining
 
 
 class Outcome(NamedTuple):
@@ -50,17 +49,20 @@ class Outcome(NamedTuple):
 
 def demo(out: Path, random_state: int, verbose: int) -> Outcome:
     """Show what the other commands do, on images made of a photograph."""
+    from .demo import write_images
+    from .report import write_report
+
     if out.exists():
         raise OutputExistsError(f"{out} exists. Pass the name of a new folder with -o.")
     write_images(out)
     good, bad = images.files(out / "good"), images.files(out / "bad")
     support, normal = good[:4], good[4:]
-    det = _fit(support, {"random_state": random_state, "verbose": verbose})
+    det = fit_on(support, {"random_state": random_state, "verbose": verbose})
     det.save(out / "model.fsad", support=True)
     with Table(out / "scores.csv") as table:
-        for row in _rows(det, [*normal, *bad]):
+        for row in _rows(det.session(), [*normal, *bad]):
             table.write(row)
-    for _ in _write_maps(det, [(path, Path(path.name)) for path in bad], out / "maps", False):
+    for _ in _write_maps(det.session(), [(path, Path(path.name)) for path in bad], out / "maps", False, False):
         pass
     y = [1] * len(normal) + [-1] * len(bad)
     write_report(det, [*normal, *bad], out / "report.html", y=y)
@@ -82,9 +84,9 @@ def demo(out: Path, random_state: int, verbose: int) -> Outcome:
 def fit(support: Sequence[Path], out: Path, keep_support: bool, force: bool, **settings: Any) -> Outcome:
     """Fit a detector and save it."""
     check_destination(out, force=force)  # before the work, not after it
-    _check_existence(support)
-    listed = _list(support)
-    det = _fit([item for item, _ in listed.items], settings)
+    check_existence(support)
+    listed = list_given(support)
+    det = fit_on([item for item, _ in listed.items], settings)
     det.save(out, support=keep_support, force=force)
     names = [Path(name).name for name in det.session().fitted.names]
     n_failed = len(listed.items) - len(names)
@@ -119,15 +121,18 @@ def score(
         table.check(force=force)
         if out.suffix == ".parquet":
             import_parquet()
-    det, given = _detector(paths, support, settings)
-    listed = _list(given)
-    items = distributed.list_files([item for item, _ in listed.items])
     rows: Iterator[Row]
+    if engine == "ray":
+        det, given = open_detector(paths, support, settings)
+    else:
+        session, given = open_session(paths, support, settings)
+    listed = list_given(given)
+    items = distributed.list_files([item for item, _ in listed.items])
     if engine == "ray":
         dataset = distributed.score(det, items, num_actors=num_actors, address=address)
         rows = (_row(det.offset_, **row) for row in dataset.iter_rows())
     else:
-        rows = _rows(det, items)
+        rows = _rows(session, items)
     with table:
         for row in rows:
             table.write(row)
@@ -146,11 +151,13 @@ def score(
     return Outcome("", found, n_failed, note, table.stopped)
 
 
-def map(paths: Sequence[Path], support: Sequence[Path] | None, out: Path, force: bool, **settings: Any) -> Outcome:
+def map(
+    paths: Sequence[Path], support: Sequence[Path] | None, out: Path, original_size: bool, force: bool, **settings: Any
+) -> Outcome:
     """Write maps, and images under their maps."""
-    det, given = _detector(paths, support, settings)
-    listed = _list(given)
-    done = list(_write_maps(det, listed.items, out, force))
+    session, given = open_session(paths, support, settings)
+    listed = list_given(given)
+    done = list(_write_maps(session, listed.items, out, original_size, force))
     failed = {path: error for path, error, _ in done if error is not None}
     written = [str(file) for _, _, files in done for file in files]
     return Outcome(
@@ -162,13 +169,21 @@ def map(paths: Sequence[Path], support: Sequence[Path] | None, out: Path, force:
 
 
 def report(
-    paths: Sequence[Path], support: Sequence[Path] | None, out: Path, title: str | None, force: bool, **settings: Any
+    paths: Sequence[Path],
+    support: Sequence[Path] | None,
+    out: Path,
+    title: str | None,
+    max_side: int,
+    force: bool,
+    **settings: Any,
 ) -> Outcome:
     """Write the page to look through."""
+    from .report import write_report
+
     check_destination(out, force=force)  # before the work, not after it
-    det, given = _detector(paths, support, settings)
-    items, y, left_out = _list_labelled(given)
-    unreadable = write_report(det, items, out, y=y, title=title, force=force, left_out=left_out)
+    det, given = open_detector(paths, support, settings)
+    items, y, left_out = list_labelled(given)
+    unreadable = write_report(det, items, out, y=y, title=title, force=force, max_side=max_side, left_out=left_out)
     size = out.stat().st_size
     found = {
         "report": str(out), "bytes": size, "n_images": len(items), "failed": dict(unreadable),
@@ -185,6 +200,9 @@ def _say_failed(failed: dict[str, str], n_images: int) -> str:
 
 def evaluate(folder: Path, shots: Sequence[int], seeds: int, verbose: int, **settings: Any) -> Outcome:
     """Measure accuracy on images of both kinds."""
+    from . import evaluation
+    from .detector import DualDistillationDetector
+
     det = DualDistillationDetector(**settings, on_error="skip")
     left_out: LeftOut = []
     rows = evaluation.evaluate(det, folder, n_shots=shots, n_seeds=seeds, progress=bool(verbose), left_out=left_out)
@@ -225,6 +243,8 @@ def info(model: Path) -> Outcome:
 
 def export(model: Path, out: Path, weights: Path | None, force: bool) -> Outcome:
     """Write a detector as ONNX."""
+    from .detector import DualDistillationDetector
+
     check_destination(out, force=force)  # before the work, not after it
     det = DualDistillationDetector.load(model, weights=weights)
     det.export(out, force=force)
@@ -237,6 +257,8 @@ def export(model: Path, out: Path, weights: Path | None, force: bool) -> Outcome
 
 def pretrain(**arguments: Any) -> Outcome:
     """Train a student by episodes."""
+    from .training import pretraining
+
     out = pretraining.pretrain(**arguments)
     return Outcome(f"wrote {out}", {"student": str(out)})
 
@@ -244,104 +266,12 @@ def pretrain(**arguments: Any) -> Outcome:
 # ---- parts
 
 
-class _Listed(NamedTuple):
-    """Images, beside each what its results are called; and what else was there, with the reason."""
-
-    items: list[tuple[Any, Path]]
-    left_out: LeftOut
-
-
-def _fit(support: Sequence[Any], settings: dict[str, Any]) -> DualDistillationDetector:
-    detector = DualDistillationDetector(**settings, on_error="skip").fit(support)
-    # It is the command that skips; who loads the file shall choose for himself.
-    return detector.set_params(on_error="raise")
-
-
-def _detector(
-    paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
-) -> tuple[DualDistillationDetector, Sequence[Path]]:
-    """Load the model that is named first, or fit on the support; and return the paths that are to be looked at."""
-    _check_existence([*paths, *(support or ())])
-    model = next((path for path in paths if _is_model(path)), None)
-    if support is not None:
-        if model is not None:
-            raise ValueError(f"{model} is a model, and --support was given as well. Leave one of them out.")
-        return _fit([item for item, _ in _list(support).items], settings), paths
-    if model is not None and model != paths[0]:
-        raise ValueError(f"{paths[0]} is named first, and is no model, but {model} is. Name the model first.")
-    if paths[0].is_dir() or len(paths) < 2:
-        raise ValueError(
-            "Which images are normal? Name a file from `fewshot-ad fit` first, then the images; or pass --support with "
-            "a few normal images."
-        )
-    det = DualDistillationDetector.load(paths[0], weights=settings["weights"])
-    return det.set_params(verbose=settings["verbose"]), paths[1:]
-
-
-def _is_model(path: Path) -> bool:
-    if path.name.lower().endswith(SUFFIXES):
-        return False
-    try:
-        model_file.describe(path)
-    except (FewShotADError, OSError):
-        return False
-    return True
-
-
-def _check_existence(paths: Sequence[Path]) -> None:
-    for path in paths:
-        if not path.exists():
-            raise ImageError(f"{path} does not exist. Name image files, or folders of them.")
-        if not (path.is_file() or path.is_dir()):
-            raise ImageError(f"{path} is no regular file, but a pipe or a device. Write it to a file, and name that.")
-
-
-def _list(paths: Sequence[Path]) -> _Listed:
-    """List the images of files and of folders with their sub-folders, and warn of what else is in these."""
-    found: list[tuple[Path, Path]] = []
-    left_out: LeftOut = []
-    for path in paths:
-        if not path.is_dir():
-            found.append((path, Path(path.name)))
-            continue
-        listing = list_images(path, below=True)
-        found += [(file, file.relative_to(path)) for file in listing.files]
-        left_out += listing.left_out
-    said = list(say_left_out(left_out))
-    if not found:
-        raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *said]))
-    for line in said:
-        warn(line, ImageSkippedWarning)
-    inside = dict(found)
-    items = []
-    for item in images.frames([file for file, _ in found]):
-        file = Path(item.path if isinstance(item, images.Frame) else item)
-        items.append((item, inside[file].with_name(Path(str(item)).name)))
-    return _Listed(items, left_out)
-
-
-def _list_labelled(paths: Sequence[Path]) -> tuple[list[Any], list[int] | None, LeftOut]:
-    """List images, and their labels where a single folder is laid out as `load_folder` expects it."""
-    root = paths[0]
-    if len(paths) > 1 or not any((root / good).is_dir() for good in ("good", "test/good")):
-        listed = _list(paths)
-        return [item for item, _ in listed.items], None, listed.left_out
-    folder = datasets.load_folder(root, on_error="skip")
-    labels = {path: label for path, label, train in zip(folder.paths, folder.y, folder.train, strict=True) if not train}
-    left_out = [*folder.skipped, *((path, "to fit on, in train/") for path in folder.paths if path not in labels)]
-    for line in say_left_out(left_out):
-        warn(line, ImageSkippedWarning)
-    items = images.frames(labels)
-    return items, [labels[Path(item.path if isinstance(item, images.Frame) else item)] for item in items], left_out
-
-
 def _plain(left_out: LeftOut) -> list[dict[str, str]]:
     return [{"path": str(path), "reason": reason} for path, reason in left_out]
 
 
-def _rows(det: DualDistillationDetector, items: Sequence[Any]) -> Iterator[Row]:
+def _rows(session: Session, items: Sequence[Any]) -> Iterator[Row]:
     """Score images, a row for each as soon as it is done; when memory runs out the others have that as their error."""
-    session = det.session()
     for one in session.score_each(list(items), keep=True):
         yield _row(session.fitted.offset, one.path, one.score, one.label, one.hot_spot, one.error)
 
@@ -354,7 +284,7 @@ def _row(offset: float, path: str, score: float, label: int, hot_spot: Sequence[
 
 
 def _write_maps(
-    det: DualDistillationDetector, items: Sequence[tuple[Any, Path]], out: Path, force: bool
+    session: Session, items: Sequence[tuple[Any, Path]], out: Path, original: bool, force: bool
 ) -> Iterator[tuple[str, str | None, list[Path]]]:
     """Write two files for each image; yield its path, why it could not be read, and the files."""
     names = [[out / f"{name}{ending}" for ending in (OVERLAY, MAP)] for _, name in items]
@@ -367,8 +297,9 @@ def _write_maps(
         seen.add(file)
     given = [item for item, _ in items]
     errors: dict[int, str] = {}
-    for i, found in det.session().explanations(given, lambda i, error: errors.update({i: str(error)})):
-        for file, kind, content in zip(names[i], ("PNG", "TIFF"), (overlay(found), found.map), strict=True):
+    for i, found in session.explanations(given, lambda i, error: errors.update({i: str(error)})):
+        shown = enlarged(torch.from_numpy(found.map)[None], found.original_size)[0].numpy() if original else found.map
+        for file, kind, content in zip(names[i], ("PNG", "TIFF"), (overlay(found), shown), strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             data = io.BytesIO()
             Image.fromarray(content).save(data, kind)

@@ -25,7 +25,7 @@ from .files import export, model_file
 from .method.scoring import Expert
 from .method.student import PAPER_BLOCKS
 from .runtime import own_torch_state
-from .session import Session
+from .session import Session, together
 from .settings import OF_THE_CALL, checked
 from .support import FittedSupport, doubts
 from .training.fitting import extend_support, fit_support
@@ -51,23 +51,25 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     weights : path, optional
         The teacher's weights, a safetensors file in timm's naming. By default the packaged ones; for a network of
         timm's those in the hub's cache, or fetched from there.
-    image_size : int, default=128
-        Images are resized to a square of this side, pixels.
+    image_size : int or tuple of two ints, default=128
+        Square root of the area that each image is resized to, pixels; or its height and width.
+    aspect : {"keep", "square"}, default="keep"
+        "keep": each image keeps its own proportions, up to 4:1, its sides rounded to multiples of what the teacher
+        needs (16 for most). "square": all become squares of side `image_size`.
     student : {"decoder", "encoder"}, default="decoder"
         "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained
         network of the teacher's architecture that sees the image.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
-        Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6). A pretrained student brings
-        its own.
+        Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6). From a 0 on a scale is left
+        out. A pretrained student brings its own.
     init : "auto", path, or None, default="auto"
         Pretrained student to start from: a file that `pretrain` or `save_student` wrote, for this very teacher,
         `student` and `weighting`. "auto" is the packaged student where the teacher is the packaged one, else None, an
         untrained student.
     lam : float or "auto", default=0.1
-        Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score. 0 is SSD alone, inf is TSD
-        alone. Without a student (see `evidence`) it is not used. "auto" trains with 0.1, and scores with another value
-        if that tells views of the support, each held against the other images, much better from the same views spoilt
-        (as `SyntheticAnomalyScorer` does).
+        Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score; inf is TSD alone. Without a
+        student (see `evidence`) it is not used. "auto" trains with 0.1, and scores with another value if that tells
+        views of the support much better from the same views spoilt (as `SyntheticAnomalyScorer` does).
     weighting : {"attention", "uniform"}, default="attention"
         Learn-to-weight, or the plain mean of the support.
     sharpness : float, default=1.0
@@ -77,37 +79,36 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     evidence : str, sequence of str, or dict, default="auto"
         What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
         patches against the most similar one of the support; "embedding": the teacher's deepest stage, pooled, against
-        the most similar view of the support, the same at every pixel. Of several names, "ssd" and "tsd" make one part,
-        SSD + lam * TSD, and each other one a part; each part is divided by what it reads on the support's held-out
-        views, and they are added by `scoring.SHARES`: 0.1 for the student, 1 for "patch", 0.2 for "embedding". A dict
-        gives the weights of a sum of unscaled maps. "auto" is all four where a student comes with the teacher, as with
-        the packaged one, or is asked for: by `init`, `student`, `weighting`, `n_steps` or `auxiliary`. Else it is
-        ("patch", "embedding"): a student that is trained on the support alone takes time and was found to add nothing.
+        the most similar view of the support. Of several names, "ssd" and "tsd" make one part, SSD + lam * TSD, and each
+        other one a part; each is divided by what it reads on the support's held-out views, and they are added by the
+        shares 0.1 (student), 1 ("patch") and 0.2 ("embedding"). A dict gives the weights of a sum of unscaled maps.
+        "auto" is all four where a student comes with the teacher, as with the packaged one, or is asked for: by `init`,
+        `student`, `weighting`, `n_steps` or `auxiliary`. Else it is ("patch", "embedding").
     aggregation : {"max", "mean"} or float, default=0.01
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
     blur_sigma : float, default=4.0
-        Gaussian blur of the map, within each image, pixels. 0 is none.
+        Gaussian blur of the map, within each image: pixels of a map of 128 x 128, in proportion for others. 0 is none.
     border_weight : float in [0, 1], default=0.5
         Weight of the map's edge in the image score, from where it rises to 1 within an eighth of each side: features
-        there are partly of the padding, and read as more anomalous than they are. 1 makes no difference between edge
-        and middle. The map itself stays as it is.
+        there are partly of the padding. 1 makes no difference between edge and middle. The map stays as it is.
     contrast : float in [0, 1], default=0.5
         Share of the map's mean that is taken off the image score: what stands out in an image counts for more than
         what is a little unusual everywhere.
     n_steps : "auto" or int, default="auto"
-        Most training steps of a student. 0 makes none: the published way, where fitting only stores the support under a
-        pretrained student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is
-        trained on the support comes twice, one for each half of it.
+        Most training steps of a student. 0 makes none, as published: fitting only stores the support under a pretrained
+        student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is trained on the
+        support comes twice, one for each half of it.
     batch_size : int, default=16
-        Queries in a training step. Scores do not depend on it: scoring runs in batches of a fixed size.
+        Queries in a training step.
     learning_rate : float, default=1e-3
         Of Adam. Gradients are clipped to norm 1.
     tol : float, default=1e-3
-        Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before; 0
-        never does.
+        Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before.
     augment : bool, default=True
         Whether "patch" and "embedding" also see the support turned by 90, 180 and 270 degrees and mirrored, and whether
         a student that is trained on the support sees slightly changed views of it.
+    max_patches : int, default=2048
+        Most patches that are kept of the support, of all images and views: those that cover the others best.
     contamination : "auto" or float in (0, 0.5], default="auto"
         "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support images, each
         scored against the others, is called anomalous.
@@ -115,21 +116,23 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
         height 1.
     value_range : (float, float), optional
-        Values that mean black and white, as a CT window in Hounsfield units; values beyond are clipped. By default what
-        a DICOM file says, the percentiles 0.5 and 99.5 of a NIfTI volume (docs/formats.md), else by dtype (uint8 255,
-        uint16 65535, bool and float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
+        Values that mean black and white, as a CT window in Hounsfield units. By default what a DICOM file says, the
+        percentiles 0.5 and 99.5 of a NIfTI volume (docs/formats.md), else by dtype (uint8 255, uint16 65535, bool and
+        float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
     max_pixels : int, default=50_000_000
         Larger files are refused before they are decoded.
     device : str or torch.device, default="auto"
         "auto" is CUDA where there is one, else the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
         Of the networks. "auto" runs them in float32 to score, and trains in bfloat16 where the hardware multiplies it
-        natively. With "float64" and "float32" the most similar patch of the support is found by comparing all of them;
-        the others search quickly ("auto" in bfloat16 where that is native, else in float32), which now and then finds
-        one that is a little less similar.
+        natively. "float64" and "float32" compare all patches that are kept; the others search quickly, and now and then
+        find one that is a little less similar.
+    n_jobs : int, optional
+        Threads that read and score images, as scikit-learn counts them (-1: all processors); None is as many as torch
+        has. Scores do not depend on it. On a GPU it is not used.
     memory : joblib.Memory or path, optional
-        Cache of the teacher's features, one entry for each distinct image, shared by all fits. joblib keeps pickles
-        there: use a folder that only you can write to.
+        Cache of the teacher's features, shared by all fits. joblib keeps pickles there: use a folder that only you can
+        write to.
     on_error : {"raise", "skip"}, default="raise"
         "skip" leaves unreadable images out of `fit`, with a warning, and scores them NaN.
     random_state : int, RandomState instance or None, default=None
@@ -145,7 +148,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         `decision_function` is `score_samples` minus this. It may be set; the other attributes are read-only.
     support_scores_ : ndarray of shape (K,)
         `score_samples` of each support image, scored against the other support images.
-    support_ : ndarray of shape (K, 3, image_size, image_size)
+    support_ : ndarray of shape (K, 3, H, W), or list of K of shape (3, H, W)
         The support images, float32 in [0, 1]. Not there after `load`, unless they were saved too.
     evidence_ : str, tuple of str, or dict
         `evidence`, as "auto" was resolved.
@@ -158,29 +161,25 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     experts_ : list of scoring.Expert
         The trained students, each with its maps of the support: one that was trained elsewhere (`auxiliary`, `init`),
         two that were each trained on half of the support, or none where the evidence needs none.
-    patches_, embeddings_ : Tensor of shape (K, patches or views, channels), or None
-        The teacher's patches, and pooled embeddings, of the support and of its views.
+    patches_ : Tensor of shape (at most max_patches, channels), or None
+        The teacher's patches that are kept of the support and of its views.
+    embeddings_ : Tensor of shape (K, views, channels), or None
+        Pooled embeddings of the same.
     teacher_fingerprint_ : str
         sha256 of the teacher's weights.
-    row_range_ : tuple of float or None
-        For 2-D input: the values that became black and white.
-    n_features_in_ : int
-        For 2-D input: number of columns.
-    feature_names_in_ : ndarray of str
-        For data frames: names of the columns.
+    row_range_, n_features_in_, feature_names_in_ : tuple, int, ndarray of str
+        For 2-D input: the values that became black and white, number of columns, and their names.
 
     Notes
     -----
-    A query that is, pixel for pixel, one of the support images is held against the *other* support images: it would
-    otherwise find itself. All scores of the support are therefore comparable with those of fresh images.
-
-    A pickle, and a file of `save`, holds tensors on the CPU and no teacher: it is found by `backbone` and `weights`.
+    A query that is, pixel for pixel, one of the support images is held against the *other* support images: its score is
+    comparable with those of fresh images.
 
     A changed parameter acts at the next `fit`, except for those that say where and how the work is done, and on which
-    no score depends: `weights`, `max_pixels`, `device`, `memory`, `on_error` and `verbose` act at the next call.
+    no score depends: `weights`, `max_pixels`, `device`, `n_jobs`, `memory`, `on_error`, `verbose` act at the next call.
 
-    `fit` builds a new state and puts it in place of the old one at its end. If it fails or is interrupted, the detector
-    is as it was before. Threads may score while another fits: each call sees one state.
+    `fit` puts a new state in place of the old one at its end. If it fails or is interrupted, the detector is as it was
+    before. Threads may score while another fits: each call sees one state.
 
     References
     ----------
@@ -209,7 +208,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         backbone: str = "compact",
         *,
         weights: str | os.PathLike[str] | None = None,
-        image_size: int = 128,
+        image_size: int | tuple[int, int] = 128,
+        aspect: str = "keep",
         student: str = "decoder",
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
         init: str | os.PathLike[str] | None = "auto",
@@ -227,12 +227,14 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         learning_rate: float = 1e-3,
         tol: float = 1e-3,
         augment: bool = True,
+        max_patches: int = 2048,
         contamination: str | float = "auto",
         image_shape: tuple[int, ...] | None = None,
         value_range: tuple[float, float] | None = None,
         max_pixels: int = MAX_PIXELS,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        n_jobs: int | None = None,
         memory: Any = None,
         on_error: str = "raise",
         random_state: Any = None,
@@ -241,6 +243,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.backbone = backbone
         self.weights = weights
         self.image_size = image_size
+        self.aspect = aspect
         self.student = student
         self.decoder_blocks = decoder_blocks
         self.init = init
@@ -258,12 +261,14 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.tol = tol
         self.augment = augment
+        self.max_patches = max_patches
         self.contamination = contamination
         self.image_shape = image_shape
         self.value_range = value_range
         self.max_pixels = max_pixels
         self.device = device
         self.precision = precision
+        self.n_jobs = n_jobs
         self.memory = memory
         self.on_error = on_error
         self.random_state = random_state
@@ -273,9 +278,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def paper(cls, backbone: str = "wide_resnet50_2.tv_in1k", **parameters: Any) -> DualDistillationDetector:
         """Make a detector with the paper's setting; further parameters override it.
 
-        The score is the "ssd" map alone, blurred with sigma 4, its maximum; training uses the flattened loss, batches
-        of 16, learning rate 1e-4 and no early end. The paper trains on other kinds of images: pass `auxiliary` to
-        `fit`, or `init` with `n_steps=0`.
+        The score is the maximum of the "ssd" map; training uses the flattened loss, learning rate 1e-4 and no early
+        end. The paper trains on other kinds of images: pass `auxiliary` to `fit`, or `init` with `n_steps=0`.
 
         Parameters
         ----------
@@ -288,12 +292,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         DualDistillationDetector
         """
-        # In full, whatever the defaults are or will be.
-        setting: dict[str, Any] = {
-            "image_size": 128, "student": "decoder", "decoder_blocks": PAPER_BLOCKS,
-            "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
-            "loss": "flattened", "evidence": "ssd", "aggregation": "max", "blur_sigma": 4.0,
-            "border_weight": 1.0, "contrast": 0.0, "batch_size": 16, "learning_rate": 1e-4, "tol": 0.0,
+        setting: dict[str, Any] = {  # in full, whatever the defaults are or will be
+            "image_size": 128, "aspect": "square", "student": "decoder", "decoder_blocks": PAPER_BLOCKS, "lam": 0.1,
+            "weighting": "attention", "sharpness": 1.0, "loss": "flattened", "evidence": "ssd", "aggregation": "max",
+            "blur_sigma": 4.0, "border_weight": 1.0, "contrast": 0.0, "batch_size": 16, "learning_rate": 1e-4,
+            "tol": 0.0,
         }  # fmt: skip
         return cls(backbone, **{**setting, **parameters})
 
@@ -305,13 +308,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         X : images, or array-like of shape (n_samples, n_features)
             The support: paths, frames of files (`images.frames`), PIL images, arrays (H, W, 1|3|4), (N, H, W),
             (N, H, W, C), torch tensors (N, C, H, W), or a list of these that may mix sizes. 2-D input holds one
-            flattened image in each row. uint8, uint16, bool, or float in [0, 1], unless `value_range` says otherwise.
+            flattened image in each row. uint8, uint16, bool, or float in [0, 1], unless `value_range` is given.
         y : array-like of shape (n_samples,), optional
             Rows labelled -1 are left out of the support.
         auxiliary : mapping of str to images, optional
             Normal images of other kinds, by the name of the kind. The student is then trained by episodes over these
-            (the paper's training), and the support is only stored. Without it, students (untrained, or from `init`)
-            are trained on views of the support, each held against the other images.
+            (the paper's training), and the support is only stored. Without it, it is trained on views of the support.
 
         Returns
         -------
@@ -366,8 +368,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
         """Add support images without training again; the threshold follows, unless the user has set it.
 
-        An image that is in the support already changes nothing, and a warning says so. On a detector that is not fitted
-        yet this is `fit`.
+        An image that is in the support already changes nothing, with a warning. Before `fit` this is `fit`.
 
         Parameters
         ----------
@@ -406,9 +407,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     def save(self, path: str | os.PathLike[str], *, support: bool = False, force: bool = False) -> None:
         """Write the fitted detector to a file that `load` reads, without the teacher.
 
-        Safetensors with a JSON header, no pickle; docs/files.md says what is in it. Tensors are those of the CPU,
-        wherever they were computed. The parameters `device`, `memory` and `verbose` are left out, and a `random_state`
-        that is a generator.
+        Safetensors with a JSON header, no pickle; docs/files.md says what is in it. Tensors are those of the CPU. The
+        parameters `device`, `n_jobs`, `memory` and `verbose` are left out, and a `random_state` that is a generator.
 
         Parameters
         ----------
@@ -422,14 +422,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Raises
         ------
-        sklearn.exceptions.NotFittedError
-            There is nothing to save yet.
         OutputExistsError, OutputError
             The file exists, and `force` is False; it cannot be written there.
         CheckpointError
             A parameter that no file can hold.
-        DiskFullError
-            What was there before stays.
         """
         session = self.session()
         model_file.save(path, session.fitted, session.settings, support=support, force=force)
@@ -444,8 +440,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     ) -> DualDistillationDetector:
         """Read a fitted detector that `save` wrote; nothing in the file is executed.
 
-        On the machine where it was saved, its scores are those of the detector that was saved, bit for bit, as far as
-        the device is the same.
+        On the machine where it was saved its scores are those of the detector that was saved, bit for bit.
 
         Parameters
         ----------
@@ -454,8 +449,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         device : str or torch.device, optional
             The parameter `device`; by default "auto".
         weights : path, optional
-            The teacher's weights. By default the file that was named when the detector was fitted, if it is there; else
-            the packaged ones, or those of the hub. They are checked to be the same weights.
+            The teacher's weights, checked to be the same. By default the file that was named when the detector was
+            fitted, if it is there; else the packaged ones, or those of the hub.
 
         Returns
         -------
@@ -479,10 +474,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """Write the fitted detector as one ONNX graph, for onnxruntime, OpenVINO and the like.
 
         Teacher, students, support and scoring in float32. Input "image": (N, 3, H, W) float32 in [0, 1], of any N, H
-        and W; outputs "score": (N,), as `score_samples` gives it, high = normal, and "anomaly_map": (N, image_size,
-        image_size), high = anomalous. The metadata hold the threshold, "offset", and what the file is
-        (docs/deployment.md). The graph does not know a copy of a support image for one. Other threads that use the
-        package wait meanwhile, some seconds.
+        and W, which the graph resizes as the package does; outputs "score": (N,), as `score_samples` gives it, high =
+        normal, and "anomaly_map": (N, h, w), high = anomalous, in the proportions that `anomaly_map` gives. The
+        metadata hold the threshold, "offset", and what the file is (docs/deployment.md). The graph does not know a copy
+        of a support image for one. Other threads that use the package wait meanwhile, up to a minute.
 
         Parameters
         ----------
@@ -493,14 +488,12 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
         Raises
         ------
-        sklearn.exceptions.NotFittedError
-            There is nothing to export yet.
+        ValueError
+            The backbone cannot be exported for images of any proportions.
         MissingExtraError
             onnx or onnxscript is not installed.
         OutputExistsError, OutputError
             The file exists, and `force` is False; it cannot be written there.
-        DiskFullError
-            What was there before stays.
         """
         session = self.session(memory=None)
         export.write(path, session.fitted, session.settings, force=force)
@@ -565,23 +558,25 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
-    def anomaly_map(self, X: Any) -> np.ndarray:
+    def anomaly_map(self, X: Any, *, size: str | None = None) -> np.ndarray | list[np.ndarray]:
         """Map where images are anomalous; high = anomalous.
 
         The image score is the `aggregation` of this map, its border faded by `border_weight`, less `contrast` times its
-        mean. What "embedding" reads, which is the same at every pixel, is added to the score alone, unless there is
-        nothing else.
+        mean. What "embedding" reads of the image as a whole is added to the score alone, unless there is nothing else.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`.
+        size : "original", optional
+            Maps in the pixels of the images as they were given, upright. By default in those that the detector sees.
 
         Returns
         -------
-        ndarray of shape (n_samples, image_size, image_size), float32
+        ndarray of shape (n_samples, H, W), float32; or a list of n_samples of shape (H, W)
+            A list where images have several shapes. NaN for an unreadable image with on_error="skip".
         """
-        return self.session().anomaly_map(X)
+        return self.session().anomaly_map(X, size)
 
     def support_weights(self, X: Any) -> np.ndarray:
         """Tell how much each support image counted for each query.
@@ -594,26 +589,28 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples, K), float64
-            Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of the query's
-            patches that found their match in each support image; of "embedding" alone, 1 for the most similar one.
+            Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of patches that
+            found their match in each image; of "embedding" alone, 1 for the most similar one.
         """
         return self.session().support_weights(X)
 
-    def explain(self, X: Any) -> list[Explanation | None]:
+    def explain(self, X: Any, *, max_side: int | None = 640) -> list[Explanation | None]:
         """Tell what the score of each image comes from.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`.
+        max_side : int or None, default=640
+            Longest side of the pictures to look at (`Explanation.picture`), pixels; each image is read a second time
+            for its picture. None leaves them out: then the picture is what the detector saw.
 
         Returns
         -------
         list of Explanation
-            One for each image, each with score, map, the support's weights, the hottest spot, and the patch of the
-            support that is most like it. None for an unreadable image with on_error="skip".
+            One for each image. None for an unreadable image with on_error="skip".
         """
-        return self.session().explain(X)
+        return self.session().explain(X, max_side)
 
     def session(self, **of_the_call: Any) -> Session:
         """Put the fitted state to work: for tools, and for several questions to one state.
@@ -621,7 +618,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Parameters
         ----------
         **of_the_call
-            `weights`, `max_pixels`, `device`, `memory`, `on_error` or `verbose`, in place of the detector's own.
+            `weights`, `max_pixels`, `device`, `n_jobs`, `memory`, `on_error`, `verbose`, in place of its own.
 
         Returns
         -------
@@ -632,14 +629,16 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         return Session(self.fitted_, **{**{name: getattr(self, name) for name in OF_THE_CALL}, **of_the_call})
 
     fitted_: FittedSupport
-    support_ = FittedAttribute[np.ndarray](lambda f: None if f.images is None else f.images.numpy(), may_lack=True)
+    support_ = FittedAttribute[np.ndarray | list[np.ndarray]](
+        lambda f: None if f.images is None else together([image.numpy() for image in f.images]), may_lack=True
+    )
     support_scores_ = FittedAttribute[np.ndarray](lambda f: f.scores)
     evidence_ = FittedAttribute[str | tuple[str, ...] | dict[str, float]](lambda f: f.evidence)
     lam_ = FittedAttribute[float](lambda f: f.lam)
     scales_ = FittedAttribute[dict[str, float]](lambda f: dict(f.scales))
     loss_curve_ = FittedAttribute[list[float]](lambda f: list(f.loss_curve))
     experts_ = FittedAttribute[list[Expert]](lambda f: list(f.experts))
-    patches_ = FittedAttribute[torch.Tensor | None](lambda f: f.patches)
+    patches_ = FittedAttribute[torch.Tensor | None](lambda f: f.patches and f.patches.features)
     embeddings_ = FittedAttribute[torch.Tensor | None](lambda f: f.embeddings)
     teacher_fingerprint_ = FittedAttribute[str](lambda f: f.teacher_fingerprint)
     row_range_ = FittedAttribute[tuple[float, float] | None](lambda f: f.table and f.table.value_range)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from .cluster import connect, settle
 from .data.formats import Frame
@@ -69,9 +68,12 @@ def score(
     ray.data.Dataset
         Computed already, or read from `out`. A row for each file, in the order of their paths: "path"; "score", as from
         `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous files, null for
-        unreadable ones; "hot_spot", row and column of the map's hottest pixel, or null; "error", null or why the file
-        could not be read; and with `maps` "map", (image_size, image_size) float32, high = anomalous. On the CPU the
-        numbers are, bit for bit, those of the detector itself with as many threads.
+        unreadable ones; "hot_spot", row and column of the hottest place in the image's pixels, or null; "error", null
+        or why the file could not be read; and with `maps` "map", (H, W) float32 as from `anomaly_map`, of NaN for an
+        unreadable file.
+        Ray hands maps out as arrays of their own shapes; programs that read the Parquet files without Ray find "data",
+        a flat list, and "shape" in each. On the CPU the numbers are, bit for bit, those of the detector itself with as
+        many threads.
 
     Raises
     ------
@@ -82,6 +84,8 @@ def score(
     ValueError
         `out` exists already.
     """
+    from sklearn.utils.validation import check_is_fitted
+
     check_is_fitted(detector)
     if out is not None and Path(out).exists():
         raise ValueError(f"out={str(out)!r} exists already. Remove it, or pass another name.")
@@ -195,11 +199,18 @@ class _Actor:
             "error": pyarrow.array([one.error for one in scored], pyarrow.string()),
         }
         if self.maps:
-            side = self.session.settings.image_size
-            nothing = np.full((side, side), np.nan, np.float32)
-            maps = np.stack([nothing if one.map is None else one.map for one in scored])
-            found["map"] = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(maps)
+            found["map"] = self._column([one.map for one in scored])
         return pyarrow.table(found)
+
+    def _column(self, maps: Sequence[np.ndarray | None]) -> Any:
+        """Put maps of any shapes into a column; one that is missing is of NaN."""
+        from ray.data.extensions import ArrowVariableShapedTensorArray
+
+        missing = np.full(self.session.fitted.geometry.usual, np.nan, np.float32)
+        column = np.empty(len(maps), object)
+        for i, one in enumerate(maps):
+            column[i] = missing if one is None else one
+        return ArrowVariableShapedTensorArray.from_numpy(column)
 
 
 def _write(dataset: Any, out: Path) -> None:

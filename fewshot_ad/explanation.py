@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from .method.matching import Match, match
-from .method.scoring import Scorer
+from .data.images import Loaded
+from .method.coreset import Patches
+from .method.features import FeatureExtractor
+from .method.matching import Match, best_match, patch_at, support_patches
+from .method.memory import describe_views
+from .method.scoring import Read, Scorer
+from .support import FittedSupport
 
 # Hardly any tissue or material is of this blue, and colour-blind readers see it.
 COLOUR = (0, 200, 255)
+# Numbers of the support's patches that are held while images are explained.
+_MOST_HELD = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +34,21 @@ class Explanation:
         As `score_samples` gives it; high = normal.
     decision : float
         As `decision_function` gives it: `score` less the threshold; below 0 = anomaly.
-    map : ndarray of shape (S, S), float32
+    map : ndarray of shape (H, W), float32
         As `anomaly_map` gives it; high = anomalous.
-    image : ndarray of shape (S, S, 3), uint8
+    image : ndarray of shape (H, W, 3), uint8
         The image as the detector saw it: resized, RGB.
+    picture : ndarray of shape (H', W', 3), uint8
+        The image to look at: in its own proportions, at most as large as it is and as was asked for, RGB. It is `image`
+        where that was asked for, and where the image could not be read a second time.
+    original_size : tuple of (int, int)
+        Height and width of the image as it was given, upright, pixels.
     support_weights : ndarray of shape (K,), float64
         As `support_weights` gives it: how much each support image counted.
     support_index : int
         The support image that counted most.
     hot_spot : tuple of (int, int)
-        Row and column of the highest pixel of `faded`; the first of equally high ones.
+        Row and column of the highest pixel of `faded`; the first of equally high ones. In pixels of `image`.
     matches : Match or None
         The patch of the support that is most like the patch at `hot_spot`; None where "patch" is not among the
         evidence. It may be in another support image than the one that counted most.
@@ -43,7 +56,7 @@ class Explanation:
         Side of the square, in pixels of `image`, that one patch stands for: the stride of the teacher's middle stage.
         A patch's descriptor also depends on what is around this square: it joins averages over 3x3 neighbours in each
         stage, and the teacher itself looks farther.
-    faded : ndarray of shape (S, S), float32
+    faded : ndarray of shape (H, W), float32
         The map as the score sees it: its border faded by `border_weight`.
     level : float
         What the `aggregation` of `faded` (by default the mean of its highest 1 % of pixels) is compared with: the image
@@ -55,6 +68,8 @@ class Explanation:
     decision: float
     map: np.ndarray
     image: np.ndarray
+    picture: np.ndarray
+    original_size: tuple[int, int]
     support_weights: np.ndarray
     support_index: int
     hot_spot: tuple[int, int]
@@ -70,8 +85,38 @@ class Explanation:
 
     @property
     def excess(self) -> np.ndarray:
-        """`faded` less `level`, (S, S) float32; its `aggregation` is minus `decision`."""
+        """`faded` less `level`, (H, W) float32; its `aggregation` is minus `decision`."""
         return self.faded - np.float32(self.level)
+
+    @property
+    def hot_box(self) -> Box:
+        """The patch that `hot_spot` belongs to, in pixels of `picture`."""
+        side = self.patch_size
+        row, column = ((place + 0.5) // side * side for place in self.hot_spot)
+        down, across = (shown / seen for shown, seen in zip(self.picture.shape, self.map.shape, strict=False))
+        return Box(row * down, column * across, side * down, side * across)
+
+    @property
+    def match_box(self) -> Box | None:
+        """The patch that `matches` tells of, in pixels of that support image as the detector saw it."""
+        if self.matches is None:
+            return None
+        side = self.patch_size
+        return Box(self.matches.row + 0.5 - side / 2, self.matches.col + 0.5 - side / 2, side, side)
+
+
+class Box(NamedTuple):
+    """A rectangle in an image; pixels from the image's upper left corner, which is half a pixel from a pixel's centre.
+
+    Attributes
+    ----------
+    top, left, height, width : float
+    """
+
+    top: float
+    left: float
+    height: float
+    width: float
 
 
 def relative_score(scores: Any, offset: float) -> np.ndarray:
@@ -103,49 +148,112 @@ def relative_score(scores: Any, offset: float) -> np.ndarray:
     return np.where((scores < offset) & (relative <= 1), np.nextafter(1, 2), relative) + 0.0
 
 
-def explain(scorer: Scorer, images: torch.Tensor, exclude: torch.Tensor, offset: float) -> Iterator[Explanation]:
-    """Explain the scores of a few images.
+class Gallery:
+    """The support's patches, all of them where its images are at hand; else those that its memory keeps.
+
+    They are described when they are first asked for, and held as far as they take up little.
+
+    Parameters
+    ----------
+    fitted : FittedSupport
+    extract : FeatureExtractor
+        Of its teacher.
+    """
+
+    def __init__(self, fitted: FittedSupport, extract: FeatureExtractor) -> None:
+        self._fitted, self._extract = fitted, extract
+        self._held: dict[int, Patches] = {}
+        self._n_held = 0
+
+    def best(self, query: torch.Tensor, left_out: torch.Tensor) -> Match | None:
+        """Find the patch that is most like a query's.
+
+        Parameters
+        ----------
+        query : torch.Tensor
+            (D,), norm 1, on the CPU.
+        left_out : torch.Tensor of bool
+            (K,), support images that must not count.
+
+        Returns
+        -------
+        Match or None
+            None where "patch" is not among the evidence.
+        """
+        if self._fitted.patches is None:
+            return None
+        if self._fitted.images is None:
+            return best_match(self._fitted.patches, query, left_out)
+        owners = [owner for owner in range(len(left_out)) if not left_out[owner]]
+        found = (best_match(self._patches(owner), query, left_out) for owner in owners)
+        return max((one for one in found if one is not None), key=lambda one: one.similarity)
+
+    def _patches(self, owner: int) -> Patches:
+        if owner in self._held:
+            return self._held[owner]
+        assert self._fitted.images is not None  # nosec B101
+        image = self._fitted.images[owner]
+        described = describe_views(image, self._extract, self._fitted.settings.augment)
+        found = support_patches(described.patches, described.grid, image.shape[1:], owner)
+        if self._n_held + found.features.numel() <= _MOST_HELD:
+            self._n_held += found.features.numel()
+            self._held[owner] = found
+        return found
+
+
+def explain(
+    scorer: Scorer,
+    read: Read,
+    loaded: Loaded,
+    offset: float,
+    best: Callable[[torch.Tensor], Match | None],
+    picture: torch.Tensor | None,
+) -> Explanation:
+    """Explain the score of an image.
 
     Parameters
     ----------
     scorer : Scorer
-    images : torch.Tensor
-        (N, 3, S, S), in [0, 1].
-    exclude : torch.Tensor of bool
-        (N, K), support images that must not count for a query.
+    read : Read
+        What it read of the image.
+    loaded : Loaded
+        The image.
     offset : float
         Threshold of the scores (high = normal).
+    best : callable
+        Finds the support's patch that is most like one of the image, (D,).
+    picture : torch.Tensor or None
+        (3, H', W'), in [0, 1]: the image to look at, where it is not to be the one that was scored.
 
-    Yields
-    ------
+    Returns
+    -------
     Explanation
-        Of each image.
     """
-    size = images.shape[-1]
-    maps = scorer.extract(images)
-    evidence, weights = scorer.evidence(images, exclude, maps)
-    fused, scores = scorer.fuse(evidence), -scorer.score(evidence).double()
-    faded = [scorer.reduction.fade(one) for one in fused]
-    spots = [highest(one.numpy()) for one in faded]
-    matches: list[Match | None] = [None] * len(spots)
-    if scorer.memory.bank is not None:
-        matches = [*match(maps, scorer.memory.bank, exclude, spots, size)]
-    pixels = as_uint8(images)
-    for i, spot in enumerate(spots):
-        decision = float(scores[i] - offset)
-        yield Explanation(
-            score=float(scores[i]),
-            decision=decision,
-            map=fused[i].numpy().astype(np.float32),
-            image=pixels[i],
-            support_weights=weights[i].numpy().astype(np.float64),
-            support_index=int(weights[i].numpy().argmax()),
-            hot_spot=spot,
-            matches=matches[i],
-            patch_size=size / maps[1].shape[2],
-            faded=faded[i].numpy().astype(np.float32),
-            level=float(scorer.reduction.peak(fused[i])) + decision,
-        )
+    size = loaded.image.shape[1:]
+    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.judge(read.evidence)[0])
+    faded = scorer.reduction.fade(fused)
+    spot = highest(faded.numpy())
+    weights, decision = read.weights.numpy().astype(np.float64), score - offset
+    return Explanation(
+        score=score,
+        decision=decision,
+        map=fused.numpy().astype(np.float32),
+        image=(seen := as_uint8(loaded.image)),
+        picture=seen if picture is None else as_uint8(picture),
+        original_size=(loaded.height, loaded.width),
+        support_weights=weights,
+        support_index=int(weights.argmax()),
+        hot_spot=spot,
+        matches=best(patch_at(read.maps, size, spot).cpu()),
+        patch_size=size[0] / read.maps[1].shape[2],
+        faded=faded.numpy().astype(np.float32),
+        level=float(scorer.reduction.peak(fused)) + decision,
+    )
+
+
+def enlarged(maps: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Resize maps (N, H, W) to other heights and widths, bilinear; antialiased where that is smaller."""
+    return F.interpolate(maps[:, None], size=shape, mode="bilinear", align_corners=False, antialias=True)[:, 0]
 
 
 def highest(values: np.ndarray) -> tuple[int, int]:
@@ -155,13 +263,7 @@ def highest(values: np.ndarray) -> tuple[int, int]:
 
 
 def opacity(found: Explanation) -> np.ndarray:
-    """Tell how opaque the colour over an image is, (S, S) in [0, 1]: none up to 0.7 of `level`, full from 1.3 of it."""
-    share = found.faded / found.level if found.level > 0 else np.ones_like(found.faded)
-    return np.clip((share - 0.7) / 0.6, 0, 1)
-
-
-def overlay(found: Explanation) -> np.ndarray:
-    """Lay the map over its image, in one colour, so that the image still shows.
+    """Tell how opaque the colour over an image is: none up to 0.7 of `level`, full from 1.3 of it.
 
     Parameters
     ----------
@@ -170,12 +272,31 @@ def overlay(found: Explanation) -> np.ndarray:
 
     Returns
     -------
-    ndarray of shape (S, S, 3), uint8
+    ndarray of shape (H, W), float32
+        In [0, 1]; of the size of `Explanation.map`.
     """
-    alpha = 0.7 * opacity(found)[..., None]
-    return np.rint((1 - alpha) * found.image + alpha * np.array(COLOUR)).astype(np.uint8)
+    share = found.faded / found.level if found.level > 0 else np.ones_like(found.faded)
+    return np.clip((share - 0.7) / 0.6, 0, 1)
 
 
-def as_uint8(images: torch.Tensor) -> np.ndarray:
-    """Turn images (N, 3, S, S) in [0, 1] into pictures (N, S, S, 3), uint8; values beyond are clipped."""
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+def overlay(found: Explanation) -> np.ndarray:
+    """Lay the map over its picture, in one colour, so that the picture still shows.
+
+    Parameters
+    ----------
+    found : Explanation
+        From `DualDistillationDetector.explain`.
+
+    Returns
+    -------
+    ndarray of shape (H', W', 3), uint8
+        Of the size of `Explanation.picture`: in the proportions of the image as it was given.
+    """
+    height, width = found.picture.shape[:2]
+    alpha = 0.7 * enlarged(torch.from_numpy(opacity(found))[None], (height, width))[0].numpy()[..., None]
+    return np.rint((1 - alpha) * found.picture + alpha * np.array(COLOUR, np.float32)).astype(np.uint8)
+
+
+def as_uint8(image: torch.Tensor) -> np.ndarray:
+    """Turn an image (3, H, W) in [0, 1] into a picture (H, W, 3), uint8; values beyond are clipped."""
+    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()

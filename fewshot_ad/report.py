@@ -22,17 +22,17 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .data import images
-from .data.datasets import shown_size
 from .data.listing import LeftOut
 from .exceptions import ImageError
 from .explanation import as_uint8, opacity, relative_score
 from .files import checkpoints
 from .session import Session
+from .settings import Settings
 from .support import FittedSupport
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
-    from .explanation import Explanation
+    from .explanation import Box, Explanation
 
 # Less than an image takes up in any report, bytes: a disk with less room is refused at once.
 _LEAST = 2000
@@ -47,7 +47,7 @@ def write_report(
     y: Any = None,
     title: str | None = None,
     force: bool = False,
-    max_side: int | None = 256,
+    max_side: int | None = 640,
     progress: bool = False,
     left_out: LeftOut | None = None,
 ) -> list[tuple[str, str]]:
@@ -70,9 +70,9 @@ def write_report(
         By default "Anomaly report".
     force : bool, default=False
         Whether a file that is there already is replaced.
-    max_side : int or None, default=256
-        Side of the square that a picture is kept in, pixels; it is shown in the file's proportions. None keeps what
-        the detector saw, of side `image_size`, and reads each file only once.
+    max_side : int or None, default=640
+        Longest side of the pictures, pixels; they keep the proportions of their files, and are never larger than these.
+        None keeps what the detector saw, and reads each file only once.
     progress : bool, default=False
         Whether to show a progress bar.
     left_out : list of (path, str), optional
@@ -97,18 +97,17 @@ def write_report(
     Notes
     -----
     Scores are those of `explanation.relative_score`: 1 is the detector's threshold, high = anomalous. An image takes up
-    about 15 to 30 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
+    10 to 100 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
     image's `level`, which its hottest places are above where it is called anomalous.
     """
-    if max_side is not None and not (isinstance(max_side, (int, np.integer)) and max_side >= 1):
-        raise ValueError(f"max_side={max_side!r} was given; accepted is an integer of at least 1, or None.")
+    size = None if max_side is None else images.FigureSize(max_side)
     items = images.as_items(paths)
     labels = _labels(y, items)
     out = Path(out)
     checkpoints.check_destination(out, force=force, least=len(items) * _LEAST)
 
     session = det.session()
-    records, unreadable = _collect(session, items, _names(items), labels, max_side, progress)
+    records, unreadable = _collect(session, items, _names(items), labels, size, progress)
     if not records:
         raise ImageError(f"None of the {len(items)} files could be read: {' '.join(unreadable[0])}")
     data = _data(session.fitted, records, unreadable, title, labels is not None)
@@ -144,27 +143,18 @@ def _collect(
     items: Sequence[Any],
     names: Sequence[str],
     labels: np.ndarray | None,
-    max_side: int | None,
+    size: images.FigureSize | None,
     progress: bool,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Encode what the report shows of each readable image, and tell why the others could not be read."""
     records: list[dict[str, Any]] = []
     errors: dict[int, ImageError] = {}
-    options = session.items(items)[1]
-    found = session.explanations(items, errors.__setitem__)
+    found = session.explanations(items, errors.__setitem__, size)
     for i, explanation in tqdm(found, total=len(items), desc="report", disable=not progress):
-        picture = explanation.image
-        if max_side is not None:
-            try:
-                picture = as_uint8(images.load(items[i], i, **options | {"size": max_side})[None])[0]
-            except ImageError as error:  # it was removed or altered a moment ago
-                errors[i] = error
-                continue
         records.append({
             "name": names[i],
             "label": 0 if labels is None else int(labels[i]),
-            "picture": _jpeg(picture),
-            "aspect": _aspect(items[i]),
+            **_shown(explanation.picture),
             "score": float(relative_score(explanation.score, session.fitted.offset)),
             **_explained(explanation),
         })  # fmt: skip
@@ -180,21 +170,23 @@ def _explained(found: Explanation) -> dict[str, Any]:
     match = found.matches
     return {
         "map": _mask(found),
-        "patch": float(found.patch_size),
-        "hot": [int(place) for place in found.hot_spot],
+        "hot": _box(found.hot_box),
         "weights": [round(float(weight), 4) for weight in found.support_weights],
         "support": int(found.support_index),
         "match": match and {
-            "support": int(match.support_index), "row": float(match.row), "column": float(match.col),
-            "similarity": float(match.similarity),
+            "support": int(match.support_index), "box": _box(found.match_box), "similarity": float(match.similarity),
         },
     }  # fmt: skip
 
 
-def _aspect(item: Any) -> float:
-    """Tell a picture's width by its height; 1 where its file does not."""
-    size = shown_size(item) if isinstance(item, (str, os.PathLike, images.Frame)) else None
-    return round(size[0] / size[1], 4) if size is not None and min(size) > 0 else 1.0
+def _box(box: Box | None) -> list[float] | None:
+    return box and [round(number, 2) for number in box]
+
+
+def _shown(picture: np.ndarray) -> dict[str, Any]:
+    """Encode a picture; its size is told too, so that nothing moves when it appears."""
+    height, width = picture.shape[:2]
+    return {"picture": _jpeg(picture), "aspect": round(width / height, 4), "size": [height, width]}
 
 
 def _jpeg(pixels: np.ndarray) -> str:
@@ -226,7 +218,6 @@ def _data(
     labelled: bool,
 ) -> dict[str, Any]:
     """Put together what the template's script reads."""
-    patches = {record.pop("patch") for record in records}
     n_support = len(records[0]["weights"])
     known = [(record["label"], -record["score"]) for record in records if record["label"]]
     auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
@@ -237,29 +228,28 @@ def _data(
         f"judged by {_number(n_support, 'normal image')}.",
         "labelled": labelled,
         "auroc": auroc,
-        "size": int(settings.image_size),
-        "patch": patches.pop(),
         "detector": [
             ["fewshot_ad", __version__],
             ["Teacher", f"{settings.backbone}, {fitted.teacher_fingerprint[:12]}"],
-            ["Image size", f"{settings.image_size} px"],
+            ["Image size", _image_size(settings)],
             ["Evidence", evidence if isinstance(evidence, str) else ", ".join(evidence)],
             ["lambda", f"{fitted.lam:g}"],
             ["offset_", f"{fitted.offset:.6g}"],
         ],
         "names": _names(fitted.names),
-        "support": _support(fitted, records),
+        # As the detector saw them, where it still holds them.
+        "support": fitted.images and [_shown(as_uint8(image)) for image in fitted.images],
         "images": sorted(records, key=lambda record: -record["score"]),
         "unreadable": unreadable,
     }
 
 
-def _support(fitted: FittedSupport, records: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Show the normal images in the proportions of the others, where the detector still holds them."""
-    if fitted.images is None:
-        return None
-    aspect = float(np.median([record["aspect"] for record in records]))
-    return [{"picture": _jpeg(picture), "aspect": aspect} for picture in as_uint8(fitted.images)]
+def _image_size(settings: Settings) -> str:
+    size = settings.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if isinstance(size, tuple) or settings.aspect == "square":
+        return f"{height} x {width} px"
+    return f"own proportions, area of {height} x {width} px"
 
 
 def _number(n: int, what: str) -> str:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -28,6 +28,8 @@ class Runtime:
         What autocast lowers the networks to; None leaves them in `dtype`.
     matching_dtype : torch.dtype or None
         What the support's patches are searched in, quickly; None compares them all, in `dtype`.
+    workers : int
+        Threads that compute images; no result depends on it.
     """
 
     device: torch.device
@@ -35,6 +37,7 @@ class Runtime:
     scoring_dtype: torch.dtype | None
     training_dtype: torch.dtype | None
     matching_dtype: torch.dtype | None
+    workers: int = field(default=1, compare=False)
 
     @contextmanager
     def autocast(self, *, training: bool = False) -> Iterator[None]:
@@ -55,7 +58,7 @@ class Runtime:
         return tensor.to(self.device, self.dtype)
 
 
-def resolve_runtime(device: str | torch.device, precision: str) -> Runtime:
+def resolve_runtime(device: str | torch.device, precision: str, workers: int = 1) -> Runtime:
     """Turn the parameters `device` and `precision` into a `Runtime`.
 
     Parameters
@@ -65,6 +68,8 @@ def resolve_runtime(device: str | torch.device, precision: str) -> Runtime:
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
         "auto" runs the networks in float32 to score; on hardware that multiplies bfloat16 natively it trains, and
         searches the support's patches, in bfloat16, elsewhere in float32.
+    workers : int, optional
+        Threads that compute images; on a GPU it is always one.
 
     Returns
     -------
@@ -85,13 +90,14 @@ def resolve_runtime(device: str | torch.device, precision: str) -> Runtime:
     except (RuntimeError, AssertionError) as error:
         here = "'auto', 'cpu' or 'cuda'" if torch.cuda.is_available() else "'auto' or 'cpu'"
         raise ValueError(f"device={device!r} cannot be used here ({error}). Pass {here}.") from error
+    workers = workers if resolved.type == "cpu" else 1
     if precision == "auto":
         native = torch.bfloat16 if _native_bfloat16(resolved) else None
-        return Runtime(resolved, torch.float32, None, native, native or torch.float32)
+        return Runtime(resolved, torch.float32, None, native, native or torch.float32, workers)
     if precision in ("float64", "float32"):
-        return Runtime(resolved, getattr(torch, precision), None, None, None)
+        return Runtime(resolved, getattr(torch, precision), None, None, None, workers)
     lowered = getattr(torch, precision)
-    return Runtime(resolved, torch.float32, lowered, lowered, lowered)
+    return Runtime(resolved, torch.float32, lowered, lowered, lowered, workers)
 
 
 def _native_bfloat16(device: torch.device) -> bool:
@@ -246,14 +252,19 @@ class _Gate:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget_others)
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def enter(self, sponsor: int | None) -> Iterator[None]:
         me = threading.get_ident()
         with self._open:
-            self._open.wait_for(lambda: me in self._inside or self._alone in (None, me))
+            # Who works for a thread that is inside may come in: it is waited for.
+            self._open.wait_for(lambda: {me, sponsor} & self._inside.keys() or self._alone in (None, me))
             self._inside[me] = self._inside.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            self._leave(me)
 
-    def __exit__(self, *_: object) -> None:
-        me = threading.get_ident()
+    def _leave(self, me: int) -> None:
         with self._open:
             self._inside[me] -= 1
             if not self._inside[me]:
@@ -310,7 +321,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def own_torch_state() -> Iterator[None]:
+def own_torch_state(sponsor: int | None = None) -> Iterator[None]:
     """Compute as if the caller had left torch's global state as it is at the start of a program.
 
     For this thread: no autocast, no inference mode, gradients on, tensors on the CPU unless a device is named. For the
@@ -319,10 +330,15 @@ def own_torch_state() -> Iterator[None]:
     deterministic algorithms holds. In a forked process torch computes with one thread from the first call on.
 
     Also a decorator, but not of generators.
+
+    Parameters
+    ----------
+    sponsor : int, optional
+        The thread that this one works for, if that is inside.
     """
     _Fork.settle()
     with ExitStack() as stack:
-        stack.enter_context(_GATE)
+        stack.enter_context(_GATE.enter(sponsor))
         stack.enter_context(_SHARED)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import functools
-import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
-from sklearn.utils.validation import check_consistent_length
 from tqdm.auto import tqdm
 
 from .data import images, views
 from .data.rows import Table, read_rows
 from .exceptions import ImageError, warn
-from .explanation import Explanation, explain, highest
-from .method.features import CHUNK
-from .method.scoring import Evidence, Scorer
-from .runtime import in_own_torch_state, is_out_of_memory, own_torch_state, resolve_runtime
+from .explanation import Explanation, Gallery, enlarged, explain, highest
+from .method.features import in_batches
+from .method.scoring import Read, Scorer
+from .runtime import Runtime, in_own_torch_state, is_out_of_memory, own_torch_state, resolve_runtime
 from .settings import Settings, check
 from .support import FittedSupport, find_teacher
+from .threads import computed, count_workers, one_thread
 
 # What a row's value may exceed the range seen at fit by, in units of that range.
 _ROW_MARGIN = 1.0
+# Pixels, as the networks see them, of images that are read before they are put together by their shapes.
+_WINDOW = 2**20
+# What `Explanation.picture` is, unless something else is asked for.
+_SHOWN = images.FigureSize()
+_Result = TypeVar("_Result")
 OnError = str | Callable[[int, ImageError], None]
 
 
@@ -41,8 +45,9 @@ class Scored(NamedTuple):
     decision : float
         `score` less the threshold: below 0 = anomaly.
     hot_spot : tuple of (int, int), or None
-        Row and column of the highest place of the map, its border faded as in the score.
-    map : numpy.ndarray of shape (S, S), float32, or None
+        Row and column of the highest place of the map, its border faded as in the score; in the pixels of the image as
+        it was given, upright.
+    map : numpy.ndarray of shape (H, W), float32, or None
         As `anomaly_map` gives it, where maps were asked for.
     error : str or None
         Why the image has no score.
@@ -80,12 +85,11 @@ def split_input(
     items : sequence
         One for each image.
     options : dict
-        For `images.load`.
+        For `images.load_each`, but for the geometry.
     table : Table or None
     """
-    options: dict[str, Any] = {
-        "size": settings.image_size, "value_range": settings.value_range, "max_pixels": settings.max_pixels,
-    }  # fmt: skip
+    options: dict[str, Any] = {"value_range": settings.value_range, "max_pixels": settings.max_pixels}
+    options["n_workers"] = count_workers(settings.n_jobs)
     # Once fitted on images, a 2-D array is one grey image.
     if not images.is_rows(X) or not (fitting or table is not None):
         return images.as_items(X), options, None if fitting else table
@@ -97,7 +101,7 @@ def split_input(
 
 def read_normal(
     items: Sequence[Any], y: Any, on_error: OnError, options: dict[str, Any], *, rows: bool = False
-) -> tuple[torch.Tensor, list[int]]:
+) -> tuple[list[torch.Tensor], list[int]]:
     """Read the images that are not labelled anomalous.
 
     Parameters
@@ -107,14 +111,14 @@ def read_normal(
         +1 for normal, -1 for anomalous images.
     on_error : {"raise", "skip"} or callable
     options : dict
-        For `images.load`.
+        For `images.load_each`.
     rows : bool, optional
         Whether the items are rows of a table. scikit-learn hands a detector of rows any y, and does not mean it.
 
     Returns
     -------
-    images : torch.Tensor
-        (K, 3, S, S), in [0, 1].
+    images : list of torch.Tensor
+        (3, H, W) each, in [0, 1].
     places : list of int
         Of each in `items`.
 
@@ -127,15 +131,17 @@ def read_normal(
     """
     chosen = list(range(len(items)))
     if y is not None:
+        from sklearn.utils.validation import check_consistent_length
+
         check_consistent_length(items, y)
         chosen = np.flatnonzero(_is_normal(np.asarray(y).ravel(), rows)).tolist()
         if not chosen:
             raise ValueError("y labels every image -1: no normal image is left to fit on.")
     read = images.load_each(items, on_error, only=chosen, **options)
-    loaded = [(i, image) for i, image in read if image is not None]
+    loaded = [(i, one.image) for i, one in read if one is not None]
     if not loaded:
         raise ImageError(f"None of the {len(chosen)} images could be read: there is nothing to fit on.")
-    return torch.stack([image for _, image in loaded]), [i for i, _ in loaded]
+    return [image for _, image in loaded], [i for i, _ in loaded]
 
 
 def _is_normal(labels: np.ndarray, rows: bool) -> np.ndarray:
@@ -181,13 +187,13 @@ class Session:
     @functools.cached_property
     def scorer(self) -> Scorer:
         """What scores; the teacher is found again when it is first needed."""
-        runtime = resolve_runtime(self.settings.device, self.settings.precision)
-        expected = self.fitted.teacher_fingerprint
+        runtime, expected = find_runtime(self.settings), self.fitted.teacher_fingerprint
         return self.fitted.scorer(find_teacher(self.settings, self.fitted.evidence, runtime, expected)[0])
 
     def items(self, X: Any) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Split what a user holds into single images, and say how `images.load` is to read them."""
-        return split_input(X, self.settings, self.fitted.table)[:2]
+        """Split what a user holds into single images, and say how `images.load_each` is to read them."""
+        items, options, _ = split_input(X, self.settings, self.fitted.table)
+        return items, {**options, "geometry": self.fitted.geometry}
 
     def names(self, X: Any) -> list[str]:
         """Tell what each image of X is called."""
@@ -195,62 +201,124 @@ class Session:
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Score images, (n_samples,) float64; high = normal."""
-        return -self._collect(X, lambda scorer, evidence, _: scorer.score(evidence), (), np.float64)
+        found = self._collect(X, lambda scorer, one, _: -float(scorer.judge(one.evidence)[0]), np.nan)
+        return np.array(found, np.float64)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Score images against the threshold, (n_samples,) float64; below 0 = anomaly."""
         return self.score_samples(X) - self.fitted.offset
 
-    def anomaly_map(self, X: Any) -> np.ndarray:
-        """Map where images are anomalous, (n_samples, S, S) float32; high = anomalous."""
-        shape = (self.settings.image_size, self.settings.image_size)
-        return self._collect(X, lambda scorer, evidence, _: scorer.fuse(evidence), shape, np.float32)
+    def anomaly_map(self, X: Any, size: str | None = None) -> np.ndarray | list[np.ndarray]:
+        """Map where images are anomalous; see `DualDistillationDetector.anomaly_map`."""
+        if size not in (None, "original"):
+            raise ValueError(f"size={size!r} was given; accepted is 'original' or None.")
+
+        def show(scorer: Scorer, one: Read, loaded: images.Loaded) -> np.ndarray:
+            found = scorer.fuse(one.evidence)
+            if size is not None:
+                found = enlarged(found, (loaded.height, loaded.width))
+            return found[0].numpy().astype(np.float32)
+
+        maps = self._collect(X, show, None)
+        shapes = {one.shape for one in maps if one is not None}
+        missing = np.full(shapes.pop() if len(shapes) == 1 else self.fitted.geometry.usual, np.nan, np.float32)
+        return together([missing if one is None else one for one in maps])
 
     def support_weights(self, X: Any) -> np.ndarray:
         """Tell how much each support image counted, (n_samples, K) float64; rows sum to 1."""
-        shape = (len(self.fitted.names),)
-        return self._collect(X, lambda _scorer, _evidence, weights: weights, shape, np.float64)
+        nothing = np.full(len(self.fitted.names), np.nan)
+        return np.array(self._collect(X, lambda _scorer, one, _: one.weights.double().numpy(), nothing), np.float64)
 
     def _collect(
-        self,
-        X: Any,
-        reduce: Callable[[Scorer, Evidence, torch.Tensor], torch.Tensor],
-        shape: tuple[int, ...],
-        dtype: type,
-    ) -> np.ndarray:
-        """Reduce the evidence of any number of images to an array; what an unreadable one would have given is NaN."""
+        self, X: Any, reduce: Callable[[Scorer, Read, images.Loaded], _Result], missing: _Result
+    ) -> list[_Result]:
+        """Reduce what is read of each image; what an unreadable one would have given is `missing`."""
         items, options = self.items(X)
-        results: np.ndarray = np.full((len(items), *shape), np.nan, dtype)
+        results = [missing] * len(items)
         with own_torch_state():
-            for rows, evidence, weights in self._evidence(items, self.settings.on_error, options):
-                results[rows] = reduce(self.scorer, evidence, weights).numpy()
+            for row, result in self._each(items, self.settings.on_error, options, reduce):
+                results[row] = result
         return results
 
-    def _evidence(
-        self, items: Sequence[Any], on_error: OnError, options: dict[str, Any]
-    ) -> Iterator[tuple[list[int], Evidence, torch.Tensor]]:
-        """Read images a few at a time, and compute their evidence, and the support's weights (n, K)."""
-        for rows, batch in self._batches(items, on_error, options):
-            yield rows, *self.scorer.evidence(batch, self.fitted.exclude(batch))
+    def _each(
+        self,
+        items: Sequence[Any],
+        on_error: OnError,
+        options: dict[str, Any],
+        reduce: Callable[[Scorer, Read, images.Loaded], _Result],
+    ) -> Iterator[tuple[int, _Result]]:
+        """Read images, and reduce what is made of each, in threads; in their order, each with its place."""
+        scorer, fitted = self.scorer, self.fitted
 
-    def explain(self, X: Any) -> list[Explanation | None]:
+        def work(loaded: Sequence[images.Loaded]) -> list[_Result]:
+            batch = torch.stack([one.image for one in loaded])
+            read = scorer.read(batch, fitted.exclude(batch))
+            return [reduce(scorer, one, image) for one, image in zip(read, loaded, strict=True)]
+
+        started: deque[list[int]] = deque()
+        waiting: dict[int, _Result] = {}
+        order: deque[int] = deque()
+
+        def calls() -> Iterator[Callable[[], list[_Result]]]:
+            for window in self._windows(items, on_error, options):
+                order.extend(one.index for one in window)
+                for places in in_batches([one.image for one in window], scorer.extract.runtime.device):
+                    started.append([window[i].index for i in places])
+                    yield functools.partial(work, [window[i] for i in places])
+
+        for results in computed(calls(), scorer.extract.runtime):
+            waiting |= dict(zip(started.popleft(), results, strict=True))
+            while order and order[0] in waiting:
+                row = order.popleft()
+                yield row, waiting.pop(row)
+
+    def _windows(
+        self, items: Sequence[Any], on_error: OnError, options: dict[str, Any]
+    ) -> Iterator[list[images.Loaded]]:
+        """Read images, as many at a time as may be put together by their shapes."""
+        read = images.load_each(items, on_error, **options)
+        window: list[images.Loaded] = []
+        n_pixels = 0
+        for _, loaded in tqdm(read, total=len(items), desc="scoring", disable=not self.settings.verbose):
+            if loaded is not None:
+                window.append(loaded)
+                n_pixels += loaded.image[0].numel()
+            if n_pixels >= _WINDOW:
+                yield window
+                window, n_pixels = [], 0
+        if window:
+            yield window
+
+    def explain(self, X: Any, max_side: int | None = _SHOWN.max_side) -> list[Explanation | None]:
         """Explain images; None for an unreadable one with on_error="skip"."""
-        items, _ = self.items(X)
+        size = None if max_side is None else images.FigureSize(max_side)
+        items, options = self.items(X)
         found: list[Explanation | None] = [None] * len(items)
-        for row, one in self.explanations(items, self.settings.on_error):
+        for row, one in self._explanations(items, options, self.settings.on_error, size):
             found[row] = one
         return found
 
-    def explanations(self, X: Any, on_error: OnError) -> Iterator[tuple[int, Explanation]]:
-        """Explain images, a few at a time, each with its place in X; those that cannot be read are left out."""
-        items, options = self.items(X)
+    def explanations(
+        self, X: Any, on_error: OnError, size: images.FigureSize | None = _SHOWN
+    ) -> Iterator[tuple[int, Explanation]]:
+        """Explain images in their order, each with its place in X; those that cannot be read are left out.
 
-        def steps() -> Iterator[tuple[int, Explanation]]:
-            for rows, batch in self._batches(items, on_error, options):
-                found = explain(self.scorer, batch, self.fitted.exclude(batch), self.fitted.offset)
-                yield from zip(rows, found, strict=True)
+        `size` is that of their pictures, for which each is read a second time; None leaves that out.
+        """
+        return self._explanations(*self.items(X), on_error, size)
 
-        return in_own_torch_state(steps())
+    def _explanations(
+        self, items: Sequence[Any], options: dict[str, Any], on_error: OnError, size: images.FigureSize | None
+    ) -> Iterator[tuple[int, Explanation]]:
+        again = {name: value for name, value in options.items() if name not in ("geometry", "n_workers")}
+        gallery = Gallery(self.fitted, self.scorer.extract)
+
+        def reduce(scorer: Scorer, one: Read, loaded: images.Loaded) -> Explanation:
+            exclude = self.fitted.exclude([loaded.image])[0]
+            picture = None if size is None else images.picture(items[loaded.index], loaded.index, size, **again)
+            return explain(scorer, one, loaded, self.fitted.offset, lambda patch: gallery.best(patch, exclude), picture)
+
+        return in_own_torch_state(self._each(items, on_error, options, reduce))
 
     def score_each(self, X: Any, *, maps: bool = False, keep: bool = False) -> Iterator[Scored]:
         """Score images one after the other, and tell of each that cannot be read why, whatever `on_error` is.
@@ -281,15 +349,19 @@ class Session:
             for i in range(done, end):
                 yield Scored(names[i], np.nan, np.nan, None, None, errors[i])
 
+        def reduce(scorer: Scorer, one: Read, image: images.Loaded) -> tuple[float, tuple[int, int], np.ndarray | None]:
+            fused, score = scorer.fuse(one.evidence)[0], -float(scorer.judge(one.evidence)[0])
+            row, column = highest(scorer.reduction.fade(fused).numpy())
+            # The middle of that pixel, in those of the image as it was given.
+            spot = int((row + 0.5) / len(fused) * image.height), int((column + 0.5) / fused.shape[1] * image.width)
+            return score, spot, fused.numpy().astype(np.float32) if maps else None
+
         try:
-            for rows, evidence, _ in self._evidence(items, lambda i, error: errors.update({i: str(error)}), options):
-                fused, scores = self.scorer.fuse(evidence), -self.scorer.score(evidence).double()
-                for row, one, score in zip(rows, fused, scores.tolist(), strict=True):
-                    yield from failed(row)
-                    spot = highest(self.scorer.reduction.fade(one).numpy())
-                    shown = one.numpy().astype(np.float32) if maps else None
-                    yield Scored(names[row], score, score - self.fitted.offset, spot, shown, None)
-                    done = row + 1
+            read = self._each(items, lambda i, error: errors.update({i: str(error)}), options, reduce)
+            for row, (score, spot, shown) in read:
+                yield from failed(row)
+                yield Scored(names[row], score, score - self.fitted.offset, spot, shown, None)
+                done = row + 1
         except (RuntimeError, MemoryError) as error:
             if not keep or not done or not is_out_of_memory(error):
                 raise
@@ -307,19 +379,21 @@ class Session:
     def _synthetic_auroc(
         self, items: Sequence[Any], y: Any, options: dict[str, Any], n_views: int, rng: np.random.Generator
     ) -> float:
-        read = read_normal(items, y, self.settings.on_error, options, rows=self.fitted.table is not None)[0]
-        normal = views.random_views(read, n_views, rng).flatten(0, 1)
-        both = torch.cat([normal, views.synthetic_anomalies(normal, rng)[0]])
-        scorer = self.scorer
-        scores = [scorer.score(scorer.evidence(batch, self.fitted.exclude(batch))[0]) for batch in both.split(CHUNK)]
-        return float(roc_auc_score(np.repeat([0, 1], len(normal)), torch.cat(scores).double().numpy()))
+        from sklearn.metrics import roc_auc_score
 
-    def _batches(
-        self, items: Sequence[Any], on_error: OnError, options: dict[str, Any]
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Read images a few at a time: the places of the readable ones, and (n, 3, S, S)."""
-        read = images.load_each(items, on_error, **options)
-        shown = tqdm(read, total=len(items), desc="scoring", disable=not self.settings.verbose)
-        readable = ((index, image) for index, image in shown if image is not None)
-        while pairs := list(itertools.islice(readable, CHUNK)):
-            yield [index for index, _ in pairs], torch.stack([image for _, image in pairs])
+        read = read_normal(items, y, self.settings.on_error, options, rows=self.fitted.table is not None)[0]
+        normal = views.random_views(read, n_views, rng)
+        both = normal + views.synthetic_anomalies(normal, rng)[0]
+        with one_thread():
+            scores = self.scorer.score(self.scorer.read_all(both, self.fitted.exclude(both)))
+        return float(roc_auc_score(np.repeat([0, 1], len(normal)), scores.double().numpy()))
+
+
+def find_runtime(settings: Settings) -> Runtime:
+    """Resolve where, how precisely and in how many threads a detector computes."""
+    return resolve_runtime(settings.device, settings.precision, count_workers(settings.n_jobs))
+
+
+def together(arrays: Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """Stack arrays of one shape; of several shapes they are a list."""
+    return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else list(arrays)

@@ -84,6 +84,19 @@ def _is_shape(value: Any) -> bool:
     return whole and (len(value) == 2 or (len(value) == 3 and value[2] in (1, 3)))
 
 
+def _is_blocks(value: Any) -> bool:
+    whole = _is_sequence(value) and len(value) == 3 and all(integer(0).holds(n) for n in value)
+    return whole and value[0] > 0 and (value[1] > 0 or value[2] == 0)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_sequence(value) and len(value) == 2 and all(integer(8).holds(n) for n in value)
+
+
+def _is_jobs(value: Any) -> bool:
+    return integer(-(2**31), 2**31).holds(value) and value != 0
+
+
 def _is_evidence(value: Any) -> bool:
     if not isinstance(value, (str, list, tuple, Mapping)):
         return False
@@ -114,10 +127,7 @@ YES_OR_NO = Rule(lambda v: isinstance(v, (bool, np.bool_)), "True or False")
 PATH = Rule(
     lambda v: isinstance(v, (str, os.PathLike)) and str(v) != "" and "\0" not in str(v), "a path"
 )  # fmt: skip
-_BLOCKS = Rule(
-    lambda v: _is_sequence(v) and len(v) == 3 and all(integer(1).holds(n) for n in v),
-    "a tuple of three integers of at least 1",
-)
+_BLOCKS = Rule(_is_blocks, "a tuple of three integers, the first of at least 1, then 0 where there are to be no more")
 _KINDS = ", ".join(map(repr, EVIDENCE))
 _AUTO = one_of("auto")
 _EVIDENCE = Rule(_is_evidence, f"one or several of {_KINDS}, or a dict of these with weights above 0")
@@ -131,7 +141,8 @@ class Settings:
 
     backbone: Annotated[str, Rule(lambda v: isinstance(v, str) and bool(v), "'compact' or the name of a timm network")]
     weights: Annotated[str | os.PathLike[str] | None, either(NOTHING, PATH)]
-    image_size: Annotated[int, integer(8)]
+    image_size: Annotated[int | tuple[int, int], either(integer(8), Rule(_is_size, "(H, W), two such integers"))]
+    aspect: Annotated[str, one_of("keep", "square")]
     student: Annotated[str, one_of("decoder", "encoder")]
     decoder_blocks: Annotated[tuple[int, int, int], _BLOCKS]
     init: Annotated[str | os.PathLike[str] | None, either(NOTHING, _AUTO, PATH)]
@@ -149,12 +160,14 @@ class Settings:
     learning_rate: Annotated[float, number(0, open_low=True)]
     tol: Annotated[float, number(0)]
     augment: Annotated[bool, YES_OR_NO]
+    max_patches: Annotated[int, integer(1)]
     contamination: Annotated[str | float, either(_AUTO, number(0, 0.5, open_low=True))]
     image_shape: Annotated[tuple[int, ...] | None, either(NOTHING, Rule(_is_shape, "(H, W), (H, W, 1) or (H, W, 3)"))]
     value_range: Annotated[tuple[float, float] | None, either(NOTHING, WINDOW)]
     max_pixels: Annotated[int, integer(1)]
     device: Annotated[str | torch.device, Rule(_is_device, "'auto' or a device, such as 'cpu' and 'cuda'")]
     precision: Annotated[str, one_of(*PRECISIONS)]
+    n_jobs: Annotated[int | None, either(NOTHING, Rule(_is_jobs, "an integer other than 0"))]
     memory: Annotated[Any, either(NOTHING, PATH, Rule(lambda v: hasattr(v, "cache"), "a joblib.Memory"))]
     on_error: Annotated[str, one_of("raise", "skip")]
     random_state: Annotated[Any, _RANDOM_STATE]
@@ -175,10 +188,10 @@ PRETRAINING_RULES = {
 PRETRAINING_RULES |= {
     "lam": number(0, finite=False), "n_shots": integer(1), "n_steps": integer(1), "held_out": number(0, 0.5),
     "cache": either(NOTHING, PATH), "checkpoint_minutes": number(0), "resume": YES_OR_NO,
-    "random_state": integer(0, 2**32 - 1), "num_workers": integer(1),
+    "random_state": integer(0, 2**32 - 1), "num_workers": integer(1), "image_size": integer(8),
 }  # fmt: skip
 # Where and how the work is done: what a call needs, and no score depends on. The others are those of the last fit.
-OF_THE_CALL = ("weights", "max_pixels", "device", "memory", "on_error", "verbose")
+OF_THE_CALL = ("weights", "max_pixels", "device", "n_jobs", "memory", "on_error", "verbose")
 
 
 def check(given: Mapping[str, Any], rules: Mapping[str, Rule] = RULES) -> None:

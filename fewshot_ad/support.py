@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
-from sklearn.utils.validation import check_memory
 
 from .data import views
+from .data.geometry import Geometry
 from .data.rows import Table
 from .exceptions import WeightsNotFoundError
 from .method import calibration
-from .method.duplicates import near_duplicates, one_of_each
+from .method.coreset import Patches
+from .method.duplicates import alike, near_duplicates, one_of_each
 from .method.evidence import kinds, needs_student, parse_evidence
-from .method.features import CHUNK, FeatureExtractor, image_hash, load_teacher
-from .method.matching import PatchBank, patch_features, pooled_embedding
+from .method.features import FeatureExtractor, image_hash
+from .method.memory import describe_support, prepare_memory, show_support
 from .method.reduction import Reduction
-from .method.scoring import Evidence, Expert, Memory, Scorer, run_student
+from .method.scoring import Evidence, Expert, Memory, Scorer
 from .method.teacher import Backbone
+from .method.teachers import load_teacher
 from .runtime import Runtime
 from .settings import Settings
+from .threads import one_thread
 
 _HELD_OUT_VIEWS = 2
 # A support image that reads so many times the median of all is named in a warning. On eleven tasks, four images: in 1
@@ -38,6 +40,8 @@ USUAL_LAM = 0.1
 _LAM_MARGIN = 0.15
 # Values of an image that differ by less were one value before it was resized.
 _ONE_VALUE = 1e-5
+# Patches of the support among which its images look for near-duplicates.
+_COMPARED = 32_768
 # A cosine of float32 tells no smaller angle from none, and what is divided by less would be rounding, enlarged.
 _LEAST_SCALE = float(np.finfo(np.float32).eps) ** 0.5
 
@@ -54,10 +58,14 @@ class FittedSupport:
         What the K support images are called.
     hashes : tuple of str
         `image_hash` of each.
-    images : torch.Tensor or None
-        (K, 3, S, S) float32 in [0, 1]; None where a file did not hold them.
-    patches, embeddings : torch.Tensor or None
-        (K, patches or views, channels): the teacher's patches, and pooled embeddings, of the support and its views.
+    geometry : Geometry
+        What images are resized to.
+    images : tuple of torch.Tensor, or None
+        (3, H, W) float32 in [0, 1], K of them; None where a file did not hold them.
+    patches : Patches or None
+        The teacher's patches that are kept of the support and its views.
+    embeddings : torch.Tensor or None
+        (K, views, channels): pooled embeddings of the support and its views.
     experts : tuple of Expert
         The students.
     evidence : str, tuple of str, or dict
@@ -87,8 +95,9 @@ class FittedSupport:
     settings: Settings
     names: tuple[str, ...]
     hashes: tuple[str, ...]
-    images: torch.Tensor | None
-    patches: torch.Tensor | None
+    geometry: Geometry
+    images: tuple[torch.Tensor, ...] | None
+    patches: Patches | None
     embeddings: torch.Tensor | None
     experts: tuple[Expert, ...]
     evidence: str | tuple[str, ...] | dict[str, float]
@@ -114,12 +123,12 @@ class FittedSupport:
         """Make what scores, on the device of the teacher; the memory is prepared once for each runtime."""
         runtime = extract.runtime
         if runtime not in self._prepared:
-            memory = _memory(self.experts, self.patches, self.embeddings, runtime)
+            memory = prepare_memory(self.experts, self.patches, self.embeddings, len(self.names), runtime)
             self._prepared[runtime] = memory, extract.teacher
         weights = _weights(self.evidence, self.lam, self.scales)
         return Scorer(extract, self._prepared[runtime][0], weights, self.reduction)
 
-    def exclude(self, batch: torch.Tensor) -> torch.Tensor:
+    def exclude(self, batch: Iterable[torch.Tensor]) -> torch.Tensor:
         """Mark the support images that each of N images is a copy of, and their near-duplicates, (N, K)."""
         return _copies(batch, self.hashes, self.groups)
 
@@ -160,7 +169,9 @@ def find_teacher(
         The weights are not to be had, or are others.
     """
     embedding = "embedding" in kinds(evidence) or (needs_student(evidence) and settings.student == "decoder")
-    teacher, fingerprint = load_teacher(settings.backbone, settings.image_size, settings.weights, embedding, runtime)
+    teacher, fingerprint = load_teacher(
+        settings.backbone, settings.image_size, settings.weights, embedding, runtime, settings.aspect == "square"
+    )
     if expected not in (None, fingerprint):
         raise WeightsNotFoundError(
             f"The weights of {settings.backbone!r} ({settings.weights or 'from the hub'}) are not those that this "
@@ -169,13 +180,16 @@ def find_teacher(
         )
     memory = settings.memory
     if memory is not None and not hasattr(memory, "cache"):
+        from sklearn.utils.validation import check_memory
+
         memory = check_memory(os.fspath(memory))
     return FeatureExtractor(teacher, fingerprint, runtime, memory), fingerprint
 
 
+@one_thread()
 def build(
     settings: Settings,
-    support: torch.Tensor,
+    support: Sequence[torch.Tensor],
     names: Sequence[str],
     *,
     experts: Sequence[Expert],
@@ -191,8 +205,8 @@ def build(
     Parameters
     ----------
     settings : Settings
-    support : torch.Tensor
-        (K, 3, S, S), in [0, 1].
+    support : sequence of torch.Tensor
+        (3, H, W) each, in [0, 1].
     names : sequence of str
         What the images are called.
     experts : sequence of Expert
@@ -208,23 +222,30 @@ def build(
     FittedSupport
     """
     hashes = tuple(map(image_hash, support))
-    patches, embeddings = _banks(support, extract, kinds(evidence), settings.augment)
-    shown = tuple(_show_support(expert, support, extract) for expert in experts)
-    memory = _memory(shown, patches, embeddings, extract.runtime)
+    patches, embeddings = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches)
+    shown = tuple(show_support(expert, support, extract) for expert in experts)
+    memory = prepare_memory(shown, patches, embeddings, len(support), extract.runtime)
 
-    def scorer(lam: float, scales: Mapping[str, float]) -> Scorer:
-        return Scorer(extract, memory, _weights(evidence, lam, scales), _reduction(settings))
+    held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(held_out_seed))
+
+    def measure(memory: Memory, own: torch.Tensor) -> _Measured:
+        def scorer(lam: float, scales: Mapping[str, float]) -> Scorer:
+            return Scorer(extract, memory, _weights(evidence, lam, scales), _reduction(settings))
+
+        return _measure(settings, evidence, scorer, support, held_out, own, held_out_seed)
 
     groups = list(range(len(support)))
     own = _copies(support, hashes, groups)
-    measured = _measure(settings, evidence, scorer, support, own, held_out_seed)
-    if table is None:
-        of_views = measured.of_views.reshape(len(support), -1).mean(1)
-        ratios = np.divide(measured.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
-        groups = near_duplicates(support, ratios)
-    if len(set(groups)) < len(groups):  # once more, leaving out all that is nearly the same
+    if table is None and (may_be := alike(support)).sum() > len(support):
+        # What stands for an image may be far from its like: all patches of the images as they are.
+        whole = describe_support(support, extract, kinds(evidence), False, _COMPARED)
+        extract.keep(held_out)
+        found = measure(prepare_memory(shown, *whole, len(support), extract.runtime), own)
+        of_views = found.of_views.reshape(len(support), -1).mean(1)
+        ratios = np.divide(found.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
+        groups = near_duplicates(may_be, ratios)
         own = _copies(support, hashes, groups)
-        measured = _measure(settings, evidence, scorer, support, own, held_out_seed)
+    measured = measure(memory, own)
     scores = measured.scores
     scores.flags.writeable = False
     if own.any():
@@ -233,10 +254,10 @@ def build(
     else:  # no support image has another to be compared with: its changed views must do
         offset = calibration.offset(measured.of_views, settings.contamination, of_views=True)
     fitted = FittedSupport(
-        settings=settings, names=tuple(names), hashes=hashes, images=support, patches=patches, embeddings=embeddings,
-        experts=shown, evidence=evidence, lam=measured.lam, scales=measured.scales, scores=scores, groups=tuple(groups),
-        offset=offset, offset_given=False, loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table,
-        held_out_seed=held_out_seed,
+        settings=settings, names=tuple(names), hashes=hashes, geometry=extract.teacher.geometry, images=tuple(support),
+        patches=patches, embeddings=embeddings, experts=shown, evidence=evidence, lam=measured.lam,
+        scales=measured.scales, scores=scores, groups=tuple(groups), offset=offset, offset_given=False,
+        loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table, held_out_seed=held_out_seed,
     )  # fmt: skip
     fitted._prepared[extract.runtime] = memory, extract.teacher
     return fitted
@@ -255,21 +276,23 @@ def _measure(
     settings: Settings,
     evidence: str | tuple[str, ...] | dict[str, float],
     scorer: Callable[[float, Mapping[str, float]], Scorer],
-    support: torch.Tensor,
+    support: Sequence[torch.Tensor],
+    held_out: Sequence[torch.Tensor],
     own: torch.Tensor,
     held_out_seed: int,
 ) -> _Measured:
     """Score the support and its held-out views, each against the images that `own` (K, K) does not leave out."""
     lam = training_lam(settings)
-    held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(held_out_seed))
     plain = scorer(lam, {})
-    of_views = _read(plain, held_out.flatten(0, 1), own.repeat_interleave(_HELD_OUT_VIEWS, 0))
+    of_views = plain.read_all(held_out, own.repeat_interleave(_HELD_OUT_VIEWS, 0))
     if settings.lam == "auto" and not isinstance(evidence, Mapping) and {"ssd", "tsd"} <= kinds(evidence):
+        from sklearn.metrics import roc_auc_score
+
         rng = np.random.default_rng([held_out_seed, 1])
-        normal = views.random_views(support, _SYNTHETIC_VIEWS, rng).flatten(0, 1)
+        normal = views.random_views(support, _SYNTHETIC_VIEWS, rng)
         corrupted = views.synthetic_anomalies(normal, rng)[0]
         others = own.repeat_interleave(_SYNTHETIC_VIEWS, 0)
-        read = [_read(plain, batch, others) for batch in (normal, corrupted)]
+        read = [plain.read_all(batch, others) for batch in (normal, corrupted)]
         found = {}
         for candidate in sorted(_LAMS, key=lambda one: abs(np.log(one / USUAL_LAM))):
             of_lam = scorer(candidate, _scales(evidence, candidate, plain, read[0]))
@@ -279,7 +302,7 @@ def _measure(
         lam = best if found[best] > found[USUAL_LAM] + _LAM_MARGIN else USUAL_LAM
     scales = _scales(evidence, lam, plain, of_views)
     final = scorer(lam, scales)
-    read_again = final.score(_read(final, support, own)), final.score(of_views)
+    read_again = final.score(final.read_all(support, own)), final.score(of_views)
     return _Measured(lam, scales, *(-scores.double().numpy() for scores in read_again))
 
 
@@ -330,64 +353,19 @@ def _weights(
     return {name: weight / scales.get(name, 1.0) for name, weight in parse_evidence(evidence, lam)[0].items()}
 
 
-def _copies(batch: torch.Tensor, hashes: Sequence[str], groups: Sequence[int]) -> torch.Tensor:
+def _copies(batch: Iterable[torch.Tensor], hashes: Sequence[str], groups: Sequence[int]) -> torch.Tensor:
     same = np.array([image_hash(image) for image in batch])[:, None] == np.array(hashes)
     same = same @ np.equal.outer(groups, groups)
     same[same.all(1)] = False  # nothing else to be compared with
     return torch.from_numpy(same)
 
 
-def _banks(
-    support: torch.Tensor, extract: FeatureExtractor, wanted: set[str], augment: bool
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Compute the teacher's patches and embeddings of the support and its views, as far as they are wanted."""
-    patches = embeddings = None
-    if {"patch", "embedding"} & wanted:
-        bank = views.turned_and_mirrored(support) if augment else support[:, None]
-        maps = extract(bank.flatten(0, 1))
-        if "patch" in wanted:
-            found = patch_features(maps[:3])
-            patches = found.view(len(support), -1, found.shape[-1]).cpu()
-        if "embedding" in wanted:
-            embeddings = pooled_embedding(maps).view(*bank.shape[:2], -1).cpu()
-    return patches, embeddings
-
-
-@torch.inference_mode()
-def _show_support(expert: Expert, support: torch.Tensor, extract: FeatureExtractor) -> Expert:
-    """Compute an expert's maps of the support; images that are new to it count as unseen."""
-    seen = torch.zeros(len(support), dtype=torch.bool)
-    seen[: len(expert.seen)] = expert.seen
-    runtime = extract.runtime
-    student = Expert(expert.student, seen).to(runtime.device, runtime.dtype).student
-    maps = run_student(student, support, extract(support), runtime)
-    return Expert(student, seen, maps, student.weighting.keys(maps)).to("cpu", runtime.dtype)
-
-
-def _memory(
-    experts: Sequence[Expert], patches: torch.Tensor | None, embeddings: torch.Tensor | None, runtime: Runtime
-) -> Memory:
-    """Bring the support to a device, ready to be searched."""
-    place = runtime.device, runtime.dtype
-    return Memory(
-        tuple(expert.to(*place) for expert in experts),
-        None if patches is None else PatchBank(patches.to(*place), runtime.matching_dtype),
-        None if embeddings is None else embeddings.to(*place),
-    )
-
-
-def _read(scorer: Scorer, batch: torch.Tensor, exclude: torch.Tensor) -> Evidence:
-    """Compute the evidence of a few images."""
-    chunks = zip(batch.split(CHUNK), exclude.split(CHUNK), strict=True)
-    return Evidence.cat([scorer.evidence(images, left_out)[0] for images, left_out in chunks])
-
-
 def _scales(
-    evidence: str | Sequence[str] | Mapping[str, float], lam: float, scorer: Scorer, normal: Evidence
+    evidence: str | Sequence[str] | Mapping[str, float], lam: float, scorer: Scorer, normal: Sequence[Evidence]
 ) -> dict[str, float]:
     """Compute what each kind of evidence is divided by, from that of normal images."""
     weights, parts = parse_evidence(evidence, lam)
     scales = dict.fromkeys(weights, 1.0)
     for part, share in parts.items():
-        scales |= dict.fromkeys(part, max(scorer.read(normal, part, weights), _LEAST_SCALE) / share)
+        scales |= dict.fromkeys(part, max(scorer.mean_of(normal, part, weights), _LEAST_SCALE) / share)
     return scales

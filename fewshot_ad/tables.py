@@ -30,7 +30,7 @@ class Row(NamedTuple):
     label : int or None
         +1 normal, -1 anomalous.
     hot_spot : two integers, or None
-        Row and column of the map's hottest pixel.
+        Row and column of the map's hottest place, in pixels of the image as it was given.
     error : str or None
         Why the image could not be read.
     """

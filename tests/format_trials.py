@@ -20,6 +20,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from fewshot_ad.data import images
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import ImageError, MissingExtraError
 
 # JPEG 2000 wants 32 pixels a side.
@@ -62,7 +63,7 @@ def outcome(trial: Trial) -> tuple[str, np.ndarray | None, str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            image = images.load(data, 0, SIDE)
+            image = images.load(data, 0, Geometry(SIDE))
         except (ImageError, MissingExtraError) as error:
             return "refused", None, str(error)
     said = [str(warning.message) for warning in caught if warning.category.__module__.startswith("fewshot_ad")]

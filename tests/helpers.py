@@ -50,3 +50,13 @@ def spoilt(images: np.ndarray, side: int = 12) -> np.ndarray:
     start = images.shape[1] // 2
     images[:, start : start + side, start : start + side] = 128
     return images
+
+
+def plain_and_marked(height: int, width: int) -> tuple[list[np.ndarray], np.ndarray, tuple[float, float]]:
+    """Make four plain noisy images, one with a bright spot in it, and where that is: shares of height and width."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(90, 110, (height, width, 3), dtype=np.uint8) for _ in range(5)]
+    top, bottom = round(0.63 * height), round(0.77 * height)
+    left, right = round(0.23 * width), round(0.37 * width)
+    images[-1][top:bottom, left:right] = 255
+    return images[:4], images[-1], ((top + bottom) / 2 / height, (left + right) / 2 / width)

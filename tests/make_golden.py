@@ -23,7 +23,7 @@ def compute() -> dict[str, dict[str, list[float]]]:
         for evidence in EVIDENCE:
             det = DualDistillationDetector(
                 "toy_resnet", weights=weights, image_size=32, n_steps=3, batch_size=4, precision="float64",
-                random_state=0, evidence=EVIDENCE[:-1] if evidence == "all" else evidence,
+                random_state=0, blur_sigma=16.0, evidence=EVIDENCE[:-1] if evidence == "all" else evidence,
             ).fit(stripes(4))  # fmt: skip
             results[evidence] = {
                 "score_samples": det.score_samples(queries).tolist(),

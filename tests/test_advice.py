@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 import fewshot_ad
 from fewshot_ad import DualDistillationDetector, cli, detector, distributed, metrics, plotting, pretrain
 from fewshot_ad.data import datasets, dicom, images
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import (
     CheckpointError,
     FewShotADError,
@@ -96,8 +97,8 @@ def quietly(call: Callable) -> object:
 
 
 def read(X, **options) -> torch.Tensor:
-    loaded = images.load_each(images.as_items(X), **{"on_error": "raise", "size": 8, **options})
-    return torch.stack([image for _, image in loaded])
+    loaded = images.load_each(images.as_items(X), **{"on_error": "raise", "geometry": Geometry(8), **options})
+    return torch.stack([one.image for _, one in loaded])
 
 
 def save_pictures(folder: Path, pictures, ending: str = ".png") -> list[Path]:
@@ -171,14 +172,14 @@ def test_a_large_image(make, normal, tmp_path):
 
 @follows("there is not enough memory for it. Make it smaller, or free memory.")
 def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
-    resize = images.TF.resize
+    resize = images.resize
 
     def small_ones_only(image, *arguments, **options):
         if image.shape[-1] > 20:
             raise MemoryError
         return resize(image, *arguments, **options)
 
-    monkeypatch.setattr(images.TF, "resize", small_ones_only)
+    monkeypatch.setattr(images, "resize", small_ones_only)
     refusal(lambda: read([normal[0]]), "Make it smaller, or free memory")
     read([normal[0][:20, :20]])
     monkeypatch.undo()
@@ -646,12 +647,12 @@ def test_memory_that_runs_out_in_building(toy, monkeypatch, tmp_path):
 # ---- teachers
 
 
-@follows("Pass a multiple of {strides[0]}.")
 def test_a_size_that_patches_divide(tmp_path):
     weights = write_random_weights("test_vit3", tmp_path / "w.safetensors")
-    refusal(lambda: build_backbone("test_vit3", 65, weights=weights), "Pass a multiple of 16", error=ValueError)
+    fitting = "The nearest fitting sizes are image_size=64 and image_size=80."
+    refusal(lambda: build_backbone("test_vit3", 65, weights=weights), fitting, error=ValueError)
     build_backbone("test_vit3", 64, weights=weights)
-    build_backbone("test_vit3", 160, weights=weights)
+    build_backbone("test_vit3", 80, weights=weights)
 
 
 @follows("Pass the path of a safetensors file in timm's naming for this very network, or weights=None")
@@ -1138,17 +1139,17 @@ def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
 def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
     det = make().fit(normal[:3])
     session = det.session()
-    evidence = type(session.scorer).evidence
+    read = type(session.scorer).read
     calls = []
 
     def once(self, *arguments):
         calls.append(1)
         if len(calls) > 1:
             raise MemoryError
-        return evidence(self, *arguments)
+        return read(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(session.scorer), "evidence", once)
+        patched.setattr(type(session.scorer), "read", once)
         many = list(normal) * 2
         found = list(session.score_each(many, keep=True))
         failed = [i for i, one in enumerate(found) if one.error]
@@ -1181,6 +1182,10 @@ ELSEWHERE = {
     "Read it once, and pass its bytes": "test_streams::test_an_empty_or_used_up_pipe_is_told",
     "Pass a file that is open for reading in binary mode": "test_streams::test_members_of_an_archive",
     "If it lies on its side, save it again upright": "test_pictures::test_the_advice_about_the_orientation_is_good",
+    "pass aspect='square', or image_size=(H, W)": "test_proportions::test_a_network_that_takes_squares_only_says_so",
+    "Fit with aspect='square', or with image_size=(H, W)": (
+        "test_export::test_a_network_that_pads_by_size_is_exported_for_one_shape_only"
+    ),
     "save it as a TIFF for the extra": "test_pictures::test_the_advice_about_depth_is_good",
     "Set it with pydicom, ds = pydicom.dcmread(path)": "test_dicom::test_a_needed_element_is_named_and_can_be_mended",
     "Save its images as pages, for instance": "test_formats::test_an_imagej_stack_behind_one_page",

@@ -39,6 +39,34 @@ def test_negative_numbers(word, before):
     assert found["value_range"] == [-1000, 1000]
 
 
+@pytest.mark.parametrize("command", ["fit normal -o m.fsad", "evaluate folder"])
+def test_sizes(command):
+    for text, size in (("192", 192), ("96x256", (96, 256)), ("-5", -5)):
+        assert parse([*command.split(), "--image-size", text])["image_size"] == size
+    assert parse(command.split())["aspect"] == "keep"
+    assert parse([*command.split(), "--aspect", "square"])["aspect"] == "square"
+
+
+@pytest.mark.parametrize("command", [
+    "fit normal -o m.fsad", "evaluate folder", "score m.fsad a.png", "map m.fsad a.png -o maps",
+    "report m.fsad a.png -o r.html",
+])  # fmt: skip
+def test_jobs(command):
+    assert parse([*command.split(), "--jobs", "-1"])["n_jobs"] == -1
+    assert "n_jobs" not in parse(command.split())  # what the detector has by default
+
+
+@pytest.mark.parametrize("line", [
+    "fit normal -o m.fsad --image-size 96x", "fit normal -o m.fsad --image-size 96x-256",
+    "fit normal -o m.fsad --image-size large", "pretrain tasks --out s.safetensors --image-size 96x256",
+    "fit normal -o m.fsad --aspect wide", "score m.fsad a.png --jobs many",
+])  # fmt: skip
+def test_sizes_and_jobs_that_are_none(line, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(line.split())
+    assert f"argument --{line.split(' --')[-1].split()[0]}" in capsys.readouterr().err
+
+
 def test_paths_that_begin_with_a_hyphen():
     found = parse(["score", "m.fsad", "--quiet", "--", "-x.png", "--json", "-1e3", "/a/-b"])
     assert found["paths"] == [Path(name) for name in ("m.fsad", "-x.png", "--json", "-1e3", "/a/-b")]

@@ -113,6 +113,105 @@ def test_quality_of_one_shot_and_own_patches(data, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
+def test_quality_of_images_of_several_shapes(tmp_path, monkeypatch, capsys):
+    task = write_task(tmp_path / "data" / "busi", 0)
+    masks = spoilt(np.zeros((12, 40, 40, 3), np.uint8))[..., 0]
+    write_images(task / "masks", np.where(masks > 0, 255, 0).astype(np.uint8))
+    for i, file in enumerate(sorted(task.rglob("*.png"))):
+        picture = Image.open(file)
+        picture.resize((40, 100) if i % 3 == 0 else (90, 40)).save(file)
+    methods = ["default", "memory", *(["patchcore", "patchcore-keep"] if peers.version() else [])]
+    command = (
+        tmp_path / "data", "--out", tmp_path / "out", "--jobs", 1, "--threads", 1, "--seeds", 1, "--shots", 3,
+        "--image-size", 64, "--methods", *methods,
+    )  # fmt: skip
+
+    def run(*further: object) -> tuple[dict[str, dict], str]:
+        said = here("quality", monkeypatch, capsys, *command, *further)
+        found = json.loads((tmp_path / "out" / "quality.json").read_text())["results"]
+        return {entry["method"]: entry["kinds"] for entry in found}, said.err
+
+    own, _ = run()
+    assert all(0 <= own["default"][kind]["aupro"] <= 1 for kind in ("fused", "patch", "ssd", "tsd"))
+    squares, said = run("--aspect", "square")
+    assert f"2 results computed, {len(methods) - 2} from" in said  # ours; what a peer does is in its name
+    assert squares["memory"]["fused"]["pixel"] != own["memory"]["fused"]["pixel"]
+    few, said = run("--max-patches", 16)
+    assert "2 results computed" in said
+    assert few["memory"]["fused"]["pixel"] != own["memory"]["fused"]["pixel"]
+    again, said = run("--aspect", "keep")
+    assert "nothing was computed" in said
+    assert again == own
+    if peers.version():
+        assert own["patchcore"]["fused"]["pixel"] != own["patchcore-keep"]["fused"]["pixel"]
+
+
+def test_results_of_other_code_are_others(tmp_path, monkeypatch):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "__init__.py").touch()
+    monkeypatch.setattr(protocol.fewshot_ad, "__file__", str(tmp_path / "__init__.py"))
+    seen = []
+    for file in ("report.py", "method/a.py", "support.py"):
+        protocol.code.cache_clear()
+        seen.append(protocol.code())
+        (tmp_path / file).write_text("pass")
+    protocol.code.cache_clear()
+    seen.append(protocol.code())
+    protocol.code.cache_clear()
+    assert seen[0] == seen[1]  # no figure comes of a report
+    assert len(set(seen)) == 3
+
+
+SPEED = (sys.executable, str(BENCHMARKS / "speed.py"), "--quick", "--threads", "1")
+
+
+def measured(*arguments: object) -> list[list[str]]:
+    """Run the benchmark of speed; the cells of its rows."""
+    done = subprocess.run(
+        [*SPEED, *map(str, arguments)], capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Not to quote" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row[1:-1].split(" | ")] for row in rows[1:]]
+
+
+@pytest.mark.slow
+def test_speed_stands_beside_its_goals():
+    rows = measured("--earlier", BENCHMARKS.parent)
+    goals = [row for row in rows if row[1].startswith("at ")]
+    assert len(goals) >= 14
+    for what, goal, found, met, _ in goals:
+        value = float(found.split()[0])
+        limit = float(goal.split()[-1])
+        assert value > 0 or "student" in what
+        if abs(value - limit) > 0.02 * limit:  # of what is shown rounded
+            assert met == ("yes" if (value > limit) == ("least" in goal) else "**no**")
+    assert any("the same bits" in row[-1] for row in rows)
+    assert any("PatchCore" in row[0] and "not installed" in row[2] for row in rows) == (peers.version() is None)
+
+
+@pytest.mark.slow
+def test_speed_tells_where_the_time_goes():
+    rows = {part: (spent, share) for part, spent, share in measured("--profile")}
+    total = float(rows.pop("all")[0])
+    parts = {part: float(spent) for part, (spent, _) in rows.items()}
+    assert sum(parts.values()) == pytest.approx(total, abs=0.1)
+    # A function that is no longer called by the name that is known here would count for nothing.
+    assert [part for part, spent in parts.items() if spent == 0] == []
+
+
+@pytest.mark.slow
+def test_speed_refuses_what_holds_no_package(tmp_path):
+    done = subprocess.run(
+        [*SPEED, "--earlier", tmp_path, "--rows", "earlier"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"{tmp_path} holds no fewshot_ad" in done.stderr
+
+
+@pytest.mark.slow
 def test_paper_holds_each_domain_out(data, network, tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
     root.mkdir()
@@ -144,7 +243,7 @@ def test_a_peer_scores_the_same_twice(peer, data, network):
     pytest.importorskip("anomalib")
     drawn = protocol.draw(data / "busi", 4, 0)
     parameters = {"backbone": network[1], "weights": network[3], "image_size": 32, "seed": 0}
-    read = protocol.Pictures(32), protocol.Features()
+    read = protocol.Pictures(), protocol.Features()
     one, two = (peers.evaluate_peer(peer, drawn, *read, **parameters)["fused"] for _ in range(2))
     assert {**one, "fit": 0} == {**two, "fit": 0}
     assert 0 <= one["image"] <= 1

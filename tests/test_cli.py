@@ -19,11 +19,12 @@ from helpers import spoilt, stripes, write_random_weights
 from PIL import Image
 from test_pretraining import write_tasks
 
-from fewshot_ad import DualDistillationDetector, __version__, cli
+from fewshot_ad import DualDistillationDetector, __version__, cli, session
 from fewshot_ad.arguments import build_parser
-from fewshot_ad.explanation import relative_score
+from fewshot_ad.explanation import overlay, relative_score
 from fewshot_ad.files import checkpoints
 from fewshot_ad.files.checkpoints import load_student
+from fewshot_ad.threads import count_workers
 
 
 @pytest.fixture
@@ -48,6 +49,40 @@ def test_help_brings_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ("fewshot-ad " + __version__ if arguments == ["--version"] else "usage: fewshot-ad") in done.stdout
+
+
+def test_what_a_model_suffices_for_brings_nothing_heavy(tmp_path, normal):
+    """As `docs/performance.md` has it: scikit-learn, torchvision and timm take twice as long to import as torch."""
+    model, image = tmp_path / "m.fsad", tmp_path / "a.png"
+    DualDistillationDetector(image_size=32, n_steps=0).fit(normal[:3]).save(model)
+    Image.fromarray(normal[0]).save(image)
+    heavy = {"sklearn", "scipy", "pandas", "torchvision", "timm", "huggingface_hub", "torch._dynamo", "matplotlib"}
+    for arguments in (["score", model, image], ["map", model, image, "-o", tmp_path / "maps"], ["info", model]):
+        code = (
+            "import sys, fewshot_ad.cli\n"
+            f"assert fewshot_ad.cli.main({list(map(str, arguments))}) == 0\n"
+            f"assert 'torch' in sys.modules and not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("command", [["fit", "none.png", "-o", "m.fsad"], ["score", "none.png", "--support", "a.png"]])
+def test_a_stop_is_awaited_while_libraries_are_imported(command, tmp_path):
+    code = (
+        "import signal, sys, fewshot_ad.cli as cli\n"
+        "class Watch:\n"
+        "    seen = {}\n"
+        "    def find_spec(self, name, *_):\n"
+        "        self.seen.setdefault(name, signal.getsignal(signal.SIGINT))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"sys.argv[1:] = {command}\n"
+        "assert cli.main() == 2\n"
+        "for name in ('torch', 'sklearn', 'torchvision', 'timm'):\n"
+        "    assert Watch.seen[name] is cli._leave, name\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
 
 
 def test_no_command_is_explained(capsys):
@@ -113,7 +148,8 @@ def test_score_writes_a_table(pictures, capsys):
     assert [float(row["score"]) for row in rows] == relative_score(det.score_samples(paths), det.offset_).tolist()
     assert [int(row["label"]) for row in rows] == det.predict(paths).tolist()
     assert {row["threshold"] for row in rows} == {"1.0"}
-    assert [tuple(map(int, row["hot_spot"].split())) for row in rows] == [one.hot_spot for one in det.explain(paths)]
+    spots = [one.hot_spot for one in det.session().score_each(paths)]
+    assert [tuple(map(int, row["hot_spot"].split())) for row in rows] == spots
     assert cli.main(command) == 0
     assert capsys.readouterr().out == out.read_text()
     assert cli.main([*command, "-o", str(out)]) == 2
@@ -246,6 +282,52 @@ def test_fit_passes_its_settings_on(pictures, capsys):
     assert list(det.value_range) == [0, 200]
 
 
+def test_sizes_of_images(pictures, capsys):
+    Image.fromarray(stripes(1, size=90)[0, :30]).save(pictures / "support" / "wide.png")
+    command = ["fit", str(pictures / "support"), "-o", str(pictures / "m.fsad"), "--quiet", "--evidence", "patch"]
+    for options, shapes in (
+        (["--image-size", "64"], {(64, 64), (32, 112)}), (["--image-size", "64", "--aspect", "square"], {(64, 64)}),
+        (["--image-size", "48x64"], {(48, 64)}),
+    ):  # fmt: skip
+        assert cli.main([*command, "--force", *options]) == 0
+        assert {image.shape[1:] for image in DualDistillationDetector.load(pictures / "m.fsad").support_} == shapes
+    capsys.readouterr()
+    assert cli.main([*command, "--force", "--image-size", "50x64"]) == 2
+    assert "sizes are --image-size 48x64 and --image-size 64." in capsys.readouterr().err
+
+
+def test_a_network_that_takes_one_shape(pictures, tmp_path, capsys):
+    weights = write_random_weights("xcit_nano_12_p16_224", tmp_path / "weights.safetensors", img_size=32)
+    network = ["--backbone", "xcit_nano_12_p16_224", "--weights", str(weights), "--evidence", "patch", "--quiet"]
+    command = ["fit", str(pictures / "support"), "-o", str(tmp_path / "m.fsad"), "--force", *network]
+    assert cli.main([*command, "--image-size", "32"]) == 2
+    assert "pass --aspect square, or --image-size HxW." in capsys.readouterr().err
+    assert cli.main([*command, "--image-size", "32", "--aspect", "square"]) == 0
+    assert cli.main([*command, "--image-size", "32x32"]) == 0
+
+
+def test_jobs(model, pictures, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(session, "count_workers", lambda n_jobs: asked.append(n_jobs) or count_workers(n_jobs))
+    support, new = str(pictures / "support"), str(pictures / "new")
+    given = {
+        "--support": ["score", new, "--support", support], "model": ["score", str(model), new],
+        "map": ["map", str(model), new, "-o", str(pictures / "maps"), "--force"],
+        "report": ["report", str(model), new, "-o", str(pictures / "r.html"), "--force"],
+        "fit": ["fit", support, "-o", str(pictures / "n.fsad"), "--force"],
+    }  # fmt: skip
+    for command in given.values():
+        said = []
+        for n_jobs in (1, 3):
+            asked.clear()
+            assert cli.main([*command, "--quiet", "--jobs", str(n_jobs)]) == 0
+            assert set(asked) == {n_jobs}
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1]
+        assert cli.main([*command, "--quiet", "--jobs", "0"]) == 2
+        assert "n_jobs=0 was given" in capsys.readouterr().err
+
+
 def test_info(model, capsys):
     assert cli.main(["info", str(model)]) == 0
     said = capsys.readouterr().out
@@ -259,7 +341,8 @@ def test_info(model, capsys):
 
 def test_map(model, pictures, capsys):
     (pictures / "new" / "below" / "broken.png").write_bytes(b"no image")
-    Image.fromarray(stripes(1)[0]).save(pictures / "new" / "below" / "0.png")
+    wide = pictures / "new" / "below" / "0.png"
+    Image.fromarray(stripes(1, size=900)[0, :300]).save(wide)
     out = pictures / "maps"
     command = ["map", str(model), str(pictures / "new"), "-o", str(out), "--quiet"]
     assert cli.main(command) == 1
@@ -270,7 +353,13 @@ def test_map(model, pictures, capsys):
     det = DualDistillationDetector.load(model)
     (shown,) = det.anomaly_map([pictures / "new" / "2.png"])
     np.testing.assert_array_equal(np.asarray(Image.open(out / "2.png.map.tiff")), shown)
-    assert Image.open(out / "2.png.overlay.png").size == (64, 64)
+    assert Image.open(out / "2.png.overlay.png").size == (40, 40)
+    (shown,) = det.anomaly_map([wide])
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "below" / "0.png.map.tiff")), shown)
+    assert shown.shape[1] > 2.5 * shown.shape[0]
+    laid = np.asarray(Image.open(out / "below" / "0.png.overlay.png"))
+    assert laid.shape == (213, 640, 3)
+    np.testing.assert_array_equal(laid, overlay(det.explain([wide])[0]))
     capsys.readouterr()
     assert cli.main(command) == 2
     assert "exists. Pass --force" in capsys.readouterr().err
@@ -278,6 +367,17 @@ def test_map(model, pictures, capsys):
     said = json.loads(capsys.readouterr().out)
     assert len(said["written"]) == 8
     assert list(said["failed"]) == [str(pictures / "new" / "below" / "broken.png")]
+
+
+def test_map_in_the_size_of_the_files(model, pictures):
+    Image.fromarray(stripes(1, size=90)[0, :30]).save(pictures / "new" / "wide.png")
+    command = ["map", str(model), str(pictures / "new"), "-o", str(pictures / "maps"), "--quiet", "--original-size"]
+    assert cli.main(command) == 0
+    paths = sorted((pictures / "new").glob("*.png"))
+    expected = DualDistillationDetector.load(model).anomaly_map(paths, size="original")
+    assert [one.shape for one in expected] == [(40, 40)] * 3 + [(30, 90)]
+    for path, one in zip(paths, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(pictures / "maps" / f"{path.name}.map.tiff")), one)
 
 
 def test_map_does_not_write_two_images_to_one_file(model, pictures, capsys):
@@ -298,6 +398,13 @@ def test_report_knows_labels_by_their_folders(model, pictures, capsys):
     text = out.read_text()
     assert "<title>Stripes</title>" in text
     assert '"labelled":true' in text
+    assert '"size":[40,40]' in text
+    small = ["report", str(model), str(labelled), "-o", str(out), "--quiet", "--force", "--max-side", "30"]
+    assert cli.main(small) == 0
+    assert '"size":[30,30]' in out.read_text()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*small[:-1], "0"])
+    assert "argument --max-side: 0 was given; accepted is an integer of at least 1" in capsys.readouterr().err
     several = [Image.fromarray(pixels) for pixels in spoilt(stripes(3, seed=4))]
     several[0].save(labelled / "bad" / "several.tif", save_all=True, append_images=several[1:])
     assert cli.main(["report", str(model), str(labelled), "-o", str(out), "--quiet", "--force"]) == 0

@@ -11,6 +11,7 @@ from PIL import Image
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data import images
 from fewshot_ad.data.datasets import load_folder, read_mask
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import ImageError
 
 
@@ -127,7 +128,7 @@ def test_a_damaged_image_is_left_to_its_use(tmp_path):
     found = load_folder(tmp_path)
     assert names(tmp_path, found.masks) == [None, "masks/2.png"]
     with pytest.raises(ImageError, match=r"2\.png could not be read"):
-        images.load(found.paths[1], 0, 8)
+        images.load(found.paths[1], 0, Geometry(8))
 
 
 def test_a_turned_photograph_has_its_mask_as_shown(tmp_path):

@@ -17,6 +17,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from fewshot_ad.data import dicom
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import Frame, frames, load
 from fewshot_ad.exceptions import ImageError
 
@@ -30,7 +31,7 @@ SYNTAXES = [uid.ExplicitVRLittleEndian, IMPLICIT, BIG, DEFLATED]
 
 
 def read(item, **options) -> torch.Tensor:
-    return load(item, 0, 8, **options)
+    return load(item, 0, Geometry(8), **options)
 
 
 def unit(values: np.ndarray, low: float, high: float) -> torch.Tensor:

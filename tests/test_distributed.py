@@ -101,22 +101,36 @@ def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
     failed = rows[7]
     assert np.isnan(failed["score"])
     assert failed["label"] is failed["hot_spot"] is None
-    spots = [one.hot_spot for one in fitted.explain([row["path"] for row in readable])]
+    session = fitted.session()
+    spots = [one.hot_spot for one in session.score_each([row["path"] for row in readable])]
     assert [tuple(row["hot_spot"]) for row in readable] == spots
     assert failed["error"].startswith(f"{broken} could not be read")
 
 
 @pytest.mark.slow
 def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
     paths = write_images(tmp_path / "images", 10)
+    for path, height in zip(paths[2:5], (20, 12, 30), strict=True):  # those of one batch and a half
+        Image.open(path).crop((0, 0, 40, height)).save(path)
+    Path(paths[8]).write_bytes(b"no image")
     source = ray.data.from_items([{"path": path, "other": 1} for path in paths[::-1]])
     out = tmp_path / "scores"
     found = distributed.score(fitted, source, num_actors=2, batch_size=4, maps=True, out=out).take_all()
     assert [row["path"] for row in found] == paths
-    np.testing.assert_array_equal([row["score"] for row in found], fitted.score_samples(paths))
-    maps = np.stack([row["map"] for row in found])
-    assert maps.dtype == np.float32
-    np.testing.assert_array_equal(maps, fitted.anomaly_map(paths))
+    readable = [*range(8), 9]
+    np.testing.assert_array_equal(
+        [found[i]["score"] for i in readable], fitted.score_samples([paths[i] for i in readable])
+    )
+    maps = fitted.anomaly_map([paths[i] for i in readable])
+    assert len({one.shape for one in maps}) > 1
+    stored = parquet.read_table(out)["map"].combine_chunks().storage.to_pylist()  # what is found without Ray
+    for i, one in zip(readable, maps, strict=True):
+        assert found[i]["map"].dtype == np.float32
+        np.testing.assert_array_equal(found[i]["map"], one)
+        np.testing.assert_array_equal(np.float32(stored[i]["data"]).reshape(stored[i]["shape"]), one)
+    assert found[8]["map"].shape == (32, 32)
+    assert np.isnan(found[8]["map"]).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "scores"]
     with pytest.raises(ValueError, match=r"scores' exists already"):
         distributed.score(fitted, source, out=out)

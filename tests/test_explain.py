@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 import torch
-from helpers import spoilt, stripes
+from helpers import plain_and_marked, spoilt, stripes
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
 from fewshot_ad import DualDistillationDetector
+from fewshot_ad.data import images
 from fewshot_ad.data.views import turned_and_mirrored
-from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
-from fewshot_ad.explanation import relative_score
+from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, ImageWarning
+from fewshot_ad.explanation import opacity, overlay, relative_score
 from fewshot_ad.method import matching, reduction
+from fewshot_ad.method.coreset import Patches
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +28,12 @@ def fitted(toy, normal) -> DualDistillationDetector:
 @pytest.fixture(scope="module")
 def by_patch(toy) -> DualDistillationDetector:
     """Fitted on images without symmetry, so that each of their patches is found in one place."""
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    return DualDistillationDetector(**toy | {"evidence": "patch", "border_weight": 1.0, "blur_sigma": 0.0}).fit(images)
+    return _by_patch(toy, (32, 32))
+
+
+def _by_patch(toy, shape) -> DualDistillationDetector:
+    noise = np.random.default_rng(0).integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    return DualDistillationDetector(**toy | {"evidence": "patch", "border_weight": 1.0, "blur_sigma": 0.0}).fit(noise)
 
 
 def test_explanations_say_what_the_other_methods_say(fitted, anomalous):
@@ -81,35 +88,38 @@ def test_the_image_is_what_the_detector_saw(fitted, toy, normal):
     assert det.explain(np.full((1, 32, 32), 500, np.int32))[0].image.max() == 255
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)], ids=str)
 @pytest.mark.parametrize("view", range(8))
-def test_a_patch_is_found_where_it_is_in_the_unturned_support(by_patch, view):
+def test_a_patch_is_found_where_it_is_in_the_unturned_support(toy, shape, view):
     """A query that is a turned or mirrored support image matches itself: the positions say so, through the view."""
-    support = torch.from_numpy(by_patch.support_)
-    positions = turned_and_mirrored(torch.arange(32 * 32).view(1, 1, 32, 32))[0, view, 0]
-    query = turned_and_mirrored(support[1:2])[0, view].permute(1, 2, 0).numpy()
-    scorer = by_patch.session().scorer
-    batch = torch.from_numpy(query).permute(2, 0, 1)[None].contiguous()
-    maps = scorer.extract(batch)
-    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    det = _by_patch(toy, shape)
+    positions = turned_and_mirrored(torch.arange(shape[0] * shape[1]).view(shape))[view]
+    query = turned_and_mirrored(torch.from_numpy(det.support_)[1])[view].contiguous()
+    maps = det.session().scorer.extract(query[None])[0]
+    nothing = torch.zeros(3, dtype=torch.bool)
     half = 4  # the toy's middle stage has a stride of 8 pixels
-    for row, column in [(3, 2), (4, 12), (12, 26), (27, 31)]:
-        (match,) = matching.match(maps, scorer.memory.bank, nothing, [(row, column)], 32)
+    for row, column in [(3, 2), (4, 12), (12, 6), (query.shape[1] - 5, query.shape[2] - 1)]:
+        match = matching.best_match(
+            det.fitted_.patches, matching.patch_at(maps, query.shape[1:], (row, column)), nothing
+        )
         assert match.similarity == pytest.approx(1, abs=1e-5)
         assert match.support_index == 1
         centre = (row // 8 * 8 + half, column // 8 * 8 + half)
         block = positions[centre[0] - half : centre[0] + half, centre[1] - half : centre[1] + half]
-        rows, columns = np.divmod(block.numpy(), 32)
+        rows, columns = np.divmod(block.numpy(), shape[1])
         assert (match.row, match.col) == (rows.mean(), columns.mean())
 
 
 def test_the_match_is_the_most_similar_of_all_patches(by_patch):
     queries = spoilt(stripes(3, size=32, seed=1))  # of the detector's size, so that what it saw is known exactly
-    maps = by_patch.session().scorer.extract(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
-    for e, patches in zip(by_patch.explain(queries), matching.patch_features(maps[:3]), strict=True):
+    read = by_patch.session().scorer.extract(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
+    kept = by_patch.fitted_.patches
+    for e, maps in zip(by_patch.explain(queries), read, strict=True):
+        (patches,) = matching.patch_features(maps[:3])
         cell = e.hot_spot[0] // 8 * 4 + e.hot_spot[1] // 8
-        similarity = (by_patch.patches_ @ patches[cell]).numpy()
+        similarity = (kept.features @ patches[cell]).numpy()
         assert e.matches.similarity == pytest.approx(similarity.max(), abs=1e-6)
-        assert similarity[e.matches.support_index].max() == pytest.approx(similarity.max(), abs=1e-6)
+        assert similarity[kept.owners == e.matches.support_index].max() == pytest.approx(similarity.max(), abs=1e-6)
 
 
 def test_a_support_image_is_held_against_the_others(by_patch):
@@ -128,19 +138,20 @@ def test_without_patch_there_is_no_match(toy, normal, anomalous, evidence):
         assert e.patch_size == 8
 
 
-def test_locate_compares_in_full_and_prefers_the_image_itself():
+def test_the_match_is_the_first_of_equally_similar_patches_and_of_no_image_left_out():
     generator = torch.Generator().manual_seed(0)
-    bank = F.normalize(1 + 0.1 * torch.randn(3, 50, 16, generator=generator), dim=-1)
-    bank[:, 30] = bank[:, 7]  # the same patch in two views
-    for lowered in (None, torch.bfloat16):
-        searched = matching.PatchBank(bank, lowered)
-        for support in range(3):
-            nothing = torch.zeros(3, dtype=torch.bool)
-            similarity, *place = searched.locate(bank[support, 7], nothing)
-            assert place == [support, 7]
-            assert similarity == pytest.approx(1, abs=1e-6)
-            nothing[support] = True
-            assert searched.locate(bank[support, 7], nothing)[1] != support
+    features = F.normalize(1 + 0.1 * torch.randn(3, 50, 16, generator=generator), dim=-1)
+    features[:, 30] = features[:, 7]  # the same patch in two views
+    spots = torch.arange(300, dtype=torch.float32).view(150, 2)
+    patches = Patches(features.flatten(0, 1), torch.arange(3).repeat_interleave(50), spots)
+    for support in range(3):
+        nothing = torch.zeros(3, dtype=torch.bool)
+        found = matching.best_match(patches, features[support, 7], nothing)
+        assert (found.support_index, found.row) == (support, 100 * support + 14)
+        assert found.similarity == pytest.approx(1, abs=1e-6)
+        nothing[support] = True
+        assert matching.best_match(patches, features[support, 7], nothing).support_index != support
+    assert matching.best_match(patches, features[0, 7], torch.ones(3, dtype=torch.bool)) is None
 
 
 @pytest.mark.parametrize("augment", [True, False])
@@ -151,6 +162,16 @@ def test_one_image_and_no_turned_views(toy, normal, anomalous, augment):
     for e in det.explain(anomalous[:2]):
         assert e.matches.support_index == e.support_index == 0
         assert 0 <= min(e.matches.row, e.matches.col) <= max(e.matches.row, e.matches.col) < 32
+
+
+def test_company_of_other_shapes_does_not_matter(fitted, normal, anomalous):
+    mixed = [image[: 40 - 4 * i, i:] for i, image in enumerate(anomalous)]
+    found = fitted.explain(mixed)
+    assert len({e.map.shape for e in found}) > 1
+    for e, image in zip(found, mixed, strict=True):
+        assert e.picture.shape == image.shape
+        for name, value in vars(fitted.explain([image])[0]).items():
+            np.testing.assert_equal(getattr(e, name), value, err_msg=name)
 
 
 def test_company_does_not_matter(fitted, normal, anomalous):
@@ -181,6 +202,141 @@ def test_explanations_cannot_be_changed(fitted, anomalous):
     (e,) = fitted.explain(anomalous[0])
     with pytest.raises(dataclasses.FrozenInstanceError):
         e.score = 0.0
+
+
+# ---- the picture to look at
+
+
+@pytest.mark.parametrize("aspect", ["keep", "square"])
+@pytest.mark.parametrize("shape", [(240, 80), (80, 240), (120, 120), (360, 60), (40, 30), (1400, 500)], ids=str)
+def test_map_and_mark_lie_on_the_picture(toy, shape, aspect):
+    normal, marked, place = plain_and_marked(*shape)
+    det = DualDistillationDetector(**toy | {"evidence": "patch", "image_size": 64, "aspect": aspect, "memory": None})
+    det.fit(normal)
+    det.offset_ = det.score_samples([marked])[0]  # so that only the hottest places have colour
+    (e,) = det.explain([marked])
+    height, width = e.picture.shape[:2]
+    shrink = min(1, 640 / max(shape))
+    assert (height, width) == (round(shape[0] * shrink), round(shape[1] * shrink))
+    assert e.original_size == shape
+    at = place[0] * height, place[1] * width
+    box = e.hot_box
+    assert abs(box.top + box.height / 2 - at[0]) <= box.height
+    assert abs(box.left + box.width / 2 - at[1]) <= box.width
+    laid = overlay(e)
+    assert laid.shape == e.picture.shape
+    colour = np.abs(laid.astype(float) - e.picture).sum(-1)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    assert abs((colour * rows).sum() / colour.sum() - at[0]) <= box.height
+    assert abs((colour * columns).sum() / colour.sum() - at[1]) <= box.width
+    (whole,) = det.anomaly_map([marked], size="original")
+    assert whole.shape == shape
+    hottest = np.argwhere(whole >= np.quantile(whole, 0.99)).mean(0) + 0.5
+    for found, share, side, seen in zip(hottest, place, shape, e.map.shape, strict=True):
+        assert abs(found - share * side) <= e.patch_size * side / seen
+
+
+def test_a_picture_has_all_pixels_of_its_file_or_the_longest_side_that_was_asked_for(fitted, tmp_path):
+    wide = stripes(1, size=80)[0, :36]
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    (e,) = fitted.explain([tmp_path / "wide.png"])
+    np.testing.assert_array_equal(e.picture, wide)
+    (small,) = fitted.explain([tmp_path / "wide.png"], max_side=20)
+    assert small.picture.shape == (9, 20, 3)
+    assert small.image.shape == (16, 48, 3)
+    for name, value in vars(e).items():
+        if name != "picture":
+            np.testing.assert_equal(getattr(small, name), value, err_msg=name)
+    with pytest.raises(ValueError, match="max_side=0 was given; accepted is an integer of at least 1, or None"):
+        fitted.explain([wide], max_side=0)
+
+
+@pytest.mark.parametrize("shape", [(200, 1), (1, 200), (1, 1), (2, 4000), (9, 5)], ids=str)
+def test_images_of_hardly_any_pixels_can_be_looked_at(fitted, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    (e,) = fitted.explain([image])
+    assert e.original_size == shape
+    assert overlay(e).shape == e.picture.shape
+    assert e.picture.shape[:2] == ((1, 640) if shape == (2, 4000) else shape)
+    assert fitted.anomaly_map([image], size="original").shape == (1, *shape)
+    assert 0 <= e.hot_box.top <= e.hot_box.top + e.hot_box.height <= e.picture.shape[0] + 1e-6
+    assert 0 <= e.hot_box.left <= e.hot_box.left + e.hot_box.width <= e.picture.shape[1] + 1e-6
+
+
+def test_scores_do_not_depend_on_a_picture(fitted, tmp_path):
+    """Of a JPEG more or less is decoded, as it is to be shown smaller or larger."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).resize((1800, 1200))
+    noise.save(tmp_path / "a.jpg")
+    found = [fitted.explain([tmp_path / "a.jpg"], max_side=side)[0] for side in (None, 10, 640, 1800)]
+    assert {e.score for e in found} == {fitted.score_samples([tmp_path / "a.jpg"])[0]}
+    for e in found[1:]:
+        np.testing.assert_array_equal(e.map, found[0].map)
+        np.testing.assert_array_equal(e.image, found[0].image)
+    assert [e.picture.shape[:2] for e in found[1:]] == [(7, 10), (427, 640), (1200, 1800)]
+    original = np.asarray(noise.resize((640, 427), Image.Resampling.BILINEAR), float)
+    assert np.abs(found[2].picture - original).mean() < 3
+
+
+def test_no_image_is_read_twice_unless_a_picture_is_asked_for(fitted, anomalous, monkeypatch):
+    monkeypatch.setattr(images, "picture", lambda *_, **__: pytest.fail("read a second time"))
+    fitted.anomaly_map(anomalous[:2], size="original")
+    (e,) = fitted.explain(anomalous[:1], max_side=None)
+    np.testing.assert_array_equal(e.picture, e.image)
+
+
+def test_what_can_be_read_only_once_is_shown_as_the_detector_saw_it(fitted, anomalous):
+    """A pipe, or a file that is gone a moment later."""
+    data = io.BytesIO()
+    Image.fromarray(anomalous[0]).save(data, "PNG")
+
+    class Pipe:
+        def __init__(self):
+            self.left = data.getvalue()
+
+        def read(self):
+            read, self.left = self.left, b""
+            return read
+
+    (e,) = fitted.explain([Pipe()])
+    assert e.score == fitted.score_samples(anomalous[:1])[0]
+    np.testing.assert_array_equal(e.picture, e.image)
+
+
+def test_a_second_reading_warns_of_nothing_again(fitted, anomalous):
+    transparent = np.dstack([anomalous[0], np.zeros((40, 40), np.uint8)])
+    with pytest.warns(ImageWarning, match="transparent everywhere") as said:
+        fitted.explain([transparent])
+    assert len(said) == 1
+
+
+def test_a_table_of_rows_has_pictures_too(toy, normal, anomalous):
+    rows = normal[:4].mean(-1).reshape(4, -1)
+    det = DualDistillationDetector(**toy | {"evidence": "patch"}, image_shape=(40, 40)).fit(rows)
+    (e,) = det.explain(anomalous[:1].mean(-1).reshape(1, -1))
+    assert e.picture.shape == (40, 40, 3)
+    assert np.corrcoef(e.picture[..., 0].ravel(), anomalous[0].mean(-1).ravel())[0, 1] > 0.999
+
+
+def test_the_map_is_laid_on_the_picture_pixel_by_pixel(fitted, anomalous):
+    (e,) = fitted.explain(anomalous[:1])
+    ramp = np.repeat(np.linspace(0, 1, 32, dtype=np.float32)[:, None], 32, 1)
+    e = dataclasses.replace(e, picture=np.zeros((64, 96, 3), np.uint8), faded=0.7 + 0.6 * ramp, level=1.0)
+    np.testing.assert_allclose(opacity(e), ramp, atol=1e-6)
+    # A ramp stays one: pixels keep their places, to a fraction of one.
+    blue = (((np.arange(64) + 0.5) / 2 - 0.5) / 31).clip(0, 1)[:, None] * 0.7 * 255
+    np.testing.assert_allclose(overlay(e)[..., 2], np.repeat(blue, 96, 1), atol=1)
+    np.testing.assert_array_equal(overlay(dataclasses.replace(e, level=2.0)), 0)
+    np.testing.assert_array_equal(overlay(dataclasses.replace(e, level=0.0))[..., 1], 70)
+
+
+def test_boxes_are_patches_in_pixels_of_the_picture(fitted, anomalous):
+    (e,) = fitted.explain(anomalous[:1])
+    e = dataclasses.replace(e, picture=np.zeros((64, 96, 3), np.uint8), hot_spot=(9, 31))
+    assert e.hot_box == (16, 72, 16, 24)
+    e = dataclasses.replace(e, matches=matching.Match(0, row=3.5, col=11.5, similarity=1.0))
+    assert e.match_box == (0, 8, 8, 8)
+    assert dataclasses.replace(e, matches=None).match_box is None
 
 
 # ---- the scale for people

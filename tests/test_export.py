@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import write_random_weights
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
 from fewshot_ad import DualDistillationDetector, cli
 from fewshot_ad.data import images
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.demo import write_images
 from fewshot_ad.exceptions import MissingExtraError, OutputExistsError
 from fewshot_ad.explanation import relative_score
-from fewshot_ad.files.export import shrinking
+from fewshot_ad.files.resizing import resizing
 from fewshot_ad.method.evidence import EVIDENCE
 
 onnx = pytest.importorskip("onnx")
@@ -33,10 +35,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignor
 
 @pytest.fixture(scope="module")
 def fitted(toy, normal) -> DualDistillationDetector:
-    """All kinds of evidence, two students."""
+    """All kinds of evidence, two students, a support of two shapes."""
     return DualDistillationDetector(
-        **{**toy, "evidence": EVIDENCE, "precision": "float32", "decoder_blocks": (1, 1, 1)}
-    ).fit(normal[:3])
+        **{**toy, "image_size": 64, "evidence": EVIDENCE, "precision": "float32", "decoder_blocks": (1, 1, 0)}
+    ).fit([*normal[:2], tiled(normal[2:3], 1, 2)[0]])
+
+
+def tiled(batch: np.ndarray, down: int, across: int) -> np.ndarray:
+    """Repeat images (N, H, W, 3) downwards and across."""
+    return np.tile(batch, (1, down, across, 1))
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +53,21 @@ def exported(fitted, tmp_path_factory) -> Path:
     return path
 
 
-def runtimes(path: Path) -> dict:
-    """What runs the graph: (N, 3, H, W) -> scores and maps."""
+def runtimes(model: Path | bytes) -> dict:
+    """What runs a graph: images (N, 3, H, W) -> all that comes out."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     precisely = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(path, "CPU", precisely)
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", precisely)
+    names = [output.name for output in session.get_outputs()]
 
     def in_openvino(batch: np.ndarray) -> list[np.ndarray]:
         found = compiled(batch)
-        return [found["score"], found["anomaly_map"]]
+        return [found[name] for name in names]
 
-    return {"onnxruntime": lambda batch: session.run(None, {"image": batch}), "OpenVINO": in_openvino}
+    return {"onnxruntime": lambda batch: session.run(names, {"image": batch}), "OpenVINO": in_openvino}
 
 
 def tensor(arrays: np.ndarray) -> np.ndarray:
@@ -84,10 +93,18 @@ def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-def test_the_graph_is_the_detector_for_any_number_and_size_of_images(fitted, exported, normal, anomalous):
+def test_the_graph_is_the_detector_for_any_number_size_and_proportions_of_images(fitted, exported, normal, anomalous):
     queries = np.concatenate([normal[3:7], anomalous[:4]])
-    wide = np.repeat(queries[:2], 3, axis=2)  # 40 x 120
-    assert_same(fitted, exported, [queries, queries[:3], queries[:1], wide, queries[:, :20, :24]])
+    few, large = queries[3:5], tiled(queries[3:5], 6, 6)
+    batches = [
+        queries, queries[:3], queries[:1], tiled(few, 1, 3)[:, :, :100], tiled(few, 3, 1)[:, :100], large[:, :40, :200],
+        large[:, :233, :40], large[:, :151, :99], few[:, :13, :17], few[:1, :1],
+    ]  # fmt: skip
+    assert_same(fitted, exported, batches)
+    shapes = [fitted.anomaly_map(batch).shape[1:] for batch in batches[2:]]
+    assert shapes == [
+        (64, 64), (48, 96), (96, 48), (32, 128), (128, 32), (80, 48), (48, 80), (32, 128),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -101,47 +118,73 @@ def test_the_graph_is_the_detector_for_any_number_and_size_of_images(fitted, exp
             "evidence": {"patch": 2.0, "embedding": 1.0}, "aggregation": "mean", "blur_sigma": 0, "augment": False,
             "precision": "auto",
         },
+        {"evidence": ("patch", "tsd"), "decoder_blocks": (1, 0, 0), "aspect": "square", "image_size": 48},
+        {"evidence": "patch", "image_size": (48, 32), "aggregation": 0.1},
+        {"evidence": "patch", "aggregation": 0.0002},  # less than half a pixel, but not where the tracer looks
     ],
-    ids=["students", "no student"],
+    ids=["students", "no student", "squares", "one shape", "one pixel"],
 )  # fmt: skip
 def test_whatever_the_settings_the_graph_is_in_float32(toy, normal, anomalous, tmp_path, changed):
     det = DualDistillationDetector(**{**toy, **changed}).fit(normal[:1])
     det.export(tmp_path / "model.onnx")
-    assert det.precision == changed["precision"]
+    assert det.precision == changed.get("precision", "auto")
     in_float32 = replace(det.fitted_, settings=replace(det.fitted_.settings, precision="float32"))
     det.fitted_ = in_float32
-    assert_same(det, tmp_path / "model.onnx", [np.concatenate([normal[3:5], anomalous[:2]])])
+    queries = np.concatenate([normal[3:5], anomalous[:2]])
+    assert_same(det, tmp_path / "model.onnx", [queries, tiled(queries[:2], 2, 1)])
 
 
-def test_the_graph_resizes_as_the_package_does():
+@pytest.mark.parametrize(
+    "geometry", [Geometry(32, False, 16), Geometry(129, False, 14), Geometry((48, 80)), Geometry(24)], ids=str
+)
+def test_the_graph_resizes_as_the_package_does(geometry):
     generator = torch.Generator().manual_seed(0)
-    for height, width, size in ((301, 97, 32), (32, 32, 32), (20, 33, 48), (64, 48, 24)):
-        image = torch.rand(3, height, width, generator=generator)
-        shown = shrinking(height, size) @ image @ shrinking(width, size).T
-        torch.testing.assert_close(shown, images.load(image, 0, size), rtol=0, atol=2e-6)
+    for name, run in runtimes(resizing(geometry, 10).SerializeToString()).items():
+        for size in ((301, 97), (32, 32), (20, 33), (64, 48), (1, 300), (90, 500), (1000, 1500)):
+            image = torch.rand(3, *size, generator=generator)
+            expected = images.load(image, 0, geometry).numpy()
+            # OpenVINO divides by way of reciprocals.
+            within = 2e-6 if name == "onnxruntime" else 5e-5
+            np.testing.assert_allclose(run(image[None].numpy())[0][0], expected, rtol=0, atol=within, err_msg=name)
+
+
+@pytest.mark.parametrize(("image_size", "multiple"), [(128, 16), (160, 32), (224, 14), (100, 1), (16, 32)])
+def test_the_graph_takes_the_shape_that_the_package_takes(image_size, multiple):
+    geometry = Geometry(image_size, False, multiple)
+    run = onnxruntime.InferenceSession(resizing(geometry, 10).SerializeToString()).run
+    rng = np.random.default_rng(0)
+    # Where a side is just between two multiples, and one pixel beside; no images, but of this size.
+    halves = [(2 * k - 1) * multiple for k in range(1, 8 * image_size // multiple)][:40]
+    between = [(n**2 + off, (2 * image_size) ** 2) for n in halves for off in (-1, 0, 1)]
+    sizes = [*rng.integers(1, 400, (1500, 2)).tolist(), *between, *(size[::-1] for size in between), (5000, 8), (1, 1)]
+    for height, width in sizes:
+        if 0 < height * width < 2**22:
+            shown = run(None, {"image": np.zeros((0, 3, height, width), np.float32)})[0].shape[2:]
+            assert shown == geometry.shape(height, width), (height, width)
 
 
 def test_a_copy_of_a_support_image_finds_itself(fitted, exported, normal):
-    found = runtimes(exported)["onnxruntime"](tensor(normal[:3]))[0]
+    found = runtimes(exported)["onnxruntime"](tensor(normal[:2]))[0]
     fresh = DualDistillationDetector(**fitted.get_params())
     fresh.fitted_ = replace(fitted.fitted_, hashes=("", "", ""))
-    np.testing.assert_allclose(found, fresh.score_samples(normal[:3]), rtol=0, atol=1e-4)
-    assert (found > fitted.score_samples(normal[:3]) + 1e-3).all()  # the package leaves the copy out
+    np.testing.assert_allclose(found, fresh.score_samples(normal[:2]), rtol=0, atol=1e-4)
+    assert (found > fitted.score_samples(normal[:2]) + 1e-3).all()  # the package leaves the copy out
 
 
 def test_the_file_says_what_it_is(fitted, exported):
     said = metadata(exported)
     sign = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
-    assert (said["format"], said["sign"]) == ("fewshot_ad onnx 1", sign)
+    assert (said["format"], said["sign"]) == ("fewshot_ad onnx 2", sign)
     found = {name: json.loads(said[name]) for name in ("offset", "image_size", "value_range", "evidence", "n_support")}
     assert found == {
-        "offset": fitted.offset_, "image_size": 32, "value_range": None, "evidence": list(EVIDENCE), "n_support": 3,
+        "offset": fitted.offset_, "image_size": 64, "value_range": None, "evidence": list(EVIDENCE), "n_support": 3,
     }  # fmt: skip
+    assert said["aspect"] == "keep"
     assert said["teacher_fingerprint"] == fitted.teacher_fingerprint_
     graph = onnx.load(exported).graph
     sizes = [[side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim] for value in
              (*graph.input, *graph.output)]  # fmt: skip
-    assert sizes == [["n", 3, "height", "width"], ["n"], ["n", 32, 32]]
+    assert sizes == [["n", 3, "height", "width"], ["n"], ["n", "rows", "columns"]]
 
 
 def test_means_are_taken_axis_by_axis(exported):
@@ -159,14 +202,17 @@ def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy
     folder.mkdir()
     for i, image in enumerate(normal[:2]):
         Image.fromarray(image).save(folder / f"{i}.png")
-    det = DualDistillationDetector(**{**toy, "evidence": "embedding"}).fit(sorted(folder.iterdir()))
+    changed = {"evidence": "ssd", "decoder_blocks": (1, 0, 0), "aspect": "square"}
+    det = DualDistillationDetector(**{**toy, **changed}).fit(sorted(folder.iterdir()))
     det.export(folder / "model.onnx")
     content = (folder / "model.onnx").read_bytes()
     assert json.loads(metadata(folder / "model.onnx")["support_names"]) == ["0.png", "1.png"]
     for private in ("secret folder", str(ROOT), sys.prefix, ".py"):
         assert private.encode() not in content
+    scores = det.score_samples(normal[2:4])
     det.export(folder / "model.onnx", force=True)
     assert (folder / "model.onnx").read_bytes() == content
+    np.testing.assert_array_equal(det.score_samples(normal[2:4]), scores)
 
 
 def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
@@ -184,6 +230,18 @@ def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"fewshot-ad\[export\]"):
         fitted.export(tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()
+
+
+def test_a_network_that_pads_by_size_is_exported_for_one_shape_only(normal, tmp_path):
+    name = "tf_mobilenetv3_small_minimal_100"
+    weights = write_random_weights(name, tmp_path / "weights.safetensors")
+    det = DualDistillationDetector(name, weights=weights, image_size=32, evidence="embedding", precision="float32")
+    with pytest.raises(ValueError, match=r"Fit with aspect='square', or with image_size=\(H, W\)\."):
+        det.fit(normal[:2]).export(tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+    for changed in ({"aspect": "square"}, {"aspect": "keep", "image_size": (32, 64)}):
+        det.set_params(**changed).fit(normal[:2]).export(tmp_path / "model.onnx", force=True)
+        assert_same(det, tmp_path / "model.onnx", [normal[3:5]])
 
 
 @pytest.mark.slow
@@ -257,8 +315,7 @@ def test_nobody_reads_the_example_on(tmp_path):
 @pytest.mark.parametrize(
     ("task", "n_shots", "backbone"),
     [
-        ("skin_ham10000", 1, "compact"), ("magnetic_tile", 2, "compact"), ("loco_juice_bottle", 8, "compact"),
-        ("odir_glaucoma", 4, "mobilenetv2_100"),
+        ("skin_ham10000", 1, "compact"), ("kolektorsdd", 8, "compact"), ("odir_glaucoma", 4, "mobilenetv2_100"),
     ],
 )  # fmt: skip
 def test_on_real_images(real_data, request, tmp_path, task, n_shots, backbone):
@@ -268,6 +325,5 @@ def test_on_real_images(real_data, request, tmp_path, task, n_shots, backbone):
     good = [good[i] for i in np.random.default_rng(0).permutation(len(good))]  # of the skin, scores up to 16
     det = DualDistillationDetector(backbone, weights=weights, precision="float32", random_state=0).fit(good[:n_shots])
     det.export(tmp_path / "model.onnx")
-    queries = [images.load(path, 0, 256) for path in (*good[n_shots : n_shots + 4], *bad[:4])]
-    batch = (torch.stack(queries) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    assert_same(det, tmp_path / "model.onnx", [batch])
+    batches = [np.asarray(Image.open(path).convert("RGB"))[None] for path in (*good[n_shots : n_shots + 4], *bad[:4])]
+    assert_same(det, tmp_path / "model.onnx", batches)

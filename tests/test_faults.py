@@ -24,7 +24,7 @@ from test_pretraining import write_tasks
 
 from fewshot_ad import DualDistillationDetector, cli, pretrain
 from fewshot_ad.files import checkpoints
-from fewshot_ad.method import features
+from fewshot_ad.method import features, teachers
 
 KILLS = int(os.environ.get("FEWSHOT_AD_KILLS", "3"))
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -211,7 +211,7 @@ def test_an_image_that_memory_does_not_hold(folder, network, capfd):
 def test_no_memory_at_all(folder, network, capfd):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
-    features.TEACHERS.clear()
+    teachers.TEACHERS.clear()
     command = ["fit", *map(str, (folder / "good").iterdir()), "-o", str(out), *network[:5], "1500", "--quiet"]
     assert limited(lambda: cli.main(command), 150) == 2
     said = capfd.readouterr().err
@@ -252,7 +252,7 @@ def test_what_was_scored_before_memory_ran_out_is_kept(folder, network, monkeypa
 @pytest.fixture
 def cold():
     """What the first call prepares is not there yet."""
-    features.TEACHERS.clear()
+    teachers.TEACHERS.clear()
     features._EQUAL_SIZES.clear()
 
 
@@ -275,7 +275,7 @@ def test_eight_threads_with_one_detector(toy, normal, tmp_path, parameters, load
 
     alone = [read(det, i) for i in range(8)]
     if loaded:  # and nothing prepared
-        features.TEACHERS.clear()
+        teachers.TEACHERS.clear()
         features._EQUAL_SIZES.clear()
         det = DualDistillationDetector.load(tmp_path / "model.fsad")
     with ThreadPoolExecutor(8) as pool:
@@ -289,7 +289,7 @@ def test_four_processes_with_one_file(toy, normal, anomalous, tmp_path):
     det = make(toy).fit(normal[:3])
     det.save(tmp_path / "model.fsad")
     expected = det.decision_function(anomalous)
-    features.TEACHERS.clear()
+    teachers.TEACHERS.clear()
 
     def score(i: int) -> None:
         np.save(

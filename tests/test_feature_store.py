@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from fewshot_ad.data import images
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import ImageSkippedWarning, TaskSkippedWarning
 from fewshot_ad.files import checkpoints
-from fewshot_ad.method.features import FeatureExtractor, load_teacher
+from fewshot_ad.method.features import FeatureExtractor
+from fewshot_ad.method.teachers import load_teacher
 from fewshot_ad.runtime import resolve_runtime
 from fewshot_ad.training.feature_store import store_features
 
@@ -25,7 +27,7 @@ def extract(toy):
 @pytest.fixture
 def store(extract, tmp_path):
     def call(items, form="decoder", stamp="1", tick=lambda _: None):
-        return store_features("stripes", items, stamp, tmp_path / "features", extract, 32, form, tick)
+        return store_features("stripes", items, stamp, tmp_path / "features", extract, form, tick)
 
     return call
 
@@ -33,8 +35,8 @@ def store(extract, tmp_path):
 @pytest.mark.parametrize("form", ["decoder", "encoder"])
 def test_rows_are_what_the_teacher_said(store, extract, normal, form):
     task = store(images.as_items(normal), form)
-    batch = torch.stack([images.load(image, 0, 32) for image in normal])
-    maps = extract(batch)
+    batch = torch.stack([images.load(image, 0, Geometry(32)) for image in normal])
+    maps = [torch.cat(level) for level in zip(*extract(batch), strict=True)]
     rows = np.array([11, 0, 3])
     for stored, wanted in zip(
         [*task.targets, task.inputs], [*maps[:3], batch if form == "encoder" else maps[3]], strict=True

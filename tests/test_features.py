@@ -13,7 +13,7 @@ from joblib import numpy_pickle
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.exceptions import MemoryWarning, OutOfMemoryError
-from fewshot_ad.method import features
+from fewshot_ad.method import features, teachers
 from fewshot_ad.method.features import CHUNK, FeatureExtractor, in_chunks, run_network
 from fewshot_ad.method.teacher import build_backbone
 from fewshot_ad.runtime import resolve_runtime
@@ -29,6 +29,11 @@ def images() -> torch.Tensor:
     return torch.rand(11, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+def joined(found) -> list[torch.Tensor]:
+    """The maps of images of one shape, level by level."""
+    return [torch.cat(level) for level in zip(*found, strict=True)]
+
+
 def extractor(teacher, memory=None, precision="float32") -> FeatureExtractor:
     return FeatureExtractor(teacher, "fingerprint", resolve_runtime("cpu", precision), memory)
 
@@ -36,9 +41,9 @@ def extractor(teacher, memory=None, precision="float32") -> FeatureExtractor:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_features_do_not_depend_on_company(teacher, images, precision):
     extract = extractor(teacher, precision=precision)
-    together = extract(images)
-    backwards = [m.flip(0) for m in extract(images.flip(0))]
-    alone = [torch.cat(level) for level in zip(*(extract(image[None]) for image in images), strict=True)]
+    together = joined(extract(images))
+    backwards = [m.flip(0) for m in joined(extract(images.flip(0)))]
+    alone = joined([maps for image in images for maps in extract(image[None])])
     for a, b, c in zip(together, backwards, alone, strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b)
@@ -46,19 +51,20 @@ def test_features_do_not_depend_on_company(teacher, images, precision):
 
 
 def test_reduced_precision_is_close(teacher, images):
-    for exact, low in zip(extractor(teacher)(images), extractor(teacher, precision="bfloat16")(images), strict=True):
+    lowered = joined(extractor(teacher, precision="bfloat16")(images))
+    for exact, low in zip(joined(extractor(teacher)(images)), lowered, strict=True):
         assert not torch.equal(exact, low)
         assert torch.nn.functional.cosine_similarity(exact.flatten(1), low.flatten(1)).min() > 0.999
 
 
 def test_memory_keeps_each_distinct_image(teacher, images, tmp_path):
     memory = joblib.Memory(tmp_path, verbose=0)
-    plain = extractor(teacher)(images)
+    plain = joined(extractor(teacher)(images))
     first = extractor(teacher, memory)
-    assert all(torch.equal(a[:6], b) for a, b in zip(plain, first(images[:6]), strict=True))
+    assert all(torch.equal(a[:6], b) for a, b in zip(plain, joined(first(images[:6])), strict=True))
     assert first.n_seen == 6
     second = extractor(teacher, memory)
-    found = second(images)
+    found = joined(second(images))
     assert second.n_seen == 5
     assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
     other_precision = extractor(teacher, memory, "bfloat16")
@@ -75,10 +81,10 @@ def test_memory_without_a_place_is_no_memory(teacher, images):
 
 def test_a_damaged_entry_is_computed_again(teacher, images, tmp_path):
     memory = joblib.Memory(tmp_path, verbose=0)
-    expected = extractor(teacher, memory)(images[:2])
+    expected = joined(extractor(teacher, memory)(images[:2]))
     for file in tmp_path.rglob("output.pkl"):
         file.write_bytes(b"damaged")
-    again = extractor(teacher, memory)(images[:2])
+    again = joined(extractor(teacher, memory)(images[:2]))
     assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
 
 
@@ -98,11 +104,11 @@ def test_a_full_disk_leaves_out_the_cache_and_says_so(teacher, images, tmp_path,
     def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    expected = extractor(teacher)(images)
+    expected = joined(extractor(teacher)(images))
     monkeypatch.setattr(numpy_pickle, "dump", full)
     extract = extractor(teacher, joblib.Memory(tmp_path, verbose=0))
     with pytest.warns(Warning, match="Unable to cache.*No space left"):
-        found = extract(images)
+        found = joined(extract(images))
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
@@ -188,7 +194,7 @@ def test_memory_tells_apart_which_stages_are_returned(tmp_path):
 
 
 def test_a_loaded_teacher_is_folded_and_keeps_its_fingerprint(teacher, toy, images):
-    loaded, fingerprint = features.load_teacher(
+    loaded, fingerprint = teachers.load_teacher(
         toy["backbone"], 32, toy["weights"], True, resolve_runtime("cpu", "float32")
     )
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in teacher.modules())
@@ -201,16 +207,16 @@ def test_a_loaded_teacher_is_folded_and_keeps_its_fingerprint(teacher, toy, imag
 @pytest.fixture
 def made(monkeypatch):
     """Note each teacher that is made."""
-    make, names = features.build_backbone, []
+    make, names = teachers.build_backbone, []
 
     def noting(name, size, **options):
         names.append(size)
         return make(name, size, **options)
 
-    features.TEACHERS.clear()
-    monkeypatch.setattr(features, "build_backbone", noting)
+    teachers.TEACHERS.clear()
+    monkeypatch.setattr(teachers, "build_backbone", noting)
     yield names
-    features.TEACHERS.clear()
+    teachers.TEACHERS.clear()
 
 
 def test_detectors_of_several_sizes_in_turn_make_each_teacher_once(toy, normal, made):
@@ -224,7 +230,7 @@ def test_the_last_four_teachers_stay_and_all_that_are_held(toy, made):
     runtime = resolve_runtime("cpu", "float32")
 
     def load(size: int):
-        return features.load_teacher(toy["backbone"], size, toy["weights"], True, runtime)
+        return teachers.load_teacher(toy["backbone"], size, toy["weights"], True, runtime)
 
     held = load(32)
     known = [weakref.ref(load(size)[0]) for size in (40, 48, 56, 64, 72)]
@@ -236,7 +242,7 @@ def test_the_last_four_teachers_stay_and_all_that_are_held(toy, made):
     assert made == [32, 40, 48, 56, 64, 72]
     load(40)
     assert made[-1] == 40
-    features.TEACHERS.clear()
+    teachers.TEACHERS.clear()
     assert load(32)[0] is not held[0]
 
 
@@ -245,7 +251,7 @@ def test_threads_that_want_one_teacher_at_once_share_it(toy, made):
     with ThreadPoolExecutor(8) as pool:
         found = list(
             pool.map(
-                lambda i: features.load_teacher(toy["backbone"], (32, 40)[i % 2], toy["weights"], True, runtime),
+                lambda i: teachers.load_teacher(toy["backbone"], (32, 40)[i % 2], toy["weights"], True, runtime),
                 range(16),
             )
         )
@@ -253,7 +259,7 @@ def test_threads_that_want_one_teacher_at_once_share_it(toy, made):
     assert len({id(teacher) for teacher, _ in found}) == 2
 
 
-@pytest.mark.parametrize("what", ["threads", "torch", "timm", "processor"])
+@pytest.mark.parametrize("what", ["torch", "timm", "processor"])
 def test_memory_tells_apart_what_may_round_otherwise(teacher, images, tmp_path, monkeypatch, what):
     memory = joblib.Memory(tmp_path, verbose=0)
     extract = extractor(teacher, memory)
@@ -261,9 +267,7 @@ def test_memory_tells_apart_what_may_round_otherwise(teacher, images, tmp_path, 
     extract(images[:2])
     assert extract.n_seen == 2
     with monkeypatch.context() as other:
-        if what == "threads":
-            other.setattr(torch, "get_num_threads", lambda: 99)
-        elif what == "processor":
+        if what == "processor":
             other.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX1024")
         else:
             other.setattr({"torch": torch, "timm": timm}[what], "__version__", "99.0")

@@ -30,6 +30,7 @@ from pydicom.uid import (
 
 from fewshot_ad import DualDistillationDetector, cli, distributed
 from fewshot_ad.data import images, nifti
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import (
     Frame,
     as_items,
@@ -89,7 +90,7 @@ def unit(values: np.ndarray, low: float, high: float) -> torch.Tensor:
 
 
 def read(item, size: int | None = None, **options) -> torch.Tensor:
-    return load(item, 0, size or 8, **options)
+    return load(item, 0, Geometry(size or 8), **options)
 
 
 def assert_reads(item, expected: torch.Tensor, tolerance: float = 1e-6, **options) -> None:
@@ -531,7 +532,7 @@ def test_frames_lists_what_it_is_given(tmp_path):
     found = frames([str(one), missing, several, broken, Frame(several, 1)])
     assert found == [str(one), missing, *(Frame(several, i) for i in range(3)), broken, Frame(several, 1)]
     with pytest.warns(ImageSkippedWarning) as caught:
-        loaded = [image is not None for _, image in load_each(found, "skip", size=8)]
+        loaded = [image is not None for _, image in load_each(found, "skip", geometry=Geometry(8))]
     assert loaded == [True, False, True, True, True, False, True]
     assert [str(path) in str(warning.message) for path, warning in zip((missing, broken), caught, strict=True)]
 
@@ -579,7 +580,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module):
     path = write_several(tmp_path, name)
     monkeypatch.setitem(sys.modules, module, None)
     said = rf"{name} needs {module}.*fewshot-ad\[medical\]"
-    for use in (read, lambda item: list(load_each([item], "raise", size=8))):
+    for use in (read, lambda item: list(load_each([item], "raise", geometry=Geometry(8)))):
         with pytest.raises(MissingExtraError, match=said):
             use(path)
     # The others go on without it.
@@ -587,9 +588,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module):
     both = [path, tmp_path / "b.png"]
     assert frames(both) == both
     with pytest.warns(ImageSkippedWarning, match=said):
-        assert [image is None for _, image in load_each(both, "skip", size=8)] == [True, False]
+        assert [image is None for _, image in load_each(both, "skip", geometry=Geometry(8))] == [True, False]
     told = {}
-    list(load_each(both, told.__setitem__, size=8))
+    list(load_each(both, told.__setitem__, geometry=Geometry(8)))
     assert list(told) == [0]
     assert re.search(said, str(told[0]))
 

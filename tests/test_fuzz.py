@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data import images
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import CheckpointError, ImageError, WeightsNotFoundError
 from fewshot_ad.files import checkpoints
 from fewshot_ad.method.packaged import PACKAGED
@@ -99,7 +100,7 @@ def refused(path: Path, *words: str) -> None:
     found = images.frames([path])
     assert len(found) == 1
     with pytest.raises(ImageError) as caught:
-        images.load(found[0], 0, 32)
+        images.load(found[0], 0, Geometry(32))
     assert all(word in str(caught.value) for word in (path.name, *words))
 
 
@@ -139,7 +140,7 @@ def test_a_tiff_of_parts_larger_than_it_is(tmp_path, tag, value):
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.ones((16, 16), np.uint8), tile=(16, 16), compression="zlib")
-    assert images.load(path, 0, 32).shape == (3, 32, 32)
+    assert images.load(path, 0, Geometry(32)).shape == (3, 32, 32)
     with tifffile.TiffFile(path, mode="r+b") as file:
         file.pages[0].tags[tag].overwrite(value, dtype="I")
     refused(path, "is damaged")
@@ -187,5 +188,5 @@ def test_a_student_of_more_blocks_than_its_file_holds(tmp_path, normal):
 def test_an_image_of_the_largest_size_takes_less_than_a_gigabyte(fuzz, tmp_path, mode):
     Image.new(mode, (7000, 7000)).save(tmp_path / "a.png")
     before = fuzz._peak(clear=True)
-    images.load(tmp_path / "a.png", 0, 128)
+    images.load(tmp_path / "a.png", 0, Geometry(128))
     assert fuzz._peak() - before < fuzz.MEMORY

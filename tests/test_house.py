@@ -17,6 +17,7 @@ FLOORS = [
     ["cli"],
     ["arguments"],
     ["commands"],
+    ["inputs"],
     ["tables"],
     ["evaluation", "plotting", "report", "model_selection", "distributed", "demo"],
     ["detector"],
@@ -29,6 +30,7 @@ FLOORS = [
     ["method"],
     ["images"],
     ["data"],
+    ["threads"],
     ["metrics", "cluster", "runtime"],
     ["exceptions"],
 ]

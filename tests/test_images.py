@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import sparse
 
 from fewshot_ad.data import pictures
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import as_items, full_scale, is_rows, load, load_each
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
 
@@ -26,8 +27,8 @@ RGBA = np.dstack([COLOUR, _rng.integers(0, 256, (12, 14), dtype=np.uint8)])
 
 
 def read(X, **options) -> torch.Tensor:
-    options = {"on_error": "raise", "size": SIZE, **options}
-    return torch.stack([image for _, image in load_each(as_items(X), **options)])
+    options = {"on_error": "raise", "geometry": Geometry(SIZE), **options}
+    return torch.stack([one.image for _, one in load_each(as_items(X), **options)])
 
 
 def assert_same(one, other, tolerance: float = 1e-6) -> None:
@@ -183,9 +184,10 @@ def test_arrays_of_unlike_size_in_an_object_array():
 
 def test_no_file_is_opened_before_its_turn(tmp_path):
     paths = [save(tmp_path, "a.png", GREY), tmp_path / "missing.png"]
-    index, image = next(load_each(as_items(paths), "raise", size=SIZE))
+    index, loaded = next(load_each(as_items(paths), "raise", geometry=Geometry(SIZE)))
     assert index == 0
-    assert image.shape == (3, SIZE, SIZE)
+    assert loaded.image.shape == (3, SIZE, SIZE)
+    assert (loaded.height, loaded.width) == GREY.shape
 
 
 # --- values
@@ -196,36 +198,36 @@ def test_no_file_is_opened_before_its_turn(tmp_path):
 )
 def test_value_range_says_what_is_black_and_white(dtype, low, high):
     ramp = np.linspace(low, high, SIZE * SIZE).reshape(SIZE, SIZE).astype(dtype)
-    result = load(ramp, 0, SIZE, value_range=(low, high))
+    result = load(ramp, 0, Geometry(SIZE), value_range=(low, high))
     expected = torch.from_numpy((ramp.astype(float) - low) / (high - low)).float()
     torch.testing.assert_close(result, expected.expand(3, -1, -1))
 
 
 def test_values_beyond_the_range_are_clipped_or_let_by_the_margin():
     image = np.array([[-100.0, 0], [10, 100]])
-    assert load(image, 0, 2, value_range=(0, 10))[0].tolist() == [[0, 0], [1, 1]]
+    assert load(image, 0, Geometry(2), value_range=(0, 10))[0].tolist() == [[0, 0], [1, 1]]
     torch.testing.assert_close(
-        load(image, 0, 2, value_range=(0, 10), margin=0.25)[0], torch.tensor([[-0.25, 0], [1, 1.25]])
+        load(image, 0, Geometry(2), value_range=(0, 10), margin=0.25)[0], torch.tensor([[-0.25, 0], [1, 1.25]])
     )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (37, 501)])
 def test_white_stays_white(shape):
     """Resizing must not overshoot."""
-    result = load(np.ones(shape, bool), 0, 16)
+    result = load(np.ones(shape, bool), 0, Geometry(16))
     assert result.max() <= 1
     torch.testing.assert_close(result, torch.ones(3, 16, 16))
 
 
 def test_resizing_is_antialiased():
     checkerboard = np.indices((240, 240)).sum(0) % 2 == 0  # 15 to 1: without, single pixels would be picked
-    torch.testing.assert_close(load(checkerboard, 0, 16), torch.full((3, 16, 16), 0.5), rtol=0, atol=0.01)
+    torch.testing.assert_close(load(checkerboard, 0, Geometry(16)), torch.full((3, 16, 16), 0.5), rtol=0, atol=0.01)
 
 
 def test_the_whole_image_is_squeezed_into_the_square():
     image = np.zeros((10, 40), np.uint8)
     image[:, :10], image[:, -10:] = 255, 128
-    result = load(image, 0, 8)[0]
+    result = load(image, 0, Geometry(8))[0]
     torch.testing.assert_close(result[:, 0], torch.ones(8))
     torch.testing.assert_close(result[:, -1], torch.full((8,), 128 / 255))
     assert (result[:, 4] == 0).all()
@@ -234,7 +236,7 @@ def test_the_whole_image_is_squeezed_into_the_square():
 def test_the_input_is_left_as_it_was():
     image = RGBA.astype(np.float32) / 255
     before = image.copy()
-    load(image, 0, SIZE)
+    load(image, 0, Geometry(SIZE))
     np.testing.assert_array_equal(image, before)
 
 
@@ -318,7 +320,7 @@ def test_alpha_is_no_grey_value():
     """A value range says what is black and white, not what is transparent."""
     image = np.full((SIZE, SIZE, 4), 100, np.uint8)
     image[..., 3] = 51
-    torch.testing.assert_close(load(image, 0, SIZE, value_range=(0, 100)), torch.full((3, SIZE, SIZE), 0.2))
+    torch.testing.assert_close(load(image, 0, Geometry(SIZE), value_range=(0, 100)), torch.full((3, SIZE, SIZE), 0.2))
 
 
 @pytest.mark.parametrize("kind", ["L", "I;16", "RGB", "P"])
@@ -460,7 +462,7 @@ def test_memory_that_runs_out_is_not_laid_on_the_file(tmp_path, monkeypatch, err
 
     monkeypatch.setattr("fewshot_ad.data.reading._read_file", short)
     with pytest.raises(ImageError, match=r"a\.png could not be read: there is not enough memory"):
-        load(tmp_path / "a.png", 0, 32)
+        load(tmp_path / "a.png", 0, Geometry(32))
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.9])
@@ -595,18 +597,18 @@ def test_skip_leaves_a_gap_and_names_the_file(tmp_path):
     broken.write_bytes(broken.read_bytes()[:100])
     items = [GREY, missing, COLOUR, broken, None]
     with pytest.warns(ImageSkippedWarning) as caught:
-        results = list(load_each(items, "skip", size=SIZE))
+        results = list(load_each(items, "skip", geometry=Geometry(SIZE)))
     assert [index for index, _ in results] == [0, 1, 2, 3, 4]
     assert [image is None for _, image in results] == [False, True, False, True, True]
     for warning, name in zip(caught, [str(missing), str(broken), "image 4"], strict=True):
         assert name in str(warning.message)
-    torch.testing.assert_close(results[2][1], read(COLOUR)[0])
+    torch.testing.assert_close(results[2][1].image, read(COLOUR)[0])
 
 
 def test_skip_is_silent_when_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert all(image is not None for _, image in load_each([GREY, COLOUR], "skip", size=SIZE))
+        assert all(image is not None for _, image in load_each([GREY, COLOUR], "skip", geometry=Geometry(SIZE)))
 
 
 @pytest.fixture
@@ -624,21 +626,23 @@ def test_reading_ahead_keeps_order_and_errors(tmp_path):
         Image.new("L", (4, 4), 5 * i).save(path)
     paths[7].write_bytes(b"no image")
     failed = []
-    found = list(load_each(paths, lambda i, error: failed.append((i, str(error))), size=4))
+    found = list(load_each(paths, lambda i, error: failed.append((i, str(error))), geometry=Geometry(4), n_workers=2))
     assert [i for i, _ in found] == list(range(40))
-    assert [round(255 * float(image[0, 0, 0])) for i, image in found if i != 7] == [5 * i for i in range(40) if i != 7]
+    assert [round(255 * float(loaded.image[0, 0, 0])) for i, loaded in found if i != 7] == [
+        5 * i for i in range(40) if i != 7
+    ]
     assert found[7][1] is None
     assert [i for i, _ in failed] == [7]
     assert "07.png could not be read" in failed[0][1]
     with pytest.raises(ImageError, match=r"8 of 40 images: .*07\.png"):
-        list(load_each(paths, "raise", size=4))
+        list(load_each(paths, "raise", geometry=Geometry(4)))
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_reading_ahead_ends_with_whoever_asked(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("fewshot_ad.data.images._load", lambda item, index, **_: (seen.append(index), []))
-    reader = load_each(list(range(1000)), "raise", size=4)
+    reader = load_each(list(range(1000)), "raise", geometry=Geometry(4), n_workers=2)
     assert next(reader) == (0, None)
     reader.close()
     assert len(seen) < 30
@@ -650,13 +654,13 @@ def test_large_jpegs_are_decoded_smaller(tmp_path, monkeypatch):
     path = tmp_path / "large.jpg"
     Image.fromarray(wave.astype(np.uint8)).save(path, quality=90)
     with Image.open(path) as picture:
-        expected = load(np.asarray(picture), 0, 64)
+        expected = load(np.asarray(picture), 0, Geometry(64))
     sizes = []
     monkeypatch.setattr(pictures, "upright", lambda values, _: sizes.append(values.shape[::-1]) or values)
-    found = load(path, 0, 64)
+    found = load(path, 0, Geometry(64))
     assert sizes == [(400, 300)]  # never below four times what is wanted
     assert (found - expected).abs().max() < 0.005
     with pytest.raises(ImageError, match="1600 x 1200"):  # its own size is what is allowed or not
-        load(path, 0, 64, max_pixels=1_000_000)
-    load(path, 0, 128)
+        load(path, 0, Geometry(64), max_pixels=1_000_000)
+    load(path, 0, Geometry(128))
     assert sizes[1:] == [(800, 600)]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fewshot_ad.data import images, listing
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.listing import list_images, say_left_out
 
 needs_links = pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
@@ -39,7 +40,7 @@ def found(root: Path, **options) -> tuple[list[str], dict[str, str]]:
 def test_what_is_listed_can_be_read(tmp_path, name, kind):
     Image.new("RGB", (20, 10), (200, 100, 50)).save(tmp_path / name, kind)
     assert list_images(tmp_path) == ([tmp_path / name], [])
-    assert images.load(tmp_path / name, 0, 8)[0].mean() > 0.5
+    assert images.load(tmp_path / name, 0, Geometry(8))[0].mean() > 0.5
 
 
 def test_dicom_without_an_ending_is_an_image(tmp_path):

@@ -47,7 +47,7 @@ def test_episode_loss_is_the_equation(form):
     episode = draw_episode([make_task(dtype=torch.float64)], 3, 2, np.random.default_rng(0))
     loss = training.episode_loss(student, episode, 0.1, form, runtime)
 
-    query, support = student(episode.query_inputs), student(episode.support_inputs)
+    query, support = (student(x, SHAPES[:3]) for x in (episode.query_inputs, episode.support_inputs))
     ssd = tsd = 0.0
     for level in range(3):
         c = CHANNELS[level]
@@ -176,8 +176,8 @@ class Dropped(torch.nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, embedding: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.nn.functional.dropout(m, 0.3, self.training) for m in self.net(embedding)]
+    def forward(self, embedding: torch.Tensor, shapes) -> list[torch.Tensor]:
+        return [torch.nn.functional.dropout(m, 0.3, self.training) for m in self.net(embedding, shapes)]
 
 
 def test_trainings_with_dropout_in_threads_are_those_one_after_the_other():

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fewshot_ad.data.views import turned_and_mirrored
 from fewshot_ad.method import matching
+from fewshot_ad.method.coreset import Patches
+
+
+def bank_of(patches: torch.Tensor, lowered: torch.dtype | None = None) -> matching.PatchBank:
+    """A bank of (K, P, D) patches."""
+    k, n = patches.shape[:2]
+    owners = torch.arange(k).repeat_interleave(n)
+    return matching.PatchBank(Patches(patches.flatten(0, 1), owners, torch.zeros(k * n, 2)), k, lowered)
 
 
 def _descriptor_by_hand(maps, n, row, column):
@@ -43,7 +52,7 @@ def test_patch_features_against_a_loop(maps):
 def test_patch_evidence_against_a_loop(maps):
     patches = matching.patch_features(maps)
     bank = patches[1:].view(2, 16, -1)
-    searched = matching.PatchBank(bank)
+    searched = bank_of(bank)
     exclude = torch.tensor([[False, False], [True, False], [False, True]])
     distance, weights = matching.patch_evidence(maps, searched, exclude)
     for n in range(3):
@@ -58,7 +67,7 @@ def test_patch_evidence_against_a_loop(maps):
 
 
 def test_a_support_image_finds_itself_unless_it_is_left_out(maps):
-    bank = matching.PatchBank(matching.patch_features(maps))
+    bank = bank_of(matching.patch_features(maps))
     nothing = torch.zeros(3, 3, dtype=torch.bool)
     assert matching.patch_evidence(maps, bank, nothing)[0].abs().max() < 1e-12
     assert matching.patch_evidence(maps, bank, torch.eye(3, dtype=torch.bool))[0].min() > 1e-3
@@ -69,7 +78,7 @@ def test_searching_in_bfloat16_finds_what_is_as_near():
     # As those of a network: alike, around a common mean.
     patches = F.normalize(1 + 0.3 * torch.randn(5, 200, 48, generator=generator), dim=-1)
     bank, query = patches[:4], patches[4]
-    plain, lowered = matching.PatchBank(bank), matching.PatchBank(bank, torch.bfloat16)
+    plain, lowered = bank_of(bank), bank_of(bank, torch.bfloat16)
     for left_out in ([0, 0, 0, 0], [1, 0, 1, 1]):
         best, _ = plain.nearest(query, torch.tensor(left_out, dtype=torch.bool))
         found, match = lowered.nearest(query, torch.tensor(left_out, dtype=torch.bool))
@@ -85,14 +94,44 @@ def test_searching_in_bfloat16_finds_what_is_as_near():
     assert (itself - 1).abs().max() < 1e-6
 
 
-def test_leading_directions_hold_what_differs():
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(5000, 5, generator=generator) @ torch.randn(5, 96, generator=generator)
-    basis = matching.leading_directions(rows + 0.01 * torch.randn(5000, 96, generator=generator), 8)
-    assert basis.shape == (96, 8)
-    torch.testing.assert_close(basis.T @ basis, torch.eye(8), atol=1e-5, rtol=0)
-    assert (rows - rows @ basis @ basis.T).norm() < 0.01 * rows.norm()
-    assert matching.leading_directions(rows[:, :6], 8).shape == (6, 6)
+@pytest.mark.parametrize("lowered", [None, torch.bfloat16])
+def test_a_query_of_many_patches_is_searched_in_tiles(monkeypatch, lowered):
+    patches = F.normalize(1 + torch.randn(2, 50, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    bank, nothing = bank_of(patches[:1], lowered), torch.zeros(1, dtype=torch.bool)
+    whole = bank.nearest(patches[1], nothing)
+    monkeypatch.setattr(matching, "_TILE", 7)
+    for one, other in zip(bank.nearest(patches[1], nothing), whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_where_all_that_is_kept_is_left_out_all_of_it_counts(maps):
+    bank = bank_of(matching.patch_features(maps[:3])[:1])
+    left_out = torch.ones(16, 1, dtype=torch.bool)
+    best, _ = bank.nearest(matching.patch_features(maps)[0], left_out[0])
+    torch.testing.assert_close(best, torch.ones(16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 80), (80, 32)])
+def test_support_patches_know_where_they_are(size):
+    """Each patch of each view is at the place of the image whose patch it shows."""
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij")
+    image = torch.stack([torch.ones(size, dtype=torch.float64), rows / size[0], columns / size[1]])
+
+    def network(view: torch.Tensor) -> list[torch.Tensor]:
+        return [F.avg_pool2d(view[None], stride) for stride in (4, 8, 16)]
+
+    views = [network(view) for view in turned_and_mirrored(image)]
+    grid = (views[0][1].shape[2], views[0][1].shape[3])
+    patches = matching.support_patches([matching.patch_features(view)[0] for view in views], grid, size, 3)
+    assert len(patches) == 8 * size[0] * size[1] // 64
+    assert patches.owners.unique().tolist() == [3]
+    plain = {tuple(spot): feature for spot, feature in zip(patches.spots.tolist(), patches.features, strict=True)}
+    for spot in plain:
+        query = matching.patch_at(views[0], size, (round(spot[0]), round(spot[1])))
+        match = matching.best_match(patches, query, torch.zeros(4, dtype=torch.bool))
+        assert (match.support_index, match.row, match.col) == (3, *spot)
+        assert match.similarity == pytest.approx(1)
+    assert matching.best_match(patches, query, torch.ones(4, dtype=torch.bool)) is None
 
 
 def test_embedding_evidence_is_the_distance_to_the_nearest_view(maps):

@@ -84,10 +84,18 @@ def refusal(path, read=load) -> str:
         {"precision": "bfloat16", "lam": "auto", "n_steps": 1},
         {"evidence": {"tsd": 0.5, "ssd": 2.0, "patch": 1.0}},
         {"evidence": "embedding", "random_state": np.random.RandomState(0)},
-        {"evidence": ["ssd"], "sharpness": np.float32(0.5), "image_size": np.int64(40), "aggregation": "max"},
-        {"evidence": "patch", "augment": False, "value_range": (0, 200), "contamination": 0.1, "max_pixels": 2000},
+        {"evidence": ["ssd"], "sharpness": np.float32(0.5), "image_size": np.int64(48), "aggregation": "max"},
+        {"image_size": (48, 32), "n_jobs": 2, "max_patches": 40},
+        {
+            "aspect": "square",
+            "evidence": "patch",
+            "augment": False,
+            "value_range": (0, 200),
+            "contamination": 0.1,
+            "max_pixels": 2000,
+        },
     ],
-    ids="default encoder uniform float64 bfloat16 dict embedding ssd patch".split(),
+    ids="default encoder uniform float64 bfloat16 dict embedding ssd sides square".split(),
 )
 @pytest.mark.parametrize("support", [False, True])
 def test_loaded_scores_are_the_same_bits(make, normal, anomalous, tmp_path, parameters, support):
@@ -101,7 +109,7 @@ def test_loaded_scores_are_the_same_bits(make, normal, anomalous, tmp_path, para
     assert (again.loss_curve_, again.row_range_) == (det.loss_curve_, det.row_range_)
     np.testing.assert_array_equal(again.support_scores_, det.support_scores_)
     given, found = det.get_params(), again.get_params()
-    for name in given.keys() - {"evidence", "random_state"}:
+    for name in given.keys() - {"evidence", "random_state", "n_jobs"}:
         assert found[name] == (str(given[name]) if name == "weights" else given[name]), name
     assert list(found["evidence"]) == list(given["evidence"])
     assert found["random_state"] == (0 if given["random_state"] == 0 else None)
@@ -327,10 +335,8 @@ def test_names_of_the_format(saved):
     # Whoever changes these writes another version of the format.
     tensors, header = checkpoints.load(saved, "fewshot_ad model 2", "")
     plain = {name for name in tensors if not name.startswith("students.")}
-    assert plain == {"support_scores", "loss_curve", "patches", "embeddings"}
-    assert {"students.0.seen", "students.1.maps.2", "students.1.keys.0", "students.0.weighting.phi.0.weight"} <= set(
-        tensors
-    )
+    assert plain == {"support_scores", "loss_curve", "patches", "patch_owners", "patch_spots", "embeddings"}
+    assert {"students.0.seen", "students.1.maps.3.2", "students.0.weighting.phi.0.weight"} <= set(tensors)
     assert {f"students.0.net.stages.1.{i}.branch.0.weight" for i in range(2)} <= set(tensors)
     assert header.keys() == {"versions", "parameters", "fitted", "support_images", "students", "sha256"}
 
@@ -420,6 +426,10 @@ def set_entry(*keys_and_value):
         set_entry("students", 0, "decoder_blocks", [1, 2, 0]),
         set_entry("students", 0, "decoder_blocks", [10**9] * 3),
         set_entry("students", 0, "sharpness", "1"),
+        set_entry("students", 0, "shown", [0, 1, 2, 4]),
+        set_entry("students", 0, "shown", [0, 1, 2, -1]),
+        set_entry("students", 0, "shown", [0, 1, 1, 2]),
+        set_entry("students", 0, "shown", []),
         set_entry("students", []),
         set_entry("support_images", 1),
         set_entry("support_images", True),
@@ -445,6 +455,10 @@ def set_entry(*keys_and_value):
         set_entry("parameters", "image_size", 10**6),
         set_entry("parameters", "image_size", 32.5),
         set_entry("parameters", "image_size", 64),
+        set_entry("parameters", "image_size", [32]),
+        set_entry("parameters", "image_size", [32, 64]),
+        set_entry("parameters", "image_size", [10**6, 32]),
+        set_entry("parameters", "aspect", "stretch"),
         set_entry("parameters", "image_shape", [[3], 4]),
         set_entry("parameters", "decoder_blocks", 3),
         set_entry("parameters", "evidence", [["patch"]]),
@@ -491,15 +505,20 @@ def replaced(name, function):
         (without("patches"), "patches"),
         (without("embeddings"), "embeddings"),
         (without("loss_curve"), "loss_curve"),
-        (without("students.1.keys.2"), "students.1.keys.2"),
+        (without("patch_owners"), "patch_owners"),
+        (without("patch_spots"), "patch_spots"),
+        (without("students.1.maps.3.2"), "students.1.maps.3.2"),
         (without("students.0.seen"), "students.0.seen"),
         (without("students.0.weighting.phi.1.bias"), "students.0.weighting.phi.1.bias"),
-        (replaced("patches", lambda t: t[:2]), "patches"),
+        (replaced("patches", lambda t: t[:2]), "patch_owners"),
+        (replaced("patch_owners", torch.Tensor.int), "patch_owners"),
+        (replaced("patch_spots", lambda t: t[:, :1]), "patch_spots"),
         (replaced("patches", lambda t: t[..., :5]), "patches"),
         (replaced("patches", torch.Tensor.half), "patches"),
         (replaced("support_scores", torch.Tensor.float), "support_scores"),
         (replaced("support_scores", lambda t: t[None]), "support_scores"),
-        (replaced("students.0.maps.1", lambda t: t[:, :, :1]), "students.0.maps.1"),
+        (replaced("students.0.maps.2.1", lambda t: t[:, :1]), "students.0.maps.2.1"),
+        (replaced("students.0.maps.2.1", lambda t: t[:, :, :1]), "students.0.maps.2.1"),
         (replaced("students.0.seen", torch.Tensor.int), "students.0.seen"),
         (replaced("students.1.weighting.phi.0.weight", lambda t: t[:1]), "students.1.weighting.phi.0.weight"),
         (lambda _, tensors: tensors.update(more=torch.zeros(1)), "more"),
@@ -508,6 +527,17 @@ def replaced(name, function):
 )
 def test_tensors_that_cannot_be_right(forged, change, name):
     assert repr(name) in refusal(forged(change))
+
+
+@pytest.mark.parametrize("owner", [-1, 4])
+def test_patches_of_no_support_image(forged, owner):
+    path = forged(replaced("patch_owners", lambda t: torch.full_like(t, owner)))
+    assert "its patches are not of 4 support images" in refusal(path)
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "not finite"), (1e30, "longer than 1")])
+def test_patches_of_impossible_values(forged, value, said):
+    assert said in refusal(forged(replaced("patches", lambda t: torch.full_like(t, value))))
 
 
 def test_a_wrong_checksum_is_said(saved, tmp_path):
@@ -537,7 +567,7 @@ def test_describe_reads_the_header_alone(fitted, saved, tmp_path):
     assert found["n_features_in_"] is None
     assert [student["decoder_blocks"] for student in found["students"]] == [[1, 2, 1]] * 2
     assert found["parameters"]["image_size"] == 32
-    assert found["parameters"].keys() == fitted.get_params().keys() - {"device", "memory", "verbose"}
+    assert found["parameters"].keys() == fitted.get_params().keys() - {"device", "n_jobs", "memory", "verbose"}
     assert issubclass(CheckpointError, FewShotADError)
 
 

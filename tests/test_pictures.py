@@ -18,6 +18,7 @@ from format_trials import _jpeg2000, _netpbm, _png
 from PIL import Image, ImageFile
 
 from fewshot_ad.data import deep, pictures, tiff
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import Frame, as_items, frames, load, load_each, size_of
 from fewshot_ad.exceptions import ImageError, ImageWarning, MissingExtraError
 
@@ -38,7 +39,7 @@ DAMAGED = {
 
 
 def read(item, size: int = 8, **options) -> torch.Tensor:
-    return load(item, 0, size, **options)
+    return load(item, 0, Geometry(size), **options)
 
 
 def assert_same(item, other, tolerance: float = 1e-6) -> None:
@@ -116,12 +117,12 @@ def test_warnings_come_from_the_thread_that_asked():
     try:
         items = [with_exif("PNG", DAMAGED["garbage"])] * 4
         with pytest.warns(ImageWarning) as caught:
-            assert len(list(load_each(items, "raise", size=8))) == 4
+            assert len(list(load_each(items, "raise", geometry=Geometry(8)))) == 4
         assert [str(w.message)[:7] for w in caught] == [f"image {i}" for i in range(4)]
         with warnings.catch_warnings():
             warnings.simplefilter("error", ImageWarning)
             with pytest.raises(ImageWarning):
-                list(load_each(items, "raise", size=8))
+                list(load_each(items, "raise", geometry=Geometry(8)))
     finally:
         torch.set_num_threads(before)
 
@@ -355,7 +356,9 @@ def test_one_undecoded_picture_may_stand_in_a_list_several_times(tmp_path, kind,
     try:
         for _ in range(5):
             with Image.open(path) as picture:
-                found = [image for _, image in load_each(as_items([picture] * n_times), "raise", size=16)]
+                found = [
+                    one.image for _, one in load_each(as_items([picture] * n_times), "raise", geometry=Geometry(16))
+                ]
             for image in found:
                 torch.testing.assert_close(image, found[0], rtol=0, atol=0)
             assert (found[0] - read(path, 16)).abs().max() < 0.01

@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from fewshot_ad.data import tiff
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import Frame, as_items, frames, load, load_each, size_of, warn_of_low_use
 from fewshot_ad.data.pixels import rounding
 from fewshot_ad.exceptions import ImageError, ImageWarning, SupportWarning
@@ -24,7 +25,7 @@ COLOUR = _rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 def read(item, **options) -> torch.Tensor:
-    return load(item, 0, 8, **options)
+    return load(item, 0, Geometry(8), **options)
 
 
 def assert_same(item, other, tolerance: float = 1e-6, **options) -> None:
@@ -263,7 +264,7 @@ def test_an_image_that_is_transparent_everywhere_is_told(how):
     with pytest.warns(ImageWarning, match=r"image 0 is transparent everywhere.*image\[\.\.\., :3\]"):
         assert (read(item) == 0).all()
     with pytest.warns(ImageWarning, match="image 1 is transparent"):
-        list(load_each([COLOUR, item], "raise", size=8))
+        list(load_each([COLOUR, item], "raise", geometry=Geometry(8)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(values[..., :3], COLOUR)

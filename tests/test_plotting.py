@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
+import itertools
 import sys
 
 import matplotlib
@@ -10,7 +12,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pytest
-from helpers import stripes
+from helpers import plain_and_marked, stripes
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
@@ -50,10 +52,10 @@ def _close():
     plt.close("all")
 
 
-def _boxes(ax) -> list[tuple[float, float, float]]:
-    """Centre row, centre column and side of each box."""
+def _boxes(ax) -> list[tuple[float, float, float, float]]:
+    """Top, left, height and width of each box, from the edge of the first pixel."""
     found = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
-    return [(b.get_y() + b.get_height() / 2, b.get_x() + b.get_width() / 2, b.get_width()) for b in found]
+    return [(b.get_y() + 0.5, b.get_x() + 0.5, b.get_height(), b.get_width()) for b in found]
 
 
 def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, queries):
@@ -62,19 +64,20 @@ def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, querie
     assert display.figure_ is display.axes_[0, 0].figure
     support = (fitted.support_.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
     for e, row in zip(fitted.explain(queries), display.axes_, strict=True):
-        np.testing.assert_array_equal(row[0].images[0].get_array(), e.image)
+        np.testing.assert_array_equal(row[0].images[0].get_array(), e.picture)
         np.testing.assert_allclose(row[1].images[1].get_array(), e.excess / -fitted.offset_, rtol=1e-5, atol=1e-7)
+        assert row[1].images[1].get_extent() == row[1].images[0].get_extent()
         np.testing.assert_array_equal(row[2].images[0].get_array(), support[e.support_index])
         np.testing.assert_array_equal(row[3].images[0].get_array(), support[e.matches.support_index])
         for ax in row[:2]:
-            ((down, across, side),) = _boxes(ax)
-            assert side == e.patch_size == 8
-            # The hottest pixel lies in the box, and the box on the grid of patches.
-            assert abs(e.hot_spot[0] - down) < 4
-            assert abs(e.hot_spot[1] - across) < 4
-            assert (down - 3.5) % 8 == (across - 3.5) % 8 == 0
+            ((top, left, height, width),) = _boxes(ax)
+            # Of 40 pixels the detector saw 32. The hottest lies in the box, and the box on the grid of patches.
+            assert height == width == e.patch_size * 40 / 32 == 10
+            assert top <= (e.hot_spot[0] + 0.5) * 40 / 32 <= top + 10
+            assert left <= (e.hot_spot[1] + 0.5) * 40 / 32 <= left + 10
+            assert top % 10 == left % 10 == 0
         assert _boxes(row[2]) == []
-        assert _boxes(row[3]) == [(e.matches.row, e.matches.col, 8)]
+        assert _boxes(row[3]) == [(e.matches.row - 3.5, e.matches.col - 3.5, 8, 8)]
         assert f"score {e.score / fitted.offset_:.2f}\n" in row[1].get_title()
 
 
@@ -92,6 +95,53 @@ def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
         assert (alpha[e.excess <= -reach * 1.001] == 0).all()
         assert (alpha[e.excess > 0] > 0.35).all()
         assert alpha.max() <= 0.8 + 1e-6
+
+
+@pytest.mark.parametrize("shape", [(240, 80), (80, 240), (120, 120), (360, 60), (900, 400)], ids=str)
+def test_map_and_mark_lie_on_the_picture_as_it_is_drawn(toy, shape, tmp_path):
+    normal, marked, place = plain_and_marked(*shape)
+    det = DualDistillationDetector(**toy | {"evidence": "patch", "image_size": 64}).fit(normal)
+    det.offset_ = det.score_samples([marked])[0]
+    (row,) = AnomalyMapDisplay.from_estimator(det, [marked]).axes_
+    ax = row[1]
+    (mark,) = ax.patches
+    mark.set_visible(False)
+    ax.figure.savefig(tmp_path / "out.png")
+    # Within the axes, whose proportions are the image's.
+    box = ax.get_window_extent()
+    assert box.height / box.width == pytest.approx(shape[0] / shape[1], rel=0.02)
+    across, up = ax.transAxes.inverted().transform(ax.transData.transform(mark.get_center()))
+    height, width = ax.images[0].get_array().shape[:2]
+    patch = mark.get_height() / height, mark.get_width() / width
+    assert abs(1 - up - place[0]) <= patch[0]
+    assert abs(across - place[1]) <= patch[1]
+    picture = np.asarray(Image.open(tmp_path / "out.png").convert("RGB"), float)
+    colour = picture.max(-1) - picture.min(-1)  # the image is grey, and so is what is below the map
+    left, top = round(box.x0), round(picture.shape[0] - box.y1)
+    inside = colour[top : top + round(box.height), left : left + round(box.width)]
+    rows, columns = np.nonzero(inside > 30)
+    assert abs(rows.mean() / inside.shape[0] - place[0]) <= patch[0]
+    assert abs(columns.mean() / inside.shape[1] - place[1]) <= patch[1]
+
+
+def test_pictures_of_several_proportions_have_rows_as_high_as_they_need(fitted, normal):
+    display = AnomalyMapDisplay.from_estimator(fitted, [normal[4], normal[5][:10], normal[6][:, :10]])
+    display.figure_.draw_without_rendering()
+    shown = [row[0].get_window_extent() for row in display.axes_]
+    assert [round(box.width / box.height, 1) for box in shown] == [1, 4, pytest.approx(0.25, abs=0.06)]
+    areas = [box.width * box.height for box in shown]
+    assert max(areas) < 2.5 * min(areas)
+    titles = [ax.title.get_window_extent() for ax in display.axes_[2]]
+    assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(titles))
+
+
+def test_images_of_hardly_any_pixels_are_drawn(fitted, normal):
+    fitted = copy.copy(fitted)
+    fitted.offset_ = fitted.score_samples(normal[4:5])[0]  # something is outlined
+    images = [normal[4][:, :1], normal[4][:1], normal[4][:1, :1], np.tile(normal[4][:1], (1, 50, 1))]
+    figure = AnomalyMapDisplay.from_estimator(fitted, images).figure_
+    figure.draw_without_rendering()
+    assert max(figure.get_size_inches()) < 18
 
 
 def test_a_threshold_of_zero_has_a_scale_too(fitted, queries):
@@ -220,7 +270,7 @@ def test_bad_labels_are_named(fitted, queries, kind, y, reason):
 @pytest.mark.parametrize("kind", DISPLAYS)
 def test_a_missing_matplotlib_names_the_extra_before_any_work(fitted, queries, kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(Session, "_evidence", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(Session, "_each", lambda *_: pytest.fail("work was done"))
     with pytest.raises(MissingExtraError, match=r'pip install "fewshot-ad\[plot\]"'):
         kind.from_estimator(fitted, queries)
 

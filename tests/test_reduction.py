@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter1d
 from torch.nn import functional as F
 
 from fewshot_ad.method import reduction
@@ -12,17 +12,31 @@ from fewshot_ad.method import reduction
 def test_to_pixels_is_bilinear_enlargement_then_scipys_gaussian():
     generator = torch.Generator().manual_seed(0)
     maps = [torch.rand(3, *shape, dtype=torch.float64, generator=generator) for shape in ((6, 6), (3, 5))]
-    for sigma in (0.0, 2.0):
-        shown = reduction.to_pixels(maps, 24, sigma)
-        large = sum(F.interpolate(m[:, None], size=(24, 24), mode="bilinear", align_corners=False)[:, 0] for m in maps)
+    for shape, sigma in (((24, 24), 0.0), ((24, 24), 2.0), ((18, 32), 2.0), ((8, 72), 2.0), ((4, 4), 1.0)):
+        side = (shape[0] * shape[1]) ** 0.5
+        shown = reduction.to_pixels(maps, shape, sigma * 128 / side)
+        large = sum(F.interpolate(m[:, None], size=shape, mode="bilinear", align_corners=False)[:, 0] for m in maps)
         for one, plain in zip(shown, large, strict=True):
-            expected = gaussian_filter(plain.numpy(), sigma, mode="mirror", radius=8) if sigma else plain.numpy()
+            expected = plain.numpy()
+            for axis, n in enumerate(shape) if sigma else ():
+                expected = gaussian_filter1d(expected, sigma, axis, mode="mirror", radius=min(int(4 * sigma), n - 1))
             np.testing.assert_allclose(one.numpy(), expected, atol=1e-12)
 
 
 def test_blur_wider_than_the_map():
-    shown = reduction.to_pixels([torch.full((1, 2, 2), 3.0)], 5, 4.0)
+    shown = reduction.to_pixels([torch.full((1, 2, 2), 3.0)], (5, 5), 128.0)
     torch.testing.assert_close(shown, torch.full((1, 5, 5), 3.0))
+
+
+def test_the_blur_grows_with_the_map():
+    """A map of twice the side, seen at half the size, is the same map."""
+    spots = [torch.zeros(1, *shape, dtype=torch.float64) for shape in ((16, 40), (32, 80))]
+    spots[0][0, 8, 20] = 1
+    spots[1][0, 16:18, 40:42] = 1
+    small = reduction.to_pixels([spots[0]], (64, 160), 4.0)
+    large = reduction.to_pixels([spots[1]], (128, 320), 4.0)
+    halved = F.avg_pool2d(large[:, None], 2)[:, 0]
+    torch.testing.assert_close(halved, small, rtol=0, atol=0.1 * float(small.max()))
 
 
 def test_border_is_faded():

@@ -14,11 +14,12 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from helpers import spoilt, stripes
+from helpers import plain_and_marked, spoilt, stripes
 from PIL import Image
 from sklearn.metrics import recall_score
 
 from fewshot_ad import DualDistillationDetector, report
+from fewshot_ad.data import images
 from fewshot_ad.data.images import frames
 from fewshot_ad.exceptions import DiskFullError, ImageError, OutputError
 from fewshot_ad.explanation import relative_score
@@ -81,15 +82,19 @@ def test_shows_what_the_detector_says(det, folder, paths, y, tmp_path):
     assert [image["score"] for image in shown] == scores[order].tolist()
     assert [image["label"] for image in shown] == y[order].tolist()
     np.testing.assert_allclose([image["weights"] for image in shown], det.support_weights(paths)[order], atol=1e-4)
-    assert (data["title"], data["labelled"], data["size"], len(data["support"])) == ("Stripes", True, 32, 4)
+    assert (data["title"], data["labelled"], len(data["support"])) == ("Stripes", True, 4)
     assert data["auroc"] == pytest.approx(np.mean([[a > b for a in scores[y < 0]] for b in scores[y > 0]]))
     assert [image["score"] > 1 for image in shown] == (det.predict(paths) == -1)[order].tolist()
     assert data["names"] == [f"image {i}" for i in range(4)]
-    for image in shown:
-        assert 0 <= min(image["hot"]) <= max(image["hot"]) < 32
-        assert image["match"]["support"] in range(4)
-        assert 0 < image["match"]["similarity"] <= 1.0001
+    assert all(normal["size"] == [32, 32] and normal["aspect"] == 1 for normal in data["support"])
+    for i, image in zip(order, shown, strict=True):
+        (found,) = det.explain([paths[i]])
+        assert image["size"] == [40, 80]
         assert image["aspect"] == 2
+        assert image["hot"] == pytest.approx(found.hot_box, abs=0.01)
+        assert image["match"]["support"] in range(4)
+        assert image["match"]["box"] == pytest.approx(found.match_box, abs=0.01)
+        assert 0 < image["match"]["similarity"] <= 1.0001
 
 
 def test_maps_share_a_scale_that_the_threshold_sets(det, paths, tmp_path):
@@ -103,11 +108,13 @@ def test_maps_share_a_scale_that_the_threshold_sets(det, paths, tmp_path):
     assert np.abs(found - expected).max() < 0.01
 
 
-@pytest.mark.parametrize(("max_side", "side"), [(None, 32), (20, 20), (64, 64)])
-def test_pictures_have_the_side_that_was_asked_for(det, paths, tmp_path, max_side, side):
+@pytest.mark.parametrize(("max_side", "size"), [(None, (48, 16)), (20, (20, 10)), (640, (80, 40))])
+def test_pictures_have_the_longest_side_that_was_asked_for(det, paths, tmp_path, max_side, size):
     image = embedded(write(det, paths[:1], tmp_path / "report.html", max_side=max_side))["images"][0]
-    assert decoded(image["picture"]).size == (side, side)
-    original = np.asarray(Image.open(paths[0]).resize((side, side), Image.Resampling.BILINEAR), float)
+    assert decoded(image["picture"]).size == size
+    assert image["size"] == [size[1], size[0]]
+    assert image["aspect"] == size[0] / size[1]
+    original = np.asarray(Image.open(paths[0]).resize(size, Image.Resampling.BILINEAR), float)
     assert np.abs(np.asarray(decoded(image["picture"]), float) - original).mean() < 12
 
 
@@ -145,8 +152,24 @@ def test_proportions_are_those_of_the_file(det, tmp_path):
     }  # fmt: skip
 
 
-def test_a_size_that_cannot_be_read_is_a_square():
-    assert report._aspect(np.zeros((3, 4))) == report._aspect("no/such/file.png") == 1
+def test_the_support_is_shown_in_its_own_proportions(toy, tmp_path):
+    wide, tall = stripes(2, size=64)[0, :16], stripes(2, size=64)[1, :, :16]
+    det = DualDistillationDetector(**toy).fit([wide, tall])
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    data = embedded(write(det, [tmp_path / "a.png"], tmp_path / "report.html"))
+    assert [normal["size"] for normal in data["support"]] == [[16, 64], [64, 16]]
+    assert [decoded(normal["picture"]).size for normal in data["support"]] == [(64, 16), (16, 64)]
+    assert dict(data["detector"])["Image size"] == "own proportions, area of 32 x 32 px"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"aspect": "square"}, "32 x 32 px"), ({"image_size": (32, 64)}, "32 x 64 px")]
+)
+def test_the_size_that_the_detector_saw_is_told(toy, normal, paths, tmp_path, changed, said):
+    det = DualDistillationDetector(**toy | changed).fit(normal[:2])
+    data = embedded(write(det, paths[:1], tmp_path / "report.html"))
+    assert dict(data["detector"])["Image size"] == said
+    assert data["images"][0]["size"] == [40, 80]
 
 
 def test_what_was_left_out_is_listed(det, paths, tmp_path):
@@ -161,18 +184,20 @@ def test_the_same_call_gives_the_same_bytes(det, paths, y, tmp_path):
     assert write(det, paths, tmp_path / "second.html", y=y).read_bytes() == first
 
 
-def test_a_file_that_vanishes_meanwhile_is_listed(det, paths, tmp_path, monkeypatch):
+def test_a_file_that_vanishes_meanwhile_is_shown_as_the_detector_saw_it(det, paths, tmp_path, monkeypatch):
     files = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in enumerate(paths[:3])]
-    explained = report._explained
+    again = images.picture
 
-    def remove_the_last(found):
+    def remove_the_last(item, *arguments, **options):
         files[2].unlink(missing_ok=True)
-        return explained(found)
+        return again(item, *arguments, **options)
 
-    monkeypatch.setattr(report, "_explained", remove_the_last)
+    monkeypatch.setattr(images, "picture", remove_the_last)
     data = embedded(write(det, files, tmp_path / "report.html"))
-    assert len(data["images"]) == 2
-    assert data["unreadable"][0][0] == "2.png"
+    assert {image["name"]: image["size"] for image in data["images"]} == {
+        "0.png": [40, 80], "1.png": [40, 80], "2.png": [16, 48],
+    }  # fmt: skip
+    assert data["unreadable"] == []
 
 
 def test_unreadable_files_are_listed_and_the_rest_goes_on(det, paths, tmp_path):
@@ -461,13 +486,46 @@ def test_the_support_is_boxed_where_it_matched(page, written):
     tile = page.locator("#figures figure").nth(1).locator(".tile")
     assert tile.locator("img").get_attribute("src") == data["support"][match["support"]]["picture"]
     box = tile.locator("rect.over")
-    # The drawing's units begin at the edge of the first pixel, whose centre is 0 to a match.
-    middle = [float(box.get_attribute(side)) + data["patch"] / 2 - 0.5 for side in ("y", "x")]
-    assert middle == pytest.approx([match["row"], match["column"]])
+    assert [float(box.get_attribute(side)) for side in ("y", "x", "height", "width")] == match["box"]
     hot = page.locator("#figures figure").first.locator(".tile rect.over")
-    for side, place in zip(("y", "x"), data["images"][0]["hot"], strict=True):
-        assert float(hot.get_attribute(side)) <= place < float(hot.get_attribute(side)) + data["patch"]
-        assert float(hot.get_attribute(side)) % data["patch"] == 0
+    assert [float(hot.get_attribute(side)) for side in ("y", "x", "height", "width")] == data["images"][0]["hot"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("aspect", ["keep", "square"])
+@pytest.mark.parametrize("shape", [(240, 80), (80, 240), (120, 120), (360, 60), (1400, 500)], ids=str)
+def test_map_and_marks_lie_on_the_picture_as_it_is_shown(browser, toy, tmp_path, shape, aspect):
+    normal, marked, place = plain_and_marked(*shape)
+    det = DualDistillationDetector(**toy | {"evidence": "patch", "image_size": 64, "aspect": aspect}).fit(normal)
+    Image.fromarray(marked).save(tmp_path / "marked.png")
+    det.offset_ = det.score_samples([marked])[0]
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(write(det, [tmp_path / "marked.png"], tmp_path / "report.html").as_uri())
+    page.locator(".card").first.click()
+    figure = page.locator("#figures figure").first
+    frame, close = figure.locator(".tile .frame"), figure.locator(".close-up")
+    whole = frame.bounding_box()
+    assert whole["height"] / whole["width"] == pytest.approx(shape[0] / shape[1], rel=0.02)
+    mark = frame.locator("rect.over").bounding_box()
+    middle = [
+        (mark[start] + mark[length] / 2 - whole[start]) / whole[length]
+        for start, length in (("y", "height"), ("x", "width"))
+    ]
+    patch = mark["height"] / whole["height"], mark["width"] / whole["width"]
+    assert abs(middle[0] - place[0]) <= patch[0]
+    assert abs(middle[1] - place[1]) <= patch[1]
+    # The colour of the map, by itself.
+    page.locator("#figures svg").evaluate_all("marks => marks.forEach(mark => mark.remove())")
+    shot = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB"), float)
+    rows, columns = np.nonzero(shot[..., 2] - shot[..., 0] > 60)
+    assert abs(rows.mean() / shot.shape[0] - place[0]) <= patch[0]
+    assert abs(columns.mean() / shot.shape[1] - place[1]) <= patch[1]
+    # The enlarged surroundings show the bright spot, undistorted.
+    near = np.asarray(Image.open(io.BytesIO(close.screenshot())).convert("L"), float)
+    assert (near > 200).mean() > 0.01
+    scales = close.locator("img").evaluate("e => [e.clientWidth / e.naturalWidth, e.clientHeight / e.naturalHeight]")
+    assert scales[0] == pytest.approx(scales[1], rel=0.05)
+    page.close()
 
 
 @pytest.mark.browser

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from fewshot_ad import runtime
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import load
-from fewshot_ad.method import features
+from fewshot_ad.method import features, teachers
 from fewshot_ad.method.student import build_student
 from fewshot_ad.runtime import is_out_of_memory, own_torch_state, resolve_runtime, seeded
 from fewshot_ad.training.episodes import Task
@@ -186,13 +187,13 @@ def test_the_callers_state_changes_no_bit(toy, normal, caller, form):
 
     @own_torch_state()
     def run() -> list[torch.Tensor]:
-        features.TEACHERS.clear()
+        teachers.TEACHERS.clear()
         features._EQUAL_SIZES.clear()
-        teacher, _ = features.load_teacher(toy["backbone"], 32, toy["weights"], True, runtime)
-        images = torch.stack([load(image, 0, 32) for image in normal])
+        teacher, _ = teachers.load_teacher(toy["backbone"], 32, toy["weights"], True, runtime)
+        images = torch.stack([load(image, 0, Geometry(32)) for image in normal])
         maps = features.run_network(teacher, images, runtime)
         options = {"attention": True, "sharpness": 1.0, "seed": 0}
-        student = build_student(form, teacher, toy["backbone"], 32, **options).to(runtime.dtype)
+        student = build_student(form, teacher, toy["backbone"], **options).to(runtime.dtype)
         task = Task("stripes", maps[:3], student.inputs(images, maps), np.arange(len(images)))
         curve = train(
             student, [task], n_steps=3, tol=0.0, n_shots=2, batch_size=4, learning_rate=1e-3, lam=0.1,

@@ -23,6 +23,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import FunctionTransformer
 
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import as_items, frames, is_rows, label, load, load_each, size_of
 from fewshot_ad.exceptions import ImageError
 
@@ -38,12 +39,12 @@ def png(values=COLOUR) -> bytes:
 
 
 def read(X, **options) -> torch.Tensor:
-    return torch.stack([image for _, image in load_each(as_items(X), "raise", size=8, **options)])
+    return torch.stack([one.image for _, one in load_each(as_items(X), "raise", geometry=Geometry(8), **options)])
 
 
 def refusal(item) -> str:
     with pytest.raises(ImageError) as caught:
-        load(item, 3, 8)
+        load(item, 3, Geometry(8))
     return str(caught.value)
 
 
@@ -199,7 +200,7 @@ def test_reading_takes_turns():
 
     item = Watched(png())
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: load(item, 0, 8), range(8)))
+        list(pool.map(lambda _: load(item, 0, Geometry(8)), range(8)))
     assert max(most) == 1
 
 

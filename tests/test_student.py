@@ -20,9 +20,9 @@ def small_decoder(shapes, channels=(8, 16, 24, 32), signed=False, blocks=(1, 1, 
         return Decoder(channels, shapes, (signed,) * 3, blocks)
 
 
-def run(net, *shape):
+def run(net, shapes, *shape):
     with torch.no_grad():
-        return net.eval()(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        return net.eval()(torch.randn(shape, generator=torch.Generator().manual_seed(0)), shapes)
 
 
 def n_parameters(module):
@@ -35,7 +35,7 @@ def teacher(toy):
 
 
 def build(teacher, toy, form="decoder", seed=0):
-    return build_student(form, teacher, toy["backbone"], toy["image_size"], attention=True, sharpness=1.0, seed=seed)
+    return build_student(form, teacher, toy["backbone"], attention=True, sharpness=1.0, seed=seed)
 
 
 def test_size_for_the_papers_teacher():
@@ -57,18 +57,40 @@ def test_size_for_the_papers_teacher():
     ],
 )
 def test_decoder_has_the_teachers_shapes(shapes):
-    maps = run(small_decoder(shapes), 2, 32, *shapes[3])
+    maps = run(small_decoder(shapes), shapes[:3], 2, 32, *shapes[3])
     assert [tuple(m.shape) for m in maps] == [(2, c, *shape) for c, shape in zip((8, 16, 24), shapes[:3], strict=True)]
 
 
+@pytest.mark.parametrize(("blocks", "scales"), [((1, 1, 1), 3), ((2, 1, 0), 2), ((1, 0, 0), 1)])
+def test_a_stage_of_no_blocks_leaves_out_its_scale(teacher, toy, blocks, scales):
+    """The deeper scales are those of the whole decoder, bit for bit."""
+    images = torch.rand(2, 3, 32, 32)
+    features = teacher(images)
+    shapes = [m.shape[2:] for m in features[:3]]
+    options = {"attention": True, "sharpness": 1.0, "seed": 0}
+    student = build_student("decoder", teacher, toy["backbone"], blocks=blocks, **options).eval()
+    whole = build_student("decoder", teacher, toy["backbone"], blocks=[max(n, 1) for n in blocks], **options).eval()
+    whole.load_state_dict({**whole.state_dict(), **{k: v for k, v in student.state_dict().items() if k[:3] == "net"}})
+    found = student(features[-1], shapes)
+    assert len(found) == scales == student.n_scales == len(student.weighting.phi)
+    assert all(torch.equal(a, b) for a, b in zip(found, whole(features[-1], shapes)[3 - scales :], strict=True))
+    assert [t.shape for t in student.targets(features)] == [m.shape for m in found]
+
+
+def test_one_decoder_serves_maps_of_any_shape():
+    decoder = small_decoder(squares(32, 16, 8, 4))
+    shapes = ((20, 52), (10, 26), (5, 13))
+    assert [tuple(m.shape[2:]) for m in run(decoder, shapes, 2, 32, 3, 7)] == list(shapes)
+
+
 def test_decoder_of_a_teacher_without_an_embedding():
-    maps = run(small_decoder(squares(16, 8, 4), channels=(8, 16, 24)), 2, 24, 4, 4)
+    maps = run(small_decoder(squares(16, 8, 4), channels=(8, 16, 24)), squares(16, 8, 4), 2, 24, 4, 4)
     assert [tuple(m.shape) for m in maps] == [(2, 8, 16, 16), (2, 16, 8, 8), (2, 24, 4, 4)]
 
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_decoder_has_the_teachers_signs(signed):
-    maps = run(small_decoder(squares(16, 8, 4, 2), signed=signed, blocks=(1, 2, 1)), 2, 32, 2, 2)
+    maps = run(small_decoder(squares(16, 8, 4, 2), signed=signed, blocks=(1, 2, 1)), squares(16, 8, 4), 2, 32, 2, 2)
     assert [bool((m < 0).any()) for m in maps] == [signed] * 3
 
 
@@ -76,7 +98,8 @@ def test_decoder_has_the_teachers_signs(signed):
 def test_every_weight_is_trained(teacher, toy, form):
     student = build(teacher, toy, form)
     images = torch.rand(4, 3, 32, 32)
-    maps = student(student.inputs(images, teacher(images)))
+    features = teacher(images)
+    maps = student(student.inputs(images, features), [m.shape[2:] for m in features[:3]])
     references, _ = student.weighting(maps, maps)
     sum(((m + r) ** 2).sum() for m, r in zip(maps, references, strict=True)).backward()
     assert all(p.grad is not None for p in student.parameters())
@@ -88,7 +111,7 @@ def test_built_student_has_the_teachers_shapes(teacher, toy, form):
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         features = teacher(images)
-        maps = student(student.inputs(images, features))
+        maps = student(student.inputs(images, features), [m.shape[2:] for m in features[:3]])
     assert [m.shape for m in maps] == [f.shape for f in features[:3]]
     assert [bool((m < 0).any()) for m in maps] == list(teacher.signed[:3])
     assert [phi.in_channels for phi in student.weighting.phi] == list(teacher.channels[:3])
@@ -124,7 +147,5 @@ def test_seed(teacher, toy, form):
 
 @pytest.mark.parametrize("attention", [False, True])
 def test_attention_is_passed_on(teacher, toy, attention):
-    student = build_student(
-        "decoder", teacher, toy["backbone"], toy["image_size"], attention=attention, sharpness=0.25, seed=0
-    )
+    student = build_student("decoder", teacher, toy["backbone"], attention=attention, sharpness=0.25, seed=0)
     assert (student.weighting.attention, student.weighting.sharpness) == (attention, 0.25)

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import socket
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -249,6 +250,7 @@ def test_memory_that_runs_out_is_not_laid_on_the_network(toy_weights, monkeypatc
 
     hungry = torch.nn.Identity()
     hungry.forward = ask
+    hungry.feature_info = SimpleNamespace(info=[{"reduction": stride} for stride in (4, 8, 16, 32)])
     monkeypatch.setattr(timm, "create_model", ask if where == "create_model" else lambda *_, **__: hungry)
     with pytest.raises(OutOfMemoryError, match=r"image_size=64\. Lower image_size"):
         build_backbone("toy_resnet", 64, weights=toy_weights)

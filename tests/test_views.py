@@ -15,34 +15,64 @@ def noise(n: int, size: int) -> torch.Tensor:
     return torch.rand((n, 3, size, size), generator=torch.Generator().manual_seed(0))
 
 
+def stacked_views(images, n_views: int, rng) -> torch.Tensor:
+    return torch.stack(random_views(images, n_views, rng)).unflatten(0, (len(images), n_views))
+
+
+def stacked_anomalies(images, rng) -> tuple[torch.Tensor, ...]:
+    return tuple(map(torch.stack, synthetic_anomalies(images, rng)))
+
+
 def smooth(size: int) -> torch.Tensor:
     """One image, bright on the right."""
     return torch.linspace(0.2, 0.8, size).expand(1, 3, size, size)
 
 
 def test_eight_views_all_different():
-    images = noise(2, 6)
-    views = turned_and_mirrored(images)
-    assert views.shape == (2, 8, 3, 6, 6)
-    assert torch.equal(views[:, 0], images)
-    for one, other in itertools.combinations(views[1], 2):
+    image = noise(1, 6)[0]
+    views = turned_and_mirrored(image)
+    assert len(views) == 8
+    assert torch.equal(views[0], image)
+    for one, other in itertools.combinations(views, 2):
         assert not torch.equal(one, other)
 
 
 def test_eight_views_are_turns_and_mirrors():
     """Each has the image's own pixels, and views of a view are the same eight."""
-    images = noise(1, 5)
-    views = turned_and_mirrored(images)[0]
-    assert all(torch.equal(view.flatten().sort().values, images.flatten().sort().values) for view in views)
-    again = turned_and_mirrored(views[5:6])[0]
+    image = noise(1, 5)[0]
+    views = turned_and_mirrored(image)
+    assert all(torch.equal(view.flatten().sort().values, image.flatten().sort().values) for view in views)
+    again = turned_and_mirrored(views[5])
     assert all(any(torch.equal(one, other) for other in views) for one in again)
-    assert torch.equal(views[1], images[0].rot90(1, (1, 2)))
-    assert torch.equal(views[4], images[0].flip(-1))
+    assert torch.equal(views[1], image.rot90(1, (1, 2)))
+    assert torch.equal(views[4], image.flip(-1))
+
+
+def test_turned_by_a_quarter_a_wide_image_is_tall():
+    shapes = [tuple(view.shape) for view in turned_and_mirrored(torch.rand(3, 4, 10))]
+    assert shapes == [(3, 4, 10), (3, 10, 4)] * 4
+    image = torch.rand(3, 4, 10)
+    halves = turned_and_mirrored(image, quarters=False)
+    assert all(torch.equal(a, b) for a, b in zip(halves, turned_and_mirrored(image)[::2], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (40, 10), (1, 64), (64, 1)])
+def test_views_of_any_proportions_stay_images(shape):
+    images = [torch.rand(3, *shape), torch.rand(3, *reversed(shape))]
+    rng = np.random.default_rng(0)
+    normal = random_views(images, 12, rng)
+    spoilt, masks = synthetic_anomalies(normal, rng)
+    assert [view.shape for view in normal] == [view.shape for view in spoilt]
+    assert [view.shape for view in normal] == [images[0].shape] * 12 + [images[1].shape] * 12
+    assert [mask.shape for mask in masks] == [view.shape[1:] for view in normal]
+    for view in (*normal, *spoilt):
+        assert view.isfinite().all()
+        assert 0 <= view.min() <= view.max() <= 1
 
 
 @pytest.mark.parametrize("size", [8, 9, 11, 32])
 def test_random_views_stay_images(size):
-    views = random_views(noise(2, size), 5, np.random.default_rng(0))
+    views = stacked_views(noise(2, size), 5, np.random.default_rng(0))
     assert views.shape == (2, 5, 3, size, size)
     assert views.dtype == torch.float32
     assert views.isfinite().all()
@@ -51,7 +81,7 @@ def test_random_views_stay_images(size):
 
 
 def test_random_views_of_black_and_white_stay_in_range():
-    views = random_views((noise(1, 16) > 0.5).float(), 10, np.random.default_rng(0))
+    views = stacked_views((noise(1, 16) > 0.5).float(), 10, np.random.default_rng(0))
     assert views.min() >= 0
     assert views.max() <= 1
 
@@ -60,16 +90,16 @@ def test_the_generator_is_the_only_source_of_randomness():
     images = noise(2, 8)
     before = images.clone()
     torch.manual_seed(1)
-    one = random_views(images, 3, np.random.default_rng(5))
+    one = stacked_views(images, 3, np.random.default_rng(5))
     torch.manual_seed(2)
-    assert torch.equal(one, random_views(images, 3, np.random.default_rng(5)))
-    assert not torch.equal(one, random_views(images, 3, np.random.default_rng(6)))
+    assert torch.equal(one, stacked_views(images, 3, np.random.default_rng(5)))
+    assert not torch.equal(one, stacked_views(images, 3, np.random.default_rng(6)))
     assert torch.equal(images, before)
 
 
 def test_random_views_differ_from_each_other_and_from_the_image():
     images = noise(2, 8)
-    views = random_views(images, 4, np.random.default_rng(0))
+    views = stacked_views(images, 4, np.random.default_rng(0))
     for image, its_views in zip(images, views, strict=True):
         for one, other in itertools.combinations([image, *its_views], 2):
             assert (one - other).abs().max() > 0.01
@@ -78,7 +108,7 @@ def test_random_views_differ_from_each_other_and_from_the_image():
 def test_random_views_keep_their_image():
     """View (i, j) is of image i."""
     images = torch.stack([torch.full((3, 8, 8), level) for level in (0.2, 0.5, 0.8)])
-    views = random_views(images, 4, np.random.default_rng(0))
+    views = stacked_views(images, 4, np.random.default_rng(0))
     torch.testing.assert_close(views.mean((2, 3, 4)), images.mean((1, 2, 3))[:, None].expand(3, 4), rtol=0.11, atol=0)
 
 
@@ -99,24 +129,24 @@ class Extremes(np.random.Generator):
 @pytest.mark.parametrize("size", [8, 9, 10, 11, 13, 15, 32])
 def test_no_wedge_in_the_corners(size):
     """However far a constant image is turned, shrunk and shifted, no border shows."""
-    views = random_views(torch.full((1, 3, size, size), 0.5), 8, Extremes())[0]
+    views = stacked_views(torch.full((1, 3, size, size), 0.5), 8, Extremes())[0]
     torch.testing.assert_close(views, torch.full_like(views, 0.45), rtol=0, atol=1e-5)
 
 
 def test_brightness_and_contrast_vary_by_a_tenth():
-    views = random_views(torch.full((1, 3, 8, 8), 0.5), 30, np.random.default_rng(0))[0].mean((1, 2, 3))
+    views = stacked_views(torch.full((1, 3, 8, 8), 0.5), 30, np.random.default_rng(0))[0].mean((1, 2, 3))
     assert 0.45 - 1e-5 <= views.min() < 0.47
     assert 0.53 < views.max() <= 0.55 + 1e-5
     halves = torch.full((1, 3, 32, 32), 0.4)
     halves[..., 16:, :] = 0.6
-    views = random_views(halves, 30, np.random.default_rng(0))[0].flatten(1)
+    views = stacked_views(halves, 30, np.random.default_rng(0))[0].flatten(1)
     contrast = (views.amax(1) - views.amin(1)) / (views.amax(1) + views.amin(1)) / 0.2
     assert 0.89 < contrast.min() < 0.93
     assert 1.07 < contrast.max() < 1.11
 
 
 def test_half_of_the_random_views_are_mirrored():
-    views = random_views(smooth(32), 60, np.random.default_rng(0))[0]
+    views = stacked_views(smooth(32), 60, np.random.default_rng(0))[0]
     mirrored = views[..., :16].mean((1, 2, 3)) > views[..., 16:].mean((1, 2, 3))
     assert 18 <= mirrored.sum() <= 42
 
@@ -125,7 +155,7 @@ def test_random_views_are_shifted_both_ways():
     """The bright spot in the middle moves by 5 % at most, turned and scaled around the middle."""
     image = torch.zeros(1, 3, 41, 41)
     image[..., 19:22, 19:22] = 1
-    views = random_views(image, 40, np.random.default_rng(0))[0].mean(1)
+    views = stacked_views(image, 40, np.random.default_rng(0))[0].mean(1)
     weights = views / views.sum((1, 2), keepdim=True)
     places = torch.arange(41.0) - 20
     shifts = torch.stack([(weights.sum(1) * places).sum(1), (weights.sum(2) * places).sum(1)])
@@ -138,7 +168,7 @@ def test_random_views_are_turned_and_scaled():
     """A bar through the middle: its slant and its thickness vary, within the limits."""
     image = torch.zeros(1, 3, 64, 64)
     image[..., 24:40, :] = 0.8
-    views = random_views(image, 40, np.random.default_rng(0))[0].mean(1)
+    views = stacked_views(image, 40, np.random.default_rng(0))[0].mean(1)
     bright = (views > 0.4).float()
     rows = torch.arange(64.0)[:, None]
     middle = (bright * rows).sum(1) / bright.sum(1)
@@ -153,7 +183,7 @@ def test_random_views_are_turned_and_scaled():
 def test_synthetic_anomalies_change_the_masked_region_only():
     images = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before = images.clone()
-    spoilt, masks = synthetic_anomalies(images, np.random.default_rng(0))
+    spoilt, masks = stacked_anomalies(images, np.random.default_rng(0))
     assert torch.equal(images, before)
     assert spoilt.shape == images.shape
     assert masks.shape == (40, 64, 64)
@@ -171,13 +201,13 @@ def test_synthetic_anomalies_change_the_masked_region_only():
 
 def test_synthetic_anomalies_follow_the_generator():
     images = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    first, again, other = (synthetic_anomalies(images, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (stacked_anomalies(images, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_grey_images_stay_grey():
     images = torch.rand(60, 1, 32, 32, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1).contiguous()
-    spoilt, _ = synthetic_anomalies(images, np.random.default_rng(0))
+    spoilt, _ = stacked_anomalies(images, np.random.default_rng(0))
     torch.testing.assert_close(spoilt[:, 0], spoilt[:, 1])
     torch.testing.assert_close(spoilt[:, 0], spoilt[:, 2])

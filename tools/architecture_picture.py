@@ -16,14 +16,14 @@ from matplotlib import pyplot as plt
 BLUE, GREY = "#0072B2", "#555555"
 # What a box says, its module, and its place: column and row.
 BOXES = {
-    "images": ("images in\npaths, arrays, frames", "data/", 0, 1),
+    "images": ("images in\nin their own proportions", "data/", 0, 1),
     "teacher": ("teacher\nthree stages, embedding", "method/features.py, teacher.py", 1, 1),
     "student": ("student\nthe same stages", "method/student.py", 2, 0),
     "evidence": ("evidence maps\nssd, tsd, patch; embedding", "method/scoring.py", 3, 1),
     "map": ("anomaly_map\nblurred, scaled, added", "method/scoring.py", 4, 1),
     "score": ("score_samples\none number an image", "method/reduction.py", 5, 1),
-    "decision": ("decision_function\nbelow 0 = anomaly", "session.py", 6, 1),
-    "support": ("FittedSupport\nmaps, patches, embeddings", "support.py", 2, 2),
+    "decision": ("decision_function\nbelow 0 = anomaly", "session.py, threads.py", 6, 1),
+    "support": ("FittedSupport\nmaps, patches, embeddings", "support.py, method/memory.py", 2, 2),
     "offset": ("offset_\nfrom the support's scores", "method/calibration.py", 5, 2),
 }
 ARROWS = [

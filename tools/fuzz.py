@@ -40,6 +40,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from fewshot_ad import DualDistillationDetector, pretrain
 from fewshot_ad.data import images
+from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import FewShotADError
 from fewshot_ad.files import model_file
 from fewshot_ad.method.packaged import PACKAGED
@@ -91,7 +92,7 @@ def read_image(path: Path) -> None:
     for item in images.frames([path])[:2]:
         with contextlib.suppress(FewShotADError):
             images.size_of(item)
-        images.load(item, 0, _SIDE)
+        images.load(item, 0, Geometry(_SIDE))
 
 
 def read_bytes(path: Path) -> None:
@@ -102,8 +103,8 @@ def read_bytes(path: Path) -> None:
     with path.open("rb") as file:
         images.warn_of_mixed_series([file])
         with contextlib.suppress(FewShotADError):
-            images.load(file, 0, _SIDE)
-    images.load(data, 0, _SIDE)
+            images.load(file, 0, Geometry(_SIDE))
+    images.load(data, 0, Geometry(_SIDE))
 
 
 def read_link(path: Path) -> None:

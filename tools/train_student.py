@@ -2,8 +2,9 @@
 
 python tools/train_student.py PHOTOGRAPHS --out compact_student.safetensors
 
-Query and support are different crops and views of the same picture. The same command with --resume goes on after a
-stop.
+Query and support are different crops and views of the same picture. The student is trained at three scales, of which
+the deepest ones are kept (--scales): each is made from the one below, and does not depend on what is left out. The
+same command with --resume goes on after a stop.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from pictures import load_photographs, random_crop, render
 from fewshot_ad import pretrain
 from fewshot_ad.data.views import random_views
 from fewshot_ad.files.checkpoints import FORMAT, load_student, save
+from fewshot_ad.method.student import N_SCALES
 
 
 def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -28,7 +31,7 @@ def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator)
     """
     if rng.random() < 0.5:
         frame = random_crop(picture, size, (0.2, 1.0), rng) / 255
-        views = random_views(frame[None], n, rng)[0]
+        views = torch.stack(random_views([frame], n, rng))
     else:
         smallest = np.exp(rng.uniform(np.log(0.05), np.log(0.5)))
         views = (
@@ -37,6 +40,24 @@ def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator)
     if rng.random() < 0.4:
         views = views.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return (views * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def deepest(
+    tensors: dict[str, torch.Tensor], header: dict[str, Any], n_scales: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Leave out the shallow scales of a student."""
+    kept = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".")
+        if parts[:2] == ["net", "stages"] and int(parts[2]) >= n_scales:
+            continue
+        if parts[:2] == ["weighting", "phi"]:  # shallow to deep, the stages deep to shallow
+            if int(parts[2]) < N_SCALES - n_scales:
+                continue
+            parts[2] = str(int(parts[2]) - (N_SCALES - n_scales))
+        kept[".".join(parts)] = tensor
+    blocks = [n if i < n_scales else 0 for i, n in enumerate(header["decoder_blocks"])]
+    return kept, {**header, "decoder_blocks": blocks}
 
 
 def main() -> None:
@@ -51,6 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lam", type=float, default=1.0)
     parser.add_argument("--blocks", type=int, nargs=3, default=(2, 2, 2))
+    parser.add_argument("--scales", type=int, choices=(1, 2, 3), default=1, help="how many are kept, the deepest ones")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,7 +91,7 @@ def main() -> None:
         lam=args.lam, decoder_blocks=tuple(args.blocks), batch_size=8, held_out=0.02, cache=args.cache,
         resume=args.resume, random_state=args.seed,
     )  # fmt: skip
-    tensors, header = load_student(full)
+    tensors, header = deepest(*load_student(full), args.scales)
     # The list of the tasks says nothing to whoever reads the file.
     header["settings"]["tasks"] = f"{len(pictures) - args.rendered} photographs, {args.rendered} rendered pictures"
     save(args.out, {key: value.half() for key, value in tensors.items()}, FORMAT, header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import dicom, nifti, tiff
+from .geometry import Target
 from .pictures import Picture
 from .sources import File, Source
 from .sources import Frame as Frame
@@ -12,7 +13,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_file(source: Source, side: int = 0) -> File:
+def open_file(source: Source, geometry: Target | None = None) -> File:
     """Open a file of images.
 
     Parameters
@@ -20,7 +21,7 @@ def open_file(source: Source, side: int = 0) -> File:
     source : Source
         DICOM is known by its ending, .dcm or .dicom, or by its first bytes; NIfTI by its ending, .nii or .nii.gz, or by
         its first bytes; TIFF and all others by their first bytes.
-    side : int, optional
+    geometry : Geometry or FigureSize, optional
         What its images will be resized to, if that is known: large JPEGs are then decoded smaller.
 
     Returns
@@ -43,4 +44,4 @@ def open_file(source: Source, side: int = 0) -> File:
         return nifti.Nifti(source)
     if source.file_name.endswith(DICOM_SUFFIXES) or (dicom.is_dicom(head) and not is_tiff):
         return dicom.Dicom(source)
-    return (tiff.open_tiff(source) if is_tiff else None) or Picture(source, side)
+    return (tiff.open_tiff(source) if is_tiff else None) or Picture(source, geometry)

@@ -1,34 +1,35 @@
 """Anything a user holds -> float tensors (N, 3, H, W).
 
 Two steps, so that a folder of any length is never held in memory: `as_items` splits the input into single images
-without reading a pixel, `load` turns one of them into a square float tensor.
+without reading a pixel, `load` turns one of them into a float tensor.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import numbers
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy import sparse
-from torchvision.transforms.v2 import functional as TF
 
 from ..exceptions import ImageError, ImageSkippedWarning, ImageWarning, MissingExtraError, warn
 from ..runtime import is_out_of_memory
+from ..threads import ahead, one_thread
+from .geometry import FigureSize as FigureSize
+from .geometry import Geometry as Geometry
+from .geometry import Target
 from .listing import files as files
 from .pixels import ACCEPTED, FULL_SCALE, is_invisible, unit_channels
 from .pixels import warn_of_low_use as warn_of_low_use
 from .reading import label as label
 from .reading import no_memory, read_array, read_picture
 from .reading import size_of as size_of
+from .resizing import resize
 from .series import frames as frames
 from .series import warn_of_mixed_series as warn_of_mixed_series
 from .sources import Frame as Frame
@@ -39,6 +40,26 @@ MAX_PIXELS = 50_000_000
 # Images that are read before they are asked for.
 _AHEAD = 16
 _SINGLE = (str, os.PathLike, Frame, Image.Image)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """An image that was read.
+
+    Attributes
+    ----------
+    index : int
+        Its place in the input.
+    image : torch.Tensor
+        As `load` gives it, (3, H, W).
+    height, width : int
+        Of the image as it was given, upright, pixels.
+    """
+
+    index: int
+    image: torch.Tensor
+    height: int
+    width: int
 
 
 def is_rows(X: Any) -> bool:
@@ -57,8 +78,6 @@ def is_rows(X: Any) -> bool:
     """
     if _is_single(X):
         return False
-    if sparse.issparse(X):
-        return True
     if isinstance(X, torch.Tensor):
         return X.ndim <= 2
     if isinstance(X, (list, tuple)):
@@ -66,6 +85,8 @@ def is_rows(X: Any) -> bool:
         if isinstance(first, (list, tuple)):
             return not first or isinstance(first[0], numbers.Number)
         return isinstance(first, numbers.Number) or (isinstance(first, np.ndarray) and first.ndim == 1)
+    if _is_sparse(X):
+        return True
     if hasattr(X, "__array__"):
         array = np.asarray(X)
         if _is_column(array):
@@ -89,6 +110,12 @@ def _is_column(array: np.ndarray) -> bool:
     if array.ndim != 2 or array.shape[1] != 1 or not len(array):
         return False
     return array.dtype.kind in "UT" or (array.dtype.kind == "O" and _is_single(array[0, 0]))
+
+
+def _is_sparse(X: Any) -> bool:
+    from scipy import sparse
+
+    return bool(sparse.issparse(X))
 
 
 def as_items(X: Any) -> Sequence[Any]:
@@ -127,7 +154,7 @@ def as_items(X: Any) -> Sequence[Any]:
             raise ImageError(f"A torch tensor of shape {tuple(X.shape)} was given; pass (N, C, H, W).")
     elif hasattr(X, "__array__"):
         items = _split_array(np.asarray(X))
-    elif isinstance(X, Iterable) and not sparse.issparse(X):
+    elif isinstance(X, (list, tuple)) or (isinstance(X, Iterable) and not _is_sparse(X)):
         items = X if isinstance(X, (list, tuple)) else list(X)
         if items and all(isinstance(row, (list, tuple)) and len(row) == 1 and _is_single(row[0]) for row in items):
             items = [row[0] for row in items]
@@ -169,7 +196,7 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
 def load(
     item: Any,
     index: int,
-    size: int,
+    geometry: Target,
     value_range: tuple[float, float] | None = None,
     max_pixels: int = MAX_PIXELS,
     margin: float = 0.0,
@@ -182,8 +209,8 @@ def load(
         One entry of `as_items`. A file is one of one image.
     index : int
         Its place in the input, for messages.
-    size : int
-        Side of the square that the whole image is resized to (bilinear, antialiased), pixels.
+    geometry : Geometry or FigureSize
+        What the whole image is resized to (bilinear, antialiased).
     value_range : tuple of two floats, optional
         The raw values that become 0 and 1; values beyond are clipped. Those of DICOM and NIfTI files are rescaled (of a
         CT: Hounsfield units). By default the window of such a file, or its 0.5 and 99.5 percentiles; otherwise the full
@@ -196,7 +223,7 @@ def load(
     Returns
     -------
     torch.Tensor
-        float32, (3, size, size), in [0, 1]. Grey is repeated, alpha composited over black, EXIF orientation honoured,
+        float32, (3, H, W), in [0, 1]. Grey is repeated, alpha composited over black, EXIF orientation honoured,
         CMYK and palettes converted, grey whose high values are dark (MONOCHROME1) inverted.
 
     Raises
@@ -212,9 +239,9 @@ def load(
     ImageWarning
         It was read, and may not be what was meant: its orientation is not known, or it is transparent everywhere.
     """
-    image, remarks = _load(item, index, size, value_range, max_pixels, margin)
+    loaded, remarks = _load(item, index, geometry, value_range, max_pixels, margin)
     _warn(remarks)
-    return image
+    return loaded.image
 
 
 def _warn(remarks: list[str]) -> None:
@@ -222,20 +249,45 @@ def _warn(remarks: list[str]) -> None:
         warn(remark, ImageWarning)
 
 
+def picture(item: Any, index: int, size: FigureSize, **options: Any) -> torch.Tensor | None:
+    """Read an image a second time, to be looked at; without warnings, as they were given at the first.
+
+    Parameters
+    ----------
+    item : object
+        One entry of `as_items`.
+    index : int
+        Its place in the input, for messages.
+    size : FigureSize
+    **options
+        Passed on to `load`.
+
+    Returns
+    -------
+    torch.Tensor or None
+        As `load` gives it; None if it cannot be read any more: a pipe, or a file that is gone.
+    """
+    try:
+        return _load(item, index, size, **options)[0].image
+    except ImageError:
+        return None
+
+
 def _load(
     item: Any,
     index: int,
-    size: int,
+    geometry: Target,
     value_range: tuple[float, float] | None = None,
     max_pixels: int = MAX_PIXELS,
     margin: float = 0.0,
-) -> tuple[torch.Tensor, list[str]]:
+) -> tuple[Loaded, list[str]]:
     """Read one image; and what the user is to be warned of, which is left to the caller's own thread."""
     name = label(item, index)
     if _is_single(item):
-        pixels = read_picture(item, name, size, max_pixels, value_range)
+        pixels, (width, height) = read_picture(item, name, geometry, max_pixels, value_range)
     elif isinstance(item, (np.ndarray, torch.Tensor)):
         pixels = Pixels(read_array(item, name), value_range)
+        height, width = pixels.values.shape[:2]
     else:
         raise ImageError(f"{name} is of type {type(item).__name__}. Accepted: {ACCEPTED}.")
     remarks = [f"{name} {remark}." for remark in pixels.remarks]
@@ -247,12 +299,12 @@ def _load(
     try:
         # One at a time, and resized at once: of a large image the floats would take more memory than all the rest.
         channels = [
-            TF.resize(torch.from_numpy(channel)[None], [size, size], antialias=True)
+            resize(torch.from_numpy(channel)[None], geometry.shape(height, width), antialias=True)
             for channel in unit_channels(pixels, name, margin)
         ]
         # Resizing overshoots by float32's rounding.
         tensor = torch.cat(channels).clamp(-margin, 1.0 + margin)
-        return tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1), remarks
+        return Loaded(index, tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1), height, width), remarks
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -264,9 +316,10 @@ def load_each(
     on_error: str | Callable[[int, ImageError], None],
     *,
     only: Sequence[int] | None = None,
+    n_workers: int = 1,
     **options: Any,
-) -> Iterator[tuple[int, torch.Tensor | None]]:
-    """Read images in their order, some ahead of those that were asked for, in as many threads as torch has.
+) -> Iterator[tuple[int, Loaded | None]]:
+    """Read images in their order; in several threads, some ahead of those that were asked for.
 
     Parameters
     ----------
@@ -276,6 +329,8 @@ def load_each(
         With "skip" an unreadable image is named in an `ImageSkippedWarning`; a callable is told its place and error.
     only : sequence of int, optional
         Places of the images that are wanted; by default all.
+    n_workers : int, optional
+        Threads that read.
     **options
         Passed on to `load`.
 
@@ -283,8 +338,8 @@ def load_each(
     ------
     index : int
         Place in `items`.
-    image : torch.Tensor or None
-        What `load` returned; None for an image that was skipped.
+    loaded : Loaded or None
+        None for an image that was skipped.
 
     Raises
     ------
@@ -294,9 +349,9 @@ def load_each(
         Likewise, the first one that needs an extra which is not installed.
     """
     places = range(len(items)) if only is None else only
-    for index, read in zip(places, _read_ahead(items, places, options), strict=True):
+    for index, read in zip(places, _read_ahead(items, places, options, n_workers), strict=True):
         try:
-            image, remarks = read()
+            loaded, remarks = read()
         except (ImageError, MissingExtraError) as error:
             if on_error == "raise":
                 if isinstance(error, MissingExtraError):
@@ -311,23 +366,17 @@ def load_each(
             yield index, None
             continue
         _warn(remarks)
-        yield index, image
+        yield index, loaded
 
 
 def _read_ahead(
-    items: Sequence[Any], places: Sequence[int], options: dict[str, Any]
-) -> Iterator[Callable[[], tuple[torch.Tensor, list[str]]]]:
+    items: Sequence[Any], places: Sequence[int], options: dict[str, Any], n_workers: int
+) -> Iterator[Callable[[], tuple[Loaded, list[str]]]]:
     """Yield for each image what returns it, or raises its error."""
-    calls = (functools.partial(_load, items[index], index, **options) for index in places)
-    n_threads = min(torch.get_num_threads(), len(places))
-    if n_threads <= 1:
-        yield from calls
-        return
-    pool = ThreadPoolExecutor(n_threads)
-    try:
-        ahead = deque(pool.submit(call) for call in itertools.islice(calls, _AHEAD))
-        while ahead:
-            yield ahead.popleft().result
-            ahead.extend(pool.submit(call) for call in itertools.islice(calls, 1))
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def read(index: int) -> tuple[Loaded, list[str]]:
+        with one_thread():
+            return _load(items[index], index, **options)
+
+    calls = (functools.partial(read, index) for index in places)
+    return ahead(calls, min(n_workers, len(places)), _AHEAD)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from .deep import decode_deep, is_narrowed
+from .geometry import Target
 from .mending import exif_is_cut, mended
 from .sources import File, Pixels, Source, full_range, no_data, upright
 
@@ -16,8 +17,6 @@ from .sources import File, Pixels, Source, full_range, no_data, upright
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # Of these, a file's further pictures are images of their own; those of an MPO are the camera's variants of one.
 _SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
-# A JPEG is decoded to no less than so many times the side that it is resized to.
-_SPARE = 4
 # Two tables: who holds a picture's lock waits for a file's, and never the other way round.
 _PICTURES = [threading.Lock() for _ in range(64)]
 _FILES = [threading.Lock() for _ in range(64)]
@@ -42,8 +41,8 @@ def _bucket(item: Any) -> int:
 class Picture(File):
     """A file that Pillow opens."""
 
-    def __init__(self, source: Source, side: int) -> None:
-        self.source, self.side = source, side
+    def __init__(self, source: Source, geometry: Target | None) -> None:
+        self.source, self.geometry = source, geometry
         self.mended = False
         self.picture: Any = None
         try:
@@ -77,10 +76,12 @@ class Picture(File):
 
     def _read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
         self.picture.seek(index)
-        if self.side and self.picture.format == "JPEG":
+        if self.geometry is not None and self.picture.format == "JPEG":
             # Decodes to a half, a quarter or an eighth: in a third of the time, and the pixels of the resized image
             # change by less than a rounding to 8 bits (docs/formats.md).
-            self.picture.draft(None, (_SPARE * self.side, _SPARE * self.side))
+            width, height = shown_size(self.picture)
+            side = self.geometry.spare * max(self.geometry.shape(height, width))
+            self.picture.draft(None, (side, side))
         return decode(self.picture, value_range, self.source)
 
     def _open(self, source: Source) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,20 +89,20 @@ def is_invisible(values: np.ndarray) -> bool:
     return values.ndim == 3 and values.shape[-1] == 4 and not values[..., 3].any()
 
 
-def warn_of_low_use(images: torch.Tensor) -> None:
+def warn_of_low_use(images: Sequence[torch.Tensor]) -> None:
     """Warn of a support that uses little of the range of values, as 12 bits in uint16 do.
 
     Parameters
     ----------
-    images : torch.Tensor
-        (N, 3, H, W), the support as `images.load` returned it: in [0, 1].
+    images : sequence of torch.Tensor
+        (3, H, W) each, the support as `images.load` returned it: in [0, 1].
 
     Warns
     -----
     SupportWarning
         No value reaches 1/8 of the full scale.
     """
-    largest = float(images.max()) if images.numel() else 1.0
+    largest = max((float(image.max()) for image in images), default=1.0)
     if largest < _BELOW:
         warn(
             f"The support uses {largest:.2%} of the range of values: nothing in it is brighter, and anomalies are "

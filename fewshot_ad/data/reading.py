@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from ..exceptions import ImageError, MissingExtraError
 from ..runtime import is_out_of_memory
 from .formats import open_file
+from .geometry import Target
 from .pictures import FORMATS, decode, shown_size
 from .pixels import ACCEPTED, rounding
 from .sources import File, Frame, Pixels, Source, native
@@ -49,14 +50,17 @@ def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
 
 
-def read_picture(item: Any, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None) -> Pixels:
-    """Read the raw values of a file's image or of a picture; whatever goes wrong names it."""
+def read_picture(
+    item: Any, name: str, geometry: Target, max_pixels: int, value_range: tuple[float, float] | None
+) -> tuple[Pixels, tuple[int, int]]:
+    """Read the raw values of a file's image or of a picture, and its width and height; what goes wrong names it."""
     try:
         if not isinstance(item, Image.Image):
-            return _read_file(item, name, side, max_pixels, value_range)
+            return _read_file(item, name, geometry, max_pixels, value_range)
         # A picture that Pillow has opened may still be undecoded, and fail like a file.
         _check_size(item.size, name, max_pixels)
-        return decode(item, value_range)
+        size = shown_size(item)
+        return decode(item, value_range), size
     except (ImageError, MissingExtraError):
         raise
     except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
@@ -76,8 +80,10 @@ def read_picture(item: Any, name: str, side: int, max_pixels: int, value_range: 
         ) from error
 
 
-def _read_file(item: Any, name: str, side: int, max_pixels: int, value_range: tuple[float, float] | None) -> Pixels:
-    with opened(item, name, side) as file:
+def _read_file(
+    item: Any, name: str, geometry: Target, max_pixels: int, value_range: tuple[float, float] | None
+) -> tuple[Pixels, tuple[int, int]]:
+    with opened(item, name, geometry) as file:
         index = item.index if isinstance(item, Frame) else 0
         if not 0 <= index < file.n_images:
             raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
@@ -87,21 +93,22 @@ def _read_file(item: Any, name: str, side: int, max_pixels: int, value_range: tu
                 f"{name} holds {file.n_images} images, and one entry stands for one. {first} "
                 "fewshot_ad.images.frames(paths): a row for each."
             )
-        _check_size(file.size(index), name, max_pixels)
+        size = file.size(index)
+        _check_size(size, name, max_pixels)
         pixels = file.read(index, value_range)
     shape = pixels.values.shape
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
         raise ImageError(f"{name} has the shape {shape}. Accepted are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4).")
-    return pixels
+    return pixels, size
 
 
-def opened(item: Any, name: str, side: int = 0) -> contextlib.closing[File]:
-    """Open the file of an item; `side` is what its images will be resized to, if that is known."""
+def opened(item: Any, name: str, geometry: Target | None = None) -> contextlib.closing[File]:
+    """Open the file of an item; `geometry` says what its images will be resized to, if that is known."""
     source = read_stream(item, name) if is_stream(item) else _on_disk(item, name)
     if source.n_bytes == 0:
         raise ImageError(f"{source} is an empty file. Accepted are {_READABLE}.")
     # Pillow may warn of a size that max_pixels allows, and pydicom of fields: filters are not for one thread alone.
-    file = open_file(source, side)
+    file = open_file(source, geometry)
     try:
         _check_count(file, source)
     except ImageError:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
 
 from .images import full_scale
 
@@ -30,19 +28,6 @@ class Table:
     n_features: int
     feature_names: tuple[str, ...] | None
     value_range: tuple[float, float]
-
-
-class _Columns(BaseEstimator):
-    """Where scikit-learn keeps, and looks up, what it checks of columns."""
-
-    def __init__(self) -> None:
-        pass
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "n_features_in_")
-
-
-_Columns.__name__ = "DualDistillationDetector"  # scikit-learn's messages name the class
 
 
 def read_rows(X: Any, fitted: Table | None, image_shape: tuple[int, ...] | None) -> tuple[np.ndarray, Table]:
@@ -68,7 +53,9 @@ def read_rows(X: Any, fitted: Table | None, image_shape: tuple[int, ...] | None)
     ValueError
         Columns that do not fit, or values that are no numbers.
     """
-    columns: Any = _Columns()
+    from .columns import Columns, validate_data
+
+    columns: Any = Columns()
     if fitted is not None:
         columns.n_features_in_ = fitted.n_features
         if fitted.feature_names is not None:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as TF
+
+from .resizing import resize
 
 
-def turned_and_mirrored(images: torch.Tensor) -> torch.Tensor:
-    """Make the eight views of a square: turned by 0, 90, 180 and 270 degrees, each also mirrored.
+def turned_and_mirrored(image: torch.Tensor, *, quarters: bool = True) -> list[torch.Tensor]:
+    """Make the eight views of an image: turned by 0, 90, 180 and 270 degrees, each also mirrored.
 
     Parameters
     ----------
-    images : torch.Tensor
-        (N, 3, S, S).
+    image : torch.Tensor
+        (..., H, W).
+    quarters : bool, optional
+        Whether those turned by 90 and 270 degrees, which are (..., W, H), are among them.
 
     Returns
     -------
-    torch.Tensor
-        (N, 8, 3, S, S); view 0 is the image itself.
+    list of torch.Tensor
+        Eight, or four; the first is the image itself.
     """
-    turned = [torch.rot90(images, k, dims=(2, 3)) for k in range(4)]
-    return torch.stack(turned + [view.flip(-1) for view in turned], dim=1)
+    turned = [torch.rot90(image, k, dims=(-2, -1)) for k in range(0, 4, 1 if quarters else 2)]
+    return turned + [view.flip(-1) for view in turned]
 
 
-def random_views(images: torch.Tensor, n_views: int, rng: np.random.Generator) -> torch.Tensor:
+def random_views(images: Iterable[torch.Tensor], n_views: int, rng: np.random.Generator) -> list[torch.Tensor]:
     """Make slightly changed views, as a second photograph of the same thing would be.
 
     Each is mirrored with probability 1/2, turned by up to 10 degrees, shifted by up to 5 %, scaled by 0.9 to 1.1, and
@@ -32,8 +37,8 @@ def random_views(images: torch.Tensor, n_views: int, rng: np.random.Generator) -
 
     Parameters
     ----------
-    images : torch.Tensor
-        (N, 3, S, S), in [0, 1].
+    images : iterable of torch.Tensor
+        (3, H, W) each, in [0, 1].
     n_views : int
         Views made of each image.
     rng : numpy.random.Generator
@@ -41,31 +46,37 @@ def random_views(images: torch.Tensor, n_views: int, rng: np.random.Generator) -
 
     Returns
     -------
-    torch.Tensor
-        (N, n_views, 3, S, S), in [0, 1].
+    list of torch.Tensor
+        n_views of the first image, n_views of the second, and so on; in [0, 1], in the image's own size.
     """
-    size = images.shape[-1]
-    # Reflected borders: a black wedge in a corner would be learnt as normal.
-    # Turn, scale and shift together reach 0.2 sides and a pixel or two of rounding beyond.
-    pad = min(size - 1, size // 4 + 2)
+    from torchvision.transforms.v2 import functional as TF  # takes a second to import
+
     views = []
     for image in images:
+        height, width = image.shape[1:]
+        # Reflected borders: a black wedge in a corner would be learnt as normal.
+        # Turn, scale and shift together reach 0.2 of the longer side and a pixel or two of rounding beyond.
+        reach = max(height, width) // 4 + 2
+        down, across = min(height - 1, reach), min(width - 1, reach)
         for _ in range(n_views):
             view = image.flip(-1) if rng.random() < 0.5 else image
+            angle, shift = rng.uniform(-10, 10), rng.uniform(-0.05, 0.05, 2)
             view = TF.affine(
-                TF.pad(view, [pad], padding_mode="reflect"),
-                angle=rng.uniform(-10, 10),
-                translate=[round(v) for v in rng.uniform(-0.05, 0.05, 2) * size],
+                TF.pad(view, [across, down], padding_mode="reflect"),
+                angle=angle,
+                translate=[round(shift[0] * width), round(shift[1] * height)],
                 scale=rng.uniform(0.9, 1.1),
                 shear=[0.0, 0.0],
                 interpolation=TF.InterpolationMode.BILINEAR,
-            )[:, pad : pad + size, pad : pad + size]
+            )[:, down : down + height, across : across + width]
             view = TF.adjust_brightness(view, rng.uniform(0.9, 1.1))
             views.append(TF.adjust_contrast(view, rng.uniform(0.9, 1.1)).clamp(0, 1))
-    return torch.stack(views).view(len(images), n_views, 3, size, size)
+    return views
 
 
-def synthetic_anomalies(images: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def synthetic_anomalies(
+    images: Sequence[torch.Tensor], rng: np.random.Generator
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Spoil a region of each image: a stand-in for anomalies where there are none to learn from.
 
     The region is a random blob with a soft border, 0.5 to 15 % of the image. In it stands, in equal shares, a piece
@@ -73,69 +84,80 @@ def synthetic_anomalies(images: torch.Tensor, rng: np.random.Generator) -> tuple
 
     Parameters
     ----------
-    images : torch.Tensor
-        (N, 3, S, S), in [0, 1].
+    images : sequence of torch.Tensor
+        (3, H, W) each, in [0, 1].
     rng : numpy.random.Generator
         The only source of randomness.
 
     Returns
     -------
-    spoilt : torch.Tensor
-        (N, 3, S, S), in [0, 1].
-    masks : torch.Tensor
-        (N, S, S), how much of each pixel was replaced, in [0, 1].
+    spoilt : list of torch.Tensor
+        (3, H, W) each, in [0, 1].
+    masks : list of torch.Tensor
+        (H, W) each, how much of each pixel was replaced, in [0, 1].
     """
-    masks = torch.stack([_blob(images.shape[-1], rng) for _ in images])
+    masks = [_blob(image.shape[1:], rng) for image in images]
     kinds = (_pasted, _shifted, _blurred, _noisy, _relit)
-    inside = torch.stack([kinds[int(rng.integers(len(kinds)))](i, images, rng) for i in range(len(images))])
-    return (images + masks[:, None] * (inside - images)).clamp(0, 1), masks
+    inside = [kinds[int(rng.integers(len(kinds)))](i, images, rng) for i in range(len(images))]
+    spoilt = [(one + mask * (new - one)).clamp(0, 1) for one, mask, new in zip(images, masks, inside, strict=True)]
+    return spoilt, masks
 
 
-def _blob(size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Draw a region (size, size): the highest part of smooth noise within a bump."""
+def _side(shape: Sequence[int]) -> float:
+    """Tell the side of a square as large as an image (..., H, W)."""
+    return float(np.sqrt(shape[-2] * shape[-1]))
+
+
+def _blob(shape: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
+    """Draw a region (H, W): the highest part of smooth noise within a bump."""
+    height, width = shape
     share = np.exp(rng.uniform(np.log(0.005), np.log(0.15)))
-    reach = np.sqrt(share) * size
-    rows, columns = np.mgrid[:size, :size]
-    y, x, angle = *rng.uniform(0.1, 0.9, 2) * size, rng.uniform(0, np.pi)
+    reach = np.sqrt(share) * _side(shape)
+    rows, columns = np.mgrid[:height, :width]
+    (y, x), angle = rng.uniform(0.1, 0.9, 2) * (height, width), rng.uniform(0, np.pi)
     along = np.cos(angle) * (columns - x) + np.sin(angle) * (rows - y)
     across = np.cos(angle) * (rows - y) - np.sin(angle) * (columns - x)
     stretch = np.exp(rng.uniform(0, 1))
     bump = -np.hypot(along / stretch, across * stretch) / reach
-    cells = max(2, round(size / reach))
-    noise = torch.from_numpy(rng.normal(0, 0.3, (1, 1, cells, cells)))
-    field = bump + TF.resize(noise, [size, size], antialias=False)[0, 0].numpy()
+    cells = [max(2, round(n / reach)) for n in (height, width)]
+    noise = torch.from_numpy(rng.normal(0, 0.3, (1, 1, *cells)))
+    field = bump + resize(noise, shape, antialias=False)[0, 0].numpy()
     # The threshold that leaves the wanted share, and a border a few pixels wide.
     level = np.quantile(field, 1 - share)
-    width = rng.uniform(0.5, 3) / reach
-    return torch.from_numpy(1 / (1 + np.exp(-np.clip((field - level) / width, -30, 30)))).float()
+    soft = rng.uniform(0.5, 3) / reach
+    return torch.from_numpy(1 / (1 + np.exp(-np.clip((field - level) / soft, -30, 30)))).float()
 
 
-def _pasted(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    size = images.shape[-1]
-    source = images[int(rng.integers(len(images)))]
-    source = torch.rot90(source, int(rng.integers(4)), (1, 2))
-    return source.roll([int(s) for s in rng.integers(size // 8, size - size // 8, 2)], (1, 2))
+def _pasted(i: int, images: Sequence[torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
+    height, width = images[i].shape[1:]
+    source = torch.rot90(images[int(rng.integers(len(images)))], int(rng.integers(4)), (1, 2))
+    if source.shape != images[i].shape:
+        source = resize(source, (height, width), antialias=True).clamp(0, 1)
+    return source.roll([int(rng.integers(n // 8, n - n // 8)) for n in (height, width)], (1, 2))
 
 
-def _shifted(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.12) * images.shape[-1]
+def _shifted(i: int, images: Sequence[torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
+    angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.12) * _side(images[i].shape)
     return images[i].roll([round(far * np.sin(angle)), round(far * np.cos(angle))], (1, 2))
 
 
-def _blurred(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    radius = min(7, (images.shape[-1] - 1) // 2)
+def _blurred(i: int, images: Sequence[torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
+    from torchvision.transforms.v2 import functional as TF
+
+    radius = min(7, (min(images[i].shape[1:]) - 1) // 2)
     return TF.gaussian_blur(images[i], [2 * radius + 1] * 2, [float(rng.uniform(1, 4))])
 
 
-def _noisy(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    size = images.shape[-1]
-    grain = max(1, size // int(rng.choice([1, 2, 4, 8])))
+def _noisy(i: int, images: Sequence[torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
+    height, width = images[i].shape[1:]
+    coarse = int(rng.choice([1, 2, 4, 8]))
+    grain = [max(1, n // coarse) for n in (height, width)]
     channels = int(rng.choice([1, 3])) if _is_coloured(images[i]) else 1
-    noise = torch.from_numpy(rng.normal(0, rng.uniform(0.05, 0.3), (channels, grain, grain))).float()
-    return images[i] + TF.resize(noise, [size, size], antialias=False)
+    noise = torch.from_numpy(rng.normal(0, rng.uniform(0.05, 0.3), (channels, *grain))).float()
+    return images[i] + resize(noise, (height, width), antialias=False)
 
 
-def _relit(i: int, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _relit(i: int, images: Sequence[torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
     direction = rng.choice([-1, 1], (3 if _is_coloured(images[i]) and rng.random() < 0.3 else 1, 1, 1))
     gain = torch.from_numpy(np.exp(direction * rng.uniform(0.1, 0.7))).float()
     return images[i] * gain + float(rng.uniform(-0.1, 0.1))

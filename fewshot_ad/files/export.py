@@ -14,16 +14,16 @@ from torch import nn
 from .. import __version__
 from ..exceptions import MissingExtraError
 from ..method.scoring import Scorer
+from ..method.student import N_SCALES
 from ..runtime import alone, resolve_runtime
 from ..settings import Settings
 from ..support import FittedSupport, find_teacher
 from .checkpoints import check_destination, write_atomically
 from .model_file import bare_names
+from .resizing import OPSET, resizing
 
-FORMAT = "fewshot_ad onnx 1"
+FORMAT = "fewshot_ad onnx 2"
 SIGN = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
-# The first that onnxscript writes without converting.
-_OPSET = 18
 # The first whose exporter leaves the number and the size of images free.
 _TORCH = "2.8"
 
@@ -35,53 +35,37 @@ def write(path: str | os.PathLike[str], fitted: FittedSupport, settings: Setting
 
 
 class Graph(nn.Module):
-    """What is exported: from images of any one size to scores and maps, by the scorer's own functions.
+    """What is traced: from images of one size that the networks take to scores and maps, by the scorer's own functions.
 
     Parameters
     ----------
     scorer : Scorer
         On the CPU.
-    size : int
-        Side that its teacher takes, pixels.
     n_support : int
     """
 
-    def __init__(self, scorer: Scorer, size: int, n_support: int) -> None:
+    def __init__(self, scorer: Scorer, n_support: int) -> None:
         super().__init__()
         self.scorer = scorer
-        self.size = size
         self.n_support = n_support
         self.teacher = scorer.extract.teacher
         self.students = nn.ModuleList(expert.student for expert in scorer.memory.experts)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score images (N, 3, H, W) in [0, 1]: (N,), high = normal, and maps (N, S, S), high = anomalous."""
-        rows, columns = (shrinking(n, self.size) for n in image.shape[-2:])
-        image = (rows @ image @ columns.T).clamp(0, 1)
+        """Score images (N, 3, H, W) in [0, 1]: (N,), high = normal, and maps (N, H, W), high = anomalous."""
         maps = self.teacher(image)
-        seen = [expert.student(expert.student.inputs(image, maps)) for expert in self.scorer.memory.experts]
+        shapes = [m.shape[2:] for m in maps[:N_SCALES]]
+        students = (expert.student for expert in self.scorer.memory.experts)
+        seen = [student(student.inputs(image, maps), shapes) for student in students]
         nothing = image.new_zeros(image.shape[0], self.n_support, dtype=torch.bool)
-        evidence, _ = self.scorer.compare(maps, seen, nothing, self.size)
+        evidence, _ = self.scorer.compare(maps, seen, nothing, image.shape[2:])
         return -self.scorer.judge(evidence), self.scorer.fuse(evidence)
-
-
-def shrinking(n: int, size: int) -> torch.Tensor:
-    """Make the matrix (size, n) that resizes a column of n pixels as `images.load` does, bilinear and antialiased.
-
-    ONNX has an operator for it, but OpenVINO leaves out its antialiasing without a word.
-    """
-    ratio = n / size
-    reach: Any = torch.sym_max(ratio, 1.0)  # in a graph n is free, and max() would ask for it
-    centres = (torch.arange(size, dtype=torch.float32) + 0.5) * ratio
-    distances = (torch.arange(n, dtype=torch.float32) + 0.5 - centres[:, None]).abs() / reach
-    weights = (1 - distances).clamp(min=0)
-    return weights / weights.sum(1, keepdim=True)
 
 
 def _model(fitted: FittedSupport, settings: Settings) -> Any:
     """Trace the graph, and say in its metadata what it is."""
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxscript
     except ImportError as error:
         raise MissingExtraError(
@@ -101,19 +85,39 @@ def _model(fitted: FittedSupport, settings: Settings) -> Any:
             self = op.ReduceMean(self, op.Constant(value_ints=[axis]), keepdims=1)
         return self if keepdim else op.Squeeze(self, op.Constant(value_ints=dim))
 
+    def rounded(number: Any, ndigits: None = None) -> Any:
+        return op.Cast(op.Round(number), to=onnx.TensorProto.INT64)
+
+    translations: dict[Any, Any] = {torch.ops.aten.mean.dim: mean, round: rounded}
     runtime = resolve_runtime("cpu", "float32")
     extract, _ = find_teacher(settings, fitted.evidence, runtime, fitted.teacher_fingerprint)
-    graph = Graph(fitted.scorer(extract), settings.image_size, len(fitted.names)).eval()
-    free = {axis: torch.export.Dim(name) for axis, name in ((0, "n"), (2, "height"), (3, "width"))}
+    graph = Graph(fitted.scorer(extract), len(fitted.names)).eval()
+    geometry = fitted.geometry
+    free: dict[int, Any] = {0: torch.export.Dim("n")}
+    shape = geometry.fixed
+    if shape is None:
+        # timm's names for layers that pad by the size of what comes in: tracing them with free sides does not end.
+        if any(type(module).__name__.endswith("Same") for module in graph.modules()):
+            raise ValueError(
+                f"{settings.backbone!r} pads by the size of an image, and cannot be exported for images of any "
+                "proportions. Fit with aspect='square', or with image_size=(H, W)."
+            )
+        free |= {2 + i: geometry.multiple * torch.export.Dim(name) for i, name in enumerate(("rows", "columns"))}
+        shape = 5 * geometry.multiple, 7 * geometry.multiple
     # While torch traces, the networks hold no numbers, and the whole process computes by other kernels.
     with alone(), torch.no_grad():
         # Traced here, not by torch.onnx: where a size cannot be left free that would fix it, without a word.
-        traced = torch.export.export(graph, (torch.rand(3, 3, 96, 112),), dynamic_shapes=(free,), strict=False)
+        traced = torch.export.export(graph, (torch.rand(3, 3, *shape),), dynamic_shapes=(free,), strict=False)
         program: Any = torch.onnx.export(
-            traced, dynamo=True, opset_version=_OPSET, input_names=["image"], output_names=["score", "anomaly_map"],
-            dynamic_shapes=(free,), custom_translation_table={torch.ops.aten.mean.dim: mean}, verbose=False,
+            traced, dynamo=True, opset_version=OPSET, input_names=["resized"], output_names=["score", "anomaly_map"],
+            dynamic_shapes=(free,), custom_translation_table=translations, verbose=False,
         )  # fmt: skip
-    model = program.model_proto
+    network = program.model_proto
+    model = onnx.compose.merge_models(resizing(geometry, network.ir_version), network, [("resized", "resized")])
+    # Of free sides it says that they are multiples.
+    for side, name in zip(model.graph.output[1].type.tensor_type.shape.dim[1:], ("rows", "columns"), strict=True):
+        if side.dim_param:
+            side.dim_param = name
     # The tracer's notes: folders and lines of this machine's Python.
     for part in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info):
         del part.metadata_props[:]
@@ -131,6 +135,7 @@ def _about(fitted: FittedSupport) -> dict[str, Any]:
         "offset": fitted.offset,
         "sign": SIGN,
         "image_size": settings.image_size,
+        "aspect": settings.aspect,
         "value_range": settings.value_range,
         "evidence": fitted.evidence,
         "backbone": settings.backbone,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import timm
+import numpy as np
 
 from .. import __version__
 from ..exceptions import CheckpointError
@@ -15,10 +15,11 @@ from ..method.packaged import PACKAGED
 from ..settings import RULES, Rule
 
 # Parameters that belong to a machine, not to a detector.
-LEFT_OUT = ("device", "memory", "verbose")
+LEFT_OUT = ("device", "n_jobs", "memory", "verbose")
 # An image of this side is 200 MB; a header that asks for more is not believed.
 _MAX_SIDE = 4096
 _ALWAYS = {"backbone", "weights", "image_size"}
+_STUDENT = {"student", "decoder_blocks", "weighting", "sharpness"}
 
 
 def _is_number(value: Any) -> bool:
@@ -27,10 +28,6 @@ def _is_number(value: Any) -> bool:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_integer(value) and value > 0
 
 
 def _is_list_of(value: Any, kind: Callable[[Any], bool]) -> bool:
@@ -46,12 +43,14 @@ def _is_hex(value: Any) -> bool:
 
 
 def _is_student(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"student", "decoder_blocks", "weighting", "sharpness"}:
+    # In files of format 1 nothing says which support images it is shown: it is all.
+    if not isinstance(value, dict) or value.keys() - {"shown"} != _STUDENT:
         return False
     blocks = value["decoder_blocks"]
     return (
-        (blocks is None if value["student"] == "encoder" else _is_list_of(blocks, _is_positive) and len(blocks) == 3)
+        (blocks is None if value["student"] == "encoder" else RULES["decoder_blocks"].holds(blocks))
         and value["student"] in ("decoder", "encoder")
+        and _is_list_of(value.get("shown", []), _is_integer)
         and value["weighting"] in ("attention", "uniform")
         and _is_number(value["sharpness"])
     )
@@ -122,8 +121,12 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
     if n_names != n_hashes:
         raise CheckpointError(f"{path} cannot be right: it names {n_names} support images, and has {n_hashes} hashes.")
     backbone = given["backbone"]
+    if backbone in PACKAGED:
+        return
+    import timm
+
     # A name of another form, as "hf-hub:...", would have timm fetch from wherever the file says.
-    if backbone not in PACKAGED and not timm.is_model(backbone):
+    if not timm.is_model(backbone):
         raise CheckpointError(
             f"{path}: the backbone {backbone!r} is not a network that timm {timm.__version__} knows by its name (the "
             f"file is of timm {header['versions']['timm']}). Import the module that registers it, or install that "
@@ -148,7 +151,7 @@ def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], ve
             raise CheckpointError(
                 f"{path} cannot be right: its parameter {name}={value!r:.80}, accepted is {RULES[name].accepted}."
             )
-    if given["image_size"] > _MAX_SIDE:
+    if np.max(given["image_size"]) > _MAX_SIDE:
         raise CheckpointError(f"{path} cannot be right: image_size={given['image_size']} is above {_MAX_SIDE}.")
 
 

@@ -7,34 +7,34 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 
 from .. import __version__
 from ..data.rows import Table
 from ..exceptions import CheckpointError, WeightsNotFoundError
-from ..method.evidence import WHOLE, kinds, needs_student
+from ..method.coreset import Patches
+from ..method.evidence import kinds, needs_student
 from ..method.features import FeatureExtractor
 from ..method.packaged import timm_name
 from ..method.scoring import Expert
-from ..method.student import Decoder, Student, build_student
+from ..method.student import N_SCALES, Decoder, Student, build_student
 from ..runtime import resolve_runtime
 from ..settings import Settings, checked
 from ..support import FittedSupport, find_teacher
-from . import checkpoints
+from . import checkpoints, format_1
 from .header import LEFT_OUT, check_header
 
 FORMAT = "fewshot_ad model 2"
-# In which "embedding" went through `contrast` and the border as a map does, and its scale with it.
-_FORMAT_1 = "fewshot_ad model 1"
 _WHAT = "a detector's model file"
+# Sides are rounded: the area of a map differs from that of a square image's by less than this factor.
+_SLACK = 2.5
+# Patches have length 1, or 0 where a teacher sees nothing; reduced precision rounds.
+_LONGEST_PATCH = 1.05
 _MADE_BY = "DualDistillationDetector.save()"
-_LEAST_FACTOR = 1e-3
 
 
 def save(
@@ -66,7 +66,7 @@ def load(
     weights: str | os.PathLike[str] | None = None,
 ) -> FittedSupport:
     """Read what `save` wrote; see `DualDistillationDetector.load`. `defaults` are those of all parameters."""
-    tensors, header, form = checkpoints.load_any(path, (FORMAT, _FORMAT_1), _WHAT, _MADE_BY)
+    tensors, header, form = checkpoints.load_any(path, (FORMAT, format_1.FORMAT), _WHAT, _MADE_BY)
     expected = header.pop("sha256", None)
     if _digest(header, tensors) != expected:
         raise CheckpointError(
@@ -74,6 +74,8 @@ def load(
             "where it came from, or save the detector again."
         )
     check_header(path, header)
+    if form == format_1.FORMAT:
+        header, tensors = format_1.upgrade(path, header, tensors, defaults)
     given = {**defaults, **header["parameters"], "device": "auto" if device is None else device}
     hint = given["weights"]
     if weights is not None or hint is None or not os.path.isfile(os.path.expanduser(hint)):
@@ -88,31 +90,30 @@ def load(
         names = found.get("feature_names_in_")
         table = Table(found["n_features_in_"], names and tuple(names), tuple(found["row_range_"]))
     tensor = _Tensors(path, tensors, extract.runtime.dtype)
-    k, size, teacher = len(found["_support_hashes"]), settings.image_size, extract.teacher
+    k, teacher = len(found["_support_hashes"]), extract.teacher
     scores = tensor.take("support_scores", (k,), torch.float64).numpy()
     scores.flags.writeable = False
     curve = tensor.take("loss_curve", (None,), torch.float64).tolist()
     patches = embeddings = images = None
     if "patch" in kinds(evidence) or "patches" in tensor.left:
-        patches = tensor.take("patches", (k, None, sum(teacher.channels[:3])))
+        patches = _patches(tensor, k, sum(teacher.channels[:N_SCALES]))
     if "embedding" in kinds(evidence) or "embeddings" in tensor.left:
         embeddings = tensor.take("embeddings", (k, None, teacher.channels[-1]))
     if header["support_images"]:
-        images = tensor.take("support", (k, 3, size, size), torch.float32)
+        images = tuple(tensor.take(f"support.{i}", (3, None, None), torch.float32) for i in range(k))
     if needs_student(evidence) and not header["students"]:
         raise CheckpointError(f"{path} cannot be right: evidence={evidence!r} needs a student, and it has none.")
     experts = [_expert(i, form, k, settings, extract, tensor) for i, form in enumerate(header["students"])]
     if tensor.left:
         raise CheckpointError(f"{path} cannot be right: its tensor {min(tensor.left)!r} belongs to nothing.")
-    fitted = FittedSupport(
-        settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]), images=images,
-        patches=patches, embeddings=embeddings, experts=tuple(experts), evidence=evidence, lam=found["lam_"],
-        scales=found["scales_"], scores=scores, groups=tuple(found.get("groups", range(k))), offset=found["offset_"],
-        offset_given=found.get("offset_given", False),
-        loss_curve=tuple(curve), teacher_fingerprint=found["teacher_fingerprint_"], table=table,
-        held_out_seed=found["_held_out_seed"],
+    return FittedSupport(
+        settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]),
+        geometry=teacher.geometry, images=images, patches=patches, embeddings=embeddings, experts=tuple(experts),
+        evidence=evidence, lam=found["lam_"], scales=found["scales_"], scores=scores,
+        groups=tuple(found.get("groups", range(k))), offset=found["offset_"],
+        offset_given=found.get("offset_given", False), loss_curve=tuple(curve),
+        teacher_fingerprint=found["teacher_fingerprint_"], table=table, held_out_seed=found["_held_out_seed"],
     )  # fmt: skip
-    return fitted if form == FORMAT else _from_format_1(path, fitted)
 
 
 def save_student(path: str | os.PathLike[str], fitted: FittedSupport) -> None:
@@ -150,7 +151,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     CheckpointError
         No such file, not a model file, of another version, or with a header that cannot be right.
     """
-    header, form = checkpoints.load_header(path, (FORMAT, _FORMAT_1), _WHAT, _MADE_BY)
+    header, form = checkpoints.load_header(path, (FORMAT, format_1.FORMAT), _WHAT, _MADE_BY)
     header.pop("sha256", None)
     check_header(path, header)
     fitted = header["fitted"]
@@ -173,6 +174,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[str, Any]:
+    import timm
+
     parameters = {}
     for name, value in vars(settings).items():
         if name in LEFT_OUT:
@@ -207,6 +210,7 @@ def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[st
                 else None,
                 "weighting": "attention" if expert.student.weighting.attention else "uniform",
                 "sharpness": _plain(expert.student.weighting.sharpness),
+                "shown": list(expert.shown),
             }
             for expert in fitted.experts
         ],
@@ -223,14 +227,18 @@ def _tensors(fitted: FittedSupport, support: bool) -> dict[str, torch.Tensor]:
         "support_scores": torch.from_numpy(fitted.scores.copy()),
         "loss_curve": torch.tensor(fitted.loss_curve, dtype=torch.float64),
     }
-    optional = {"patches": fitted.patches, "embeddings": fitted.embeddings, "support": fitted.images}
-    tensors |= {n: value for n, value in optional.items() if value is not None and (support or n != "support")}
+    if fitted.patches is not None:
+        tensors |= {"patches": fitted.patches.features, "patch_owners": fitted.patches.owners}
+        tensors["patch_spots"] = fitted.patches.spots
+    if fitted.embeddings is not None:
+        tensors["embeddings"] = fitted.embeddings
+    if support and fitted.images is not None:
+        tensors |= {f"support.{k}": image for k, image in enumerate(fitted.images)}
     for i, expert in enumerate(fitted.experts):
         tensors |= {f"students.{i}.{name}": value for name, value in expert.student.state_dict().items()}
-        tensors |= {f"students.{i}.maps.{level}": m for level, m in enumerate(expert.maps)}
+        for j, maps in enumerate(expert.maps):
+            tensors |= {f"students.{i}.maps.{j}.{level}": m for level, m in enumerate(maps)}
         tensors[f"students.{i}.seen"] = expert.seen.to(torch.uint8)  # copying a bool would mend a flipped bit
-        if expert.student.weighting.attention:  # otherwise they are the maps
-            tensors |= {f"students.{i}.keys.{level}": key for level, key in enumerate(expert.keys)}
     return tensors
 
 
@@ -259,22 +267,6 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> s
 
 
 # ---- and out of it again
-
-
-def _from_format_1(path: str | os.PathLike[str], fitted: FittedSupport) -> FittedSupport:
-    """Scale "embedding" so that the scores are those of the release that wrote the file."""
-    side = fitted.settings.image_size
-    factor = fitted.reduction.reduce(torch.ones(side, side, dtype=torch.float64)).item()
-    scales = dict(fitted.scales)
-    for name in WHOLE:
-        if name in scales:
-            if factor < _LEAST_FACTOR:
-                raise CheckpointError(
-                    f"{path} was saved by a release whose threshold was not usable with contrast="
-                    f"{fitted.settings.contrast} and aggregation={fitted.settings.aggregation!r}. Fit again."
-                )
-            scales[name] /= factor
-    return replace(fitted, scales=scales)
 
 
 def _extractor(
@@ -313,24 +305,53 @@ class _Tensors:
                 f"{self.path} cannot be right: its tensor {name!r} is {found.dtype} of shape {tuple(found.shape)}, "
                 f"expected {kind} of shape ({', '.join('any' if n is None else str(n) for n in shape)})."
             )
+        if found.is_floating_point() and not found.isfinite().all():
+            raise CheckpointError(f"{self.path} cannot be right: its tensor {name!r} has values that are not finite.")
         return found
+
+    def take_map(self, name: str, channels: int, usual: tuple[int, int], fixed: bool) -> torch.Tensor:
+        """Take a map (1, channels, H, W): of the usual shape, or of about as many positions where that is not fixed."""
+        found = self.take(name, (1, channels, *(usual if fixed else (None, None))))
+        if not 1 / _SLACK < found[0, 0].numel() / (usual[0] * usual[1]) < _SLACK:
+            raise CheckpointError(
+                f"{self.path} cannot be right: its tensor {name!r} is of shape {tuple(found.shape)}, and the map of an "
+                f"image of this image_size has about {usual[0]} x {usual[1]} positions."
+            )
+        return found
+
+
+def _patches(tensor: _Tensors, k: int, channels: int) -> Patches:
+    features = tensor.take("patches", (None, channels))
+    owners = tensor.take("patch_owners", (len(features),), torch.int64)
+    spots = tensor.take("patch_spots", (len(features), 2), torch.float32)
+    if float(features.double().norm(dim=1).max() if len(features) else 0.0) > _LONGEST_PATCH:
+        raise CheckpointError(f"{tensor.path} cannot be right: its patches are longer than 1.")
+    if not len(owners) or int(owners.min()) < 0 or int(owners.max()) >= k:
+        raise CheckpointError(f"{tensor.path} cannot be right: its patches are not of {k} support images.")
+    return Patches(features, owners, spots)
 
 
 def _expert(
     i: int, form: Mapping[str, Any], k: int, settings: Settings, extract: FeatureExtractor, tensor: _Tensors
 ) -> Expert:
-    teacher, prefix = extract.teacher, f"students.{i}."
-    shapes = [(k, c, *shape) for c, shape in zip(teacher.channels[:3], teacher.shapes[:3], strict=True)]
+    prefix, shown = f"students.{i}.", tuple(form["shown"])
     held = [name.removeprefix(prefix) for name in tensor.left if name.startswith(prefix)]
     student = _student(tensor.path, form, held, settings, extract)
     weights = student.state_dict().items()
     student.load_state_dict({name: tensor.take(prefix + name, tuple(w.shape), w.dtype) for name, w in weights})
     seen = tensor.take(f"{prefix}seen", (k,), torch.uint8).bool()
-    maps = [tensor.take(f"{prefix}maps.{level}", shape) for level, shape in enumerate(shapes)]
-    keys = list(maps)
-    if student.weighting.attention:
-        keys = [tensor.take(f"{prefix}keys.{level}", shape) for level, shape in enumerate(shapes)]
-    return Expert(student, seen, maps, keys)
+    if not shown or max(shown) >= k or len(set(shown)) < len(shown):
+        raise CheckpointError(f"{tensor.path} cannot be right: a student is shown the support images {shown} of {k}.")
+    teacher = extract.teacher
+    fixed = teacher.geometry.fixed is not None
+    levels = [
+        (*like, fixed) for like in zip(student.targets(teacher.channels), student.targets(teacher.shapes), strict=True)
+    ]
+    maps = [
+        [tensor.take_map(f"{prefix}maps.{j}.{level}", *like) for level, like in enumerate(levels)]
+        for j in range(len(shown))
+    ]
+    return Expert(student, seen, shown, maps)
 
 
 def _student(
@@ -349,7 +370,6 @@ def _student(
         form["student"],
         extract.teacher,
         timm_name(settings.backbone),
-        settings.image_size,
         blocks=blocks or found,
         attention=form["weighting"] == "attention",
         sharpness=form["sharpness"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 # Standard deviation of the logarithm of a normal image's anomaly score, and how many observations that belief is worth:
 # what normal images of six kinds, medical and industrial, read (0.17 to 0.33 for the default evidence, 0.13 to 0.61 for
@@ -37,6 +36,8 @@ def offset(scores: np.ndarray, contamination: str | float, of_views: bool = Fals
     float
         `offset_`.
     """
+    from scipy import stats
+
     # An image that reads as good as nothing has its like in the support: that says nothing of how normal ones spread.
     least = max(_LEAST * float(np.median(-scores)), float(np.finfo(float).tiny))
     logs = np.log(np.maximum(-scores, least))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import connected_components
 from torch.nn import functional as F
 
 # Side at which images are compared, pixels, and the correlation of their values from which on they may be one image.
@@ -19,29 +18,38 @@ _CORRELATION = 0.98
 _LOW, _LOWISH = 1 / 3, 1 / 2
 
 
-def near_duplicates(images: torch.Tensor, ratios: np.ndarray) -> list[int]:
+def alike(images: Sequence[torch.Tensor]) -> np.ndarray:
+    """Tell which of K images (3, H, W), in [0, 1], may be nearly the same: (K, K) of bool."""
+    shrunk = [
+        F.interpolate(image[None], size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)
+        for image in images
+    ]
+    small = torch.cat(shrunk).flatten(1)
+    centred = F.normalize(small - small.mean(1, keepdim=True), dim=1)
+    return (centred @ centred.T).numpy() > _CORRELATION
+
+
+def near_duplicates(may_be: np.ndarray, ratios: np.ndarray) -> list[int]:
     """Group support images that are nearly the same.
 
     Parameters
     ----------
-    images : torch.Tensor
-        (K, 3, S, S), in [0, 1].
+    may_be : numpy.ndarray
+        (K, K), from `alike`.
     ratios : numpy.ndarray
-        (K,): what each scores against the others, over what its own changed views score against them.
+        (K,): what each scores against all patches of the others, over what its own changed views score against them.
 
     Returns
     -------
     list of int
         Number of each image's group, in the order of their first images; all differ where there are no near-duplicates.
     """
-    k = len(images)
-    if k < 2 or not (ratios < _LOW).any():
-        return list(range(k))
-    small = F.interpolate(images, size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False).flatten(1)
-    centred = F.normalize(small - small.mean(1, keepdim=True), dim=1)
-    alike = (centred @ centred.T).numpy() > _CORRELATION
+    from scipy.sparse.csgraph import connected_components
+
+    if not (ratios < _LOW).any():
+        return list(range(len(ratios)))
     lowish = ratios < _LOWISH
-    found = connected_components(alike & lowish[:, None] & lowish, directed=False)[1]
+    found = connected_components(may_be & lowish[:, None] & lowish, directed=False)[1]
     first = {group: number for number, group in enumerate(dict.fromkeys(found.tolist()))}
     return [first[group] for group in found.tolist()]
 

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from torch import nn
 
 from ..exceptions import MemoryWarning, OutOfMemoryError, warn
-from ..runtime import Lock, Runtime, is_out_of_memory, own_torch_state
-from .packaged import teacher_file, timm_name
-from .teacher import Backbone, build_backbone, fold_batch_norms
+from ..runtime import Lock, Runtime, is_out_of_memory
+from ..threads import computed, one_thread
+from .teacher import Backbone
 
-# Some kernels round differently for batches of different size. Every pass through a network is made with batches of
-# this one size, padded, so that an image's features never depend on its company; or of a smaller one that was seen to
-# give the same bits.
+# Some kernels round differently for batches of different size. All batches of one shape have one size, padded, so that
+# an image's features never depend on its company; or a smaller one that was seen to give the same bits. On a CPU small
+# images are faster together, large ones each by itself.
 CHUNK = 8
+_PIXELS = 2**18
 _SMALLER = (1, 2, 4)
+
+# A network's maps of images of one shape, shallow to deep: (N, C_l, H_l, W_l) each.
+Maps = list[torch.Tensor]
+
+
+def batch_size(shape: Sequence[int], device: torch.device) -> int:
+    """Tell how many inputs (..., H, W) go through a network together."""
+    if device.type != "cpu":
+        return CHUNK
+    return next((n for n in (8, 4, 2) if n * shape[-2] * shape[-1] <= _PIXELS), 1)
+
+
+def in_batches(images: Sequence[torch.Tensor], device: torch.device) -> list[list[int]]:
+    """Put images (3, H, W) of one shape together: places in the sequence, at most `batch_size` of them each."""
+    groups: dict[torch.Size, list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(i)
+    batches = []
+    for shape, places in groups.items():
+        size = batch_size(shape, device)
+        batches += [places[i : i + size] for i in range(0, len(places), size)]
+    return batches
 
 
 class FeatureExtractor:
@@ -50,25 +71,36 @@ class FeatureExtractor:
         self.teacher = teacher
         self.runtime = runtime
         self.n_seen = 0
+        self._counting = Lock()
         self._kept: dict[str, list[torch.Tensor]] = {}
         self._fingerprint = fingerprint
         self._cached = None
         if memory is not None and getattr(memory, "location", None) is not None:
             self._cached = memory.cache(_one_image, ignore=["compute"])
 
-    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Compute the teacher's maps.
+    def __call__(self, images: Sequence[torch.Tensor]) -> list[Maps]:
+        """Compute the teacher's maps, in as many threads as the runtime has.
 
         Parameters
         ----------
-        images : torch.Tensor
-            (N, 3, S, S), in [0, 1].
+        images : sequence of torch.Tensor
+            (3, H, W) each, of any shapes, in [0, 1].
 
         Returns
         -------
-        list of torch.Tensor
-            (N, C_l, H_l, W_l) for each of the teacher's maps, on the runtime's device.
+        list of Maps
+            Of each image: (1, C_l, H_l, W_l) for each of the teacher's maps, on the runtime's device.
         """
+        found: list[Maps] = [[] for _ in images]
+        batches = in_batches(images, self.runtime.device)
+        calls = [functools.partial(self.batch, torch.stack([images[i] for i in places])) for places in batches]
+        for places, maps in zip(batches, computed(calls, self.runtime), strict=True):
+            for i, one in zip(places, split(maps), strict=True):
+                found[i] = one
+        return found
+
+    def batch(self, images: torch.Tensor) -> Maps:
+        """Compute the maps (N, C_l, H_l, W_l) of images (N, 3, H, W), in this thread."""
         if not self._kept:
             return self._look_up(images)
         hashes = [image_hash(image) for image in images]
@@ -81,30 +113,29 @@ class FeatureExtractor:
     @property
     def key(self) -> str:
         """What the bits of the features depend on besides the image."""
+        import timm
+
         runtime, on_gpu = self.runtime, self.runtime.device.type == "cuda"
         # Some networks keep all weights, and so their fingerprint, whichever stages they return.
         stages = ",".join(map(str, self.teacher.channels))
         computed = f"{runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
-        hardware = (
-            torch.cuda.get_device_name(runtime.device) if on_gpu
-            else f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
-        )  # fmt: skip
+        hardware = torch.cuda.get_device_name(runtime.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
         made_by = f"torch {torch.__version__} timm {timm.__version__}"
         return f"{self._fingerprint} {stages} {computed} {hardware} {made_by}"
 
-    def keep(self, images: torch.Tensor) -> None:
-        """Hold the maps of these images (N, 3, S, S) in memory: `fit` comes back to the support several times."""
+    def keep(self, images: Sequence[torch.Tensor]) -> None:
+        """Hold the maps of these images (3, H, W) in memory: `fit` comes back to the support several times."""
         distinct = {image_hash(image): image for image in images}
-        maps = self(torch.stack(list(distinct.values())))
-        self._kept |= {key: [m[i] for m in maps] for i, key in enumerate(distinct)}
+        maps = self(list(distinct.values()))
+        self._kept |= {key: [m[0] for m in one] for key, one in zip(distinct, maps, strict=True)}
 
-    def _look_up(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def _look_up(self, images: torch.Tensor) -> Maps:
         if self._cached is None:
             return self._compute(images)
         arrays = [image.numpy() for image in images]
         known = [self._cached.check_call_in_cache(array, self.key, None) for array in arrays]
         new = [i for i, is_known in enumerate(known) if not is_known]
-        maps: list[torch.Tensor] = self._compute(images[new]) if new else []
+        maps: Maps = self._compute(images[new]) if new else []
         position = {i: j for j, i in enumerate(new)}
 
         def fresh(i: int) -> list[np.ndarray]:
@@ -115,115 +146,14 @@ class FeatureExtractor:
         rows = [self._cached(array, self.key, lambda i=i: fresh(i)) for i, array in enumerate(arrays)]
         return [torch.from_numpy(np.stack(level)).to(self.runtime.device) for level in zip(*rows, strict=True)]
 
-    def _compute(self, images: torch.Tensor) -> list[torch.Tensor]:
-        self.n_seen += len(images)
+    def _compute(self, images: torch.Tensor) -> Maps:
+        with self._counting:
+            self.n_seen += len(images)
         return run_network(self.teacher, images, self.runtime)
 
 
-@own_torch_state()  # before the lock of the teachers
-def load_teacher(
-    backbone: str, image_size: int, weights: str | os.PathLike[str] | None, embedding: bool, runtime: Runtime
-) -> tuple[Backbone, str]:
-    """Make a teacher by `teacher.build_backbone`, or take one that was made: of the last four, or still in use.
-
-    Parameters
-    ----------
-    backbone : str
-        timm's name, or that of a packaged teacher.
-    image_size : int
-    weights : path or None
-        None is the packaged file, or the hub's.
-    embedding : bool
-    runtime : Runtime
-
-    Returns
-    -------
-    teacher : Backbone
-        On the runtime's device, its batch norms folded into the convolutions.
-    fingerprint : str
-        Of the weights as they are on file.
-    """
-    file = teacher_file(backbone, weights)
-    # A file that changes is another teacher.
-    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
-    name, device, dtype = timm_name(backbone), runtime.device, runtime.dtype
-    key = (name, image_size, file, stamp, embedding, device, dtype)
-    return TEACHERS.find(key, lambda: _make_teacher(name, image_size, file, embedding, device, dtype))
-
-
-class TeacherCache:
-    """Teachers that were made, so that each is made once: the last few, and all that something still holds.
-
-    A detector holds its own. A grid search fits the same teacher many times.
-
-    Parameters
-    ----------
-    kept : int
-        Teachers that stay although nothing holds them.
-    """
-
-    def __init__(self, kept: int) -> None:
-        self._kept = kept
-        self._last: OrderedDict[Hashable, Backbone] = OrderedDict()
-        self._alive: weakref.WeakValueDictionary[Hashable, Backbone] = weakref.WeakValueDictionary()
-        self._fingerprints: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
-        self._tables, self._making = Lock(), Lock()
-
-    def find(self, key: Hashable, make: Callable[[], tuple[Backbone, str]]) -> tuple[Backbone, str]:
-        """Return a teacher and its fingerprint, made by `make` unless they are known by this key."""
-        known = self._look_up(key)
-        if known is None:
-            with self._making:  # one thread at a time: others that want the same one find it
-                known = self._look_up(key)
-                if known is None:
-                    known = make()
-                    self._enter(key, *known)
-        return known
-
-    def clear(self) -> None:
-        """Forget all; who holds a teacher goes on with it."""
-        with self._tables:
-            self._last.clear()
-            self._alive.clear()
-
-    def _look_up(self, key: Hashable) -> tuple[Backbone, str] | None:
-        with self._tables:
-            teacher = self._alive.get(key)
-            if teacher is None:
-                return None
-            self._touch(key, teacher)
-            return teacher, self._fingerprints[teacher]
-
-    def _enter(self, key: Hashable, teacher: Backbone, fingerprint: str) -> None:
-        with self._tables:
-            self._alive[key], self._fingerprints[teacher] = teacher, fingerprint
-            self._touch(key, teacher)
-
-    def _touch(self, key: Hashable, teacher: Backbone) -> None:
-        self._last[key] = teacher
-        self._last.move_to_end(key)
-        while len(self._last) > self._kept:
-            self._last.popitem(last=False)
-
-
-TEACHERS = TeacherCache(kept=4)
-
-
-@own_torch_state()
-def _make_teacher(
-    name: str, image_size: int, file: Path | None, embedding: bool, device: torch.device, dtype: torch.dtype
-) -> tuple[Backbone, str]:
-    teacher = build_backbone(name, image_size, weights=file, embedding=embedding)
-    fingerprint = teacher.fingerprint()
-    teacher = teacher.to(device, dtype)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(2, 3, image_size, image_size, dtype=torch.float32, generator=generator)
-    fold_batch_norms(teacher.model, noise.to(device, dtype))
-    return teacher.to(memory_format=torch.channels_last), fingerprint
-
-
 def image_hash(image: torch.Tensor) -> str:
-    """Hash the pixels of one image (3, S, S)."""
+    """Hash the pixels of one image (3, H, W)."""
     return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).hexdigest()
 
 
@@ -232,54 +162,66 @@ def _one_image(image: np.ndarray, key: str, compute: Callable[[], list[np.ndarra
     return compute()
 
 
-def run_network(network: nn.Module, inputs: torch.Tensor, runtime: Runtime) -> list[torch.Tensor]:
-    """Compute a network's maps (N, C_l, H_l, W_l) of inputs (N, C, H, W); an input's do not depend on the others."""
+def split(maps: Maps) -> list[Maps]:
+    """Take the maps of N images apart: (1, C_l, H_l, W_l) of each, in memory of its own."""
+    return [[m[i : i + 1].clone() for m in maps] for i in range(len(maps[0]))]
+
+
+def run_network(network: nn.Module, inputs: torch.Tensor, runtime: Runtime, *further: Any) -> Maps:
+    """Compute a network's maps (N, C_l, H_l, W_l) of inputs (N, C, H, W); an input's do not depend on the others.
+
+    What is `further` is passed on to the network. On a CPU one thread computes: kernels round by their number.
+    """
 
     @torch.inference_mode()
-    def forward(batch: torch.Tensor) -> list[torch.Tensor]:
+    def forward(batch: torch.Tensor) -> Maps:
         with runtime.autocast():
-            maps = network(runtime.to_device(batch).contiguous(memory_format=torch.channels_last))
+            maps = network(runtime.to_device(batch).contiguous(memory_format=torch.channels_last), *further)
         return [plain(m, runtime.dtype) for m in maps]
 
-    smaller = _equal_sizes(network, forward, inputs, runtime) if len(inputs) % CHUNK else ()
-    return in_chunks(forward, inputs, (*smaller, CHUNK))
+    with one_thread() if runtime.device.type == "cpu" else nullcontext():
+        full = batch_size(inputs.shape, runtime.device)
+        smaller = _equal_sizes(network, forward, inputs, full, runtime) if len(inputs) % full else ()
+        return in_chunks(forward, inputs, (*smaller, full))
 
 
-def _equal_sizes(network: nn.Module, forward: _Forward, inputs: torch.Tensor, runtime: Runtime) -> tuple[int, ...]:
-    """Find the batch sizes below `CHUNK` that give the same bits as `CHUNK` does: once, by trying them on noise.
+def _equal_sizes(
+    network: nn.Module, forward: _Forward, inputs: torch.Tensor, full: int, runtime: Runtime
+) -> tuple[int, ...]:
+    """Find the batch sizes below the full one that give the same bits: once, by trying them on noise.
 
-    Which kernels run depends on shapes and threads, not on what the tensors hold.
+    Which kernels run depends on shapes, not on what the tensors hold.
     """
     if runtime.device.type != "cpu":
         return ()
     if network not in _ARCHITECTURES:
         _ARCHITECTURES[network] = repr(network)
-    key = _ARCHITECTURES[network], inputs.shape[1:], runtime, torch.get_num_threads()
+    key = _ARCHITECTURES[network], inputs.shape[1:], runtime
     if key not in _EQUAL_SIZES:
         generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(CHUNK, *inputs.shape[1:], dtype=torch.float32, generator=generator)
-
-        def in_parts(size: int) -> list[torch.Tensor] | None:
-            try:
-                return [torch.cat(level) for level in zip(*map(forward, noise.split(size)), strict=True)]
-            except (RuntimeError, MemoryError, ValueError):  # no memory; or a layer that refuses a single value
-                return None
-
-        expected = in_parts(CHUNK)
-        if expected is None:
+        noise = torch.rand(full, *inputs.shape[1:], dtype=torch.float32, generator=generator)
+        try:
+            expected = forward(noise)
+        except (RuntimeError, MemoryError):
             return ()
-        found = {size: in_parts(size) for size in _SMALLER}
-        _EQUAL_SIZES[key] = tuple(n for n, maps in found.items() if maps and all(map(torch.equal, maps, expected)))
+
+        def is_equal(n: int) -> bool:
+            try:
+                return all(torch.equal(a, b[:n]) for a, b in zip(forward(noise[:n]), expected, strict=True))
+            except (RuntimeError, MemoryError, ValueError):  # no memory; or a layer that refuses a single value
+                return False
+
+        _EQUAL_SIZES[key] = tuple(size for size in _SMALLER if size < full and is_equal(size))
     return _EQUAL_SIZES[key]
 
 
-_Forward = Callable[[torch.Tensor], list[torch.Tensor]]
+_Forward = Callable[[torch.Tensor], Maps]
 _ARCHITECTURES: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _EQUAL_SIZES: dict[tuple[Any, ...], tuple[int, ...]] = {}
 
 
-def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (CHUNK,)) -> list[torch.Tensor]:
-    """Apply a network to (N, ...) in batches of `CHUNK`, the last one padded.
+def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (CHUNK,)) -> Maps:
+    """Apply a network to (N, ...) in batches of few sizes, padded.
 
     Parameters
     ----------
@@ -288,7 +230,7 @@ def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (
     inputs : torch.Tensor
         (N, ...).
     sizes : sequence of int, optional
-        What the last batch may be padded to, ascending, `CHUNK` last.
+        Of the batches, ascending.
 
     Returns
     -------
@@ -300,11 +242,11 @@ def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (
     OutOfMemoryError
         If half a batch does not fit either.
     """
-    parts = []
-    for chunk in inputs.split(CHUNK):
+    parts, done = [], 0
+    while done < len(inputs):
+        size = _next_size(len(inputs) - done, sizes)
+        padded = chunk = inputs[done : done + size]
         n = len(chunk)
-        size = next(size for size in sizes if size >= n)
-        padded = chunk
         if n < size:
             padded = chunk.new_empty(size, *chunk.shape[1:])
             padded[:n], padded[n:] = chunk, chunk[-1:]
@@ -315,7 +257,15 @@ def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (
                 raise
             maps = _in_halves(function, padded)
         parts.append([m[:n] for m in maps])
+        done += n
     return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def _next_size(n: int, sizes: Sequence[int]) -> int:
+    """Take the size that holds all n, unless more than a quarter of it would be padding and a smaller one is filled."""
+    fitting = next((size for size in sizes if size >= n), sizes[-1])
+    filled = [size for size in sizes if size <= n]
+    return filled[-1] if filled and fitting - n > fitting / 4 else fitting
 
 
 def plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

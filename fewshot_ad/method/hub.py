@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
 
 from ..exceptions import WeightsNotFoundError
 
@@ -41,6 +40,8 @@ def cached_weights(name: str, config: Any) -> Path | None:
     WeightsNotFoundError
         There is no network, and they are not in the cache. Names repository, file, and where to put it.
     """
+    from huggingface_hub import constants, try_to_load_from_cache
+
     if config is not None and config.hf_hub_id:
         repository = config.hf_hub_id.partition("@")[0]
         file = config.hf_hub_filename or "model.safetensors"
@@ -71,6 +72,8 @@ def cached_weights(name: str, config: Any) -> Path | None:
 
 def _why_unreachable(source: str) -> str | None:
     """Try to connect to an address, or to the proxy before it; None if that can be done."""
+    from huggingface_hub import constants
+
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     proxies, parts = urllib.request.getproxies(), urlsplit(source)

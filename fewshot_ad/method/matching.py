@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from ..data.views import turned_and_mirrored
+from .coreset import Patches, leading_directions
 
 # Directions that the quick search of patches looks along: with 64 of 448 the distance found is 0.5 % larger on average,
 # and image AUROC the same to 0.001 (docs/experiments.md).
 SEARCHED = 64
+# Patches of a query that are compared at once.
+_TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,27 @@ class PatchBank:
 
     Parameters
     ----------
-    patches : torch.Tensor
-        (K, V * P, D), `patch_features` of every support image in its V views.
+    patches : Patches
+        On the device.
+    n_support : int
+        K.
     lowered : torch.dtype, optional
         None compares all patches in full. A format makes the search a quick one: in that format, and along the
-        directions in which the patches differ most, it finds one candidate in each support image; these are compared
+        directions in which the patches differ most, it finds one candidate for each patch of a query; this is compared
         in full.
     """
 
-    def __init__(self, patches: torch.Tensor, lowered: torch.dtype | None = None) -> None:
-        self.patches = patches
-        self.n_support = len(patches)
-        flat = patches.flatten(0, 1)
-        self._centre = flat.mean(0)
+    def __init__(self, patches: Patches, n_support: int, lowered: torch.dtype | None = None) -> None:
+        self.features, self.owners, self.n_support = patches.features, patches.owners, n_support
+        self._centre = self.features.mean(0)
         self._basis = None
         if lowered is None:
-            self._searched = flat.T
+            self._searched = self.features.T
         else:
             # Of vectors of norm 1 the most similar is the nearest, and nearness does not change with a shift. Around
             # the mean the products are small, and so is what rounding them to 8 bits costs.
-            self._basis = leading_directions(flat - self._centre, SEARCHED)
-            shifted = (flat - self._centre) @ self._basis
+            self._basis = leading_directions(self.features - self._centre, SEARCHED)
+            shifted = (self.features - self._centre) @ self._basis
             half_squares = shifted.square().sum(1, keepdim=True) / 2
             self._searched = torch.cat([shifted, -half_squares], 1).to(lowered).T.contiguous()
 
@@ -108,41 +110,32 @@ class PatchBank:
         similarity : torch.Tensor
             (..., P), cosine.
         match : torch.Tensor of int
-            (..., P), the support image that it was found in.
+            (..., P), the support image that it is of.
         """
+        if torch.compiler.is_compiling():  # a graph knows no copies
+            return self._nearest(query, None)
+        hidden = None
+        if left_out.any():
+            hidden = left_out[..., self.owners]
+            hidden = hidden & ~hidden.all(-1, keepdim=True)  # where nothing else is kept
+        # A few at a time: the products of all patches of a large image with the bank would fill the memory.
+        parts = [self._nearest(some, hidden) for some in query.split(_TILE, -2)]
+        similarity, match = zip(*parts, strict=True)
+        return torch.cat(similarity, -1), torch.cat(match, -1)
+
+    def _nearest(self, query: torch.Tensor, hidden: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = query
+        if self._basis is not None:
+            seen = F.pad((query - self._centre) @ self._basis, (0, 1), value=1.0).to(self._searched.dtype)
+        products = seen @ self._searched
+        if hidden is not None:
+            products = products.masked_fill(hidden[..., None, :], -torch.inf)
         if self._basis is None:
-            similarity = (query @ self._searched).unflatten(-1, (self.n_support, -1)).amax(-1)
+            best, place = products.max(-1)
         else:
-            shifted = F.pad((query - self._centre) @ self._basis, (0, 1), value=1.0).to(self._searched.dtype)
-            place = _argmax((shifted @ self._searched).unflatten(-1, (self.n_support, -1)))
-            candidates = self.patches[torch.arange(self.n_support, device=place.device), place]
-            similarity = torch.einsum("...pd,...pkd->...pk", query, candidates)
-        best, match = similarity.masked_fill(left_out[..., None, :], -torch.inf).max(-1)
-        return best, match
-
-    def locate(self, query: torch.Tensor, left_out: torch.Tensor) -> tuple[float, int, int]:
-        """Find where in the support the most similar patch is; all are compared in full, however `nearest` searches.
-
-        Parameters
-        ----------
-        query : torch.Tensor
-            (D,), one patch, norm 1.
-        left_out : torch.Tensor of bool
-            (K,), support images that must not count.
-
-        Returns
-        -------
-        similarity : float
-            Cosine.
-        support : int
-            The support image.
-        place : int
-            The patch among the V * P of its views; of equally similar ones the first, so the image itself comes before
-            its other views.
-        """
-        similarity = (self.patches @ query).masked_fill(left_out[:, None], -torch.inf).cpu().numpy()
-        support, place = np.unravel_index(similarity.argmax(), similarity.shape)
-        return float(similarity[support, place]), int(support), int(place)
+            place = _argmax(products)
+            best = (query * self.features[place]).sum(-1)
+        return best, self.owners[place]
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
@@ -150,21 +143,6 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
     if values.device.type != "cpu":
         return values.argmax(-1)
     return torch.from_numpy(values.float().numpy().argmax(-1))
-
-
-def leading_directions(rows: torch.Tensor, n_directions: int) -> torch.Tensor:
-    """Find the directions along which centred rows (N, D) differ most: (D, n) orthonormal columns, at most D.
-
-    Close to the principal ones; by subspace iteration over at most 4,096 rows, much faster than their decomposition.
-    """
-    sample = rows[:: math.ceil(len(rows) / 4096)]
-    start = torch.randn(
-        rows.shape[1], min(n_directions, rows.shape[1]), dtype=torch.float32, generator=torch.Generator().manual_seed(0)
-    )
-    basis = start.to(sample)
-    for _ in range(4):
-        basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
-    return basis
 
 
 def patch_evidence(
@@ -236,39 +214,62 @@ def embedding_evidence(
     return 1 - best, F.one_hot(match, bank.shape[0]).to(best.dtype)
 
 
-def match(
-    maps: Sequence[torch.Tensor], bank: PatchBank, exclude: torch.Tensor, spots: Sequence[tuple[int, int]], size: int
-) -> list[Match]:
-    """Find the patch of the support that is most like the one at a pixel of each image.
+def support_patches(views: Sequence[torch.Tensor], grid: tuple[int, int], size: Sequence[int], owner: int) -> Patches:
+    """Say where the patches of one support image are.
 
     Parameters
     ----------
-    maps : list of torch.Tensor
-        Teacher's maps of N images, (N, C_l, H_l, W_l).
-    bank : PatchBank
-        Of K support images, each as it is or in its eight views.
-    exclude : torch.Tensor of bool
-        (N, K), support images that must not count for a query.
-    spots : sequence of (int, int)
-        Row and column of a pixel in each image.
-    size : int
-        Side of the images, pixels.
+    views : sequence of torch.Tensor
+        `patch_features` of the image and of its other views, all eight, four or none, in the order of
+        `turned_and_mirrored`, (P, D) each.
+    grid : tuple of two ints
+        Height and width of the image's patches.
+    size : sequence of two ints
+        Height and width of the image, pixels.
+    owner : int
+        Its number.
 
     Returns
     -------
-    list of Match
-        One for each image.
+    Patches
     """
-    height, width = maps[1].shape[2:]
+    features = torch.cat(list(views))
+    cells = torch.arange(grid[0] * grid[1]).view(grid)
     # Where each patch of each view is in the image as it was: the positions themselves, turned and mirrored.
-    unturned = turned_and_mirrored(torch.arange(height * width).view(1, 1, height, width)).flatten()
-    matches = []
-    for patches, left_out, (row, column) in zip(
-        patch_features(maps[:3]), exclude.to(maps[0].device), spots, strict=True
-    ):
-        cell = (2 * row + 1) * height // (2 * size) * width + (2 * column + 1) * width // (2 * size)
-        similarity, support, place = bank.locate(patches[cell].clone(), left_out)
-        down, across = divmod(int(unturned[place]), width)
-        centre = (down + 0.5) * size / height - 0.5, (across + 0.5) * size / width - 0.5
-        matches.append(Match(support, *centre, similarity))
-    return matches
+    grids = turned_and_mirrored(cells, quarters=len(views) != 4)
+    place = torch.cat([one.flatten() for one in grids[: len(views)]])
+    at = place // grid[1], place % grid[1]
+    spots = [(of_side + 0.5) * n / m - 0.5 for of_side, n, m in zip(at, size, grid, strict=True)]
+    owners = torch.full((len(features),), owner)
+    return Patches(features, owners, torch.stack(spots, 1).float())
+
+
+def patch_at(maps: Sequence[torch.Tensor], size: Sequence[int], spot: tuple[int, int]) -> torch.Tensor:
+    """Describe the patch (D,) at a pixel of an image (row and column), given its maps (1, C_l, H_l, W_l) and size."""
+    grid = maps[1].shape[2:]
+    row, column = ((2 * at + 1) * cells // (2 * n) for at, cells, n in zip(spot, grid, size, strict=True))
+    return patch_features(maps[:3])[0, row * grid[1] + column].clone()
+
+
+def best_match(patches: Patches, query: torch.Tensor, left_out: torch.Tensor) -> Match | None:
+    """Find the patch of the support that is most like one of a query; all are compared in full.
+
+    Parameters
+    ----------
+    patches : Patches
+    query : torch.Tensor
+        (D,), norm 1, on the CPU.
+    left_out : torch.Tensor of bool
+        (K,), support images that must not count.
+
+    Returns
+    -------
+    Match or None
+        None where all are left out. Of equally similar ones the first.
+    """
+    similarity = (patches.features @ query).masked_fill(left_out[patches.owners], -torch.inf).numpy()
+    place = int(similarity.argmax())
+    if similarity[place] == -np.inf:
+        return None
+    row, column = patches.spots[place].tolist()
+    return Match(int(patches.owners[place]), row, column, float(similarity[place]))

@@ -67,7 +67,7 @@ PACKAGED = {
         _FOLDER / "compact_student.safetensors",
         {
             "compact_teacher.safetensors": "eb4e8030be6028f49dddb880ec181cb1894b18b89236255228584ef130f8f51c",
-            "compact_student.safetensors": "e674ea37da4d6e7fceac5c2d7f997afe76337388ea88bdd11b005ab40aef77ae",
+            "compact_student.safetensors": "3c5aa3212a4f3100e1061230f4644bc28ab3bd86ab424bd8c0081d600a1971a2",
         },
     ),
 }

@@ -3,35 +3,84 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+
+# Side of the square map that `sigma` is given for, pixels.
+USUAL_SIDE = 128
 
 
-def to_pixels(distances: Sequence[torch.Tensor], size: int, sigma: float) -> torch.Tensor:
-    """Enlarge maps (N, H_l, W_l) of several scales to (N, size, size), bilinear, add them, and blur the sum.
+def to_pixels(
+    distances: Sequence[torch.Tensor], shape: Sequence[int], sigma: float, blurs: Sequence[torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Enlarge maps (N, H_l, W_l) of several scales to (N, H, W), bilinear, add them, and blur the sum.
 
     The blur is a Gaussian, its kernel cut at 4 sigma, never across images. Enlarging and blurring are both linear along
     rows and along columns: together they are one small matrix on either side of a map.
+
+    Parameters
+    ----------
+    distances : sequence of torch.Tensor
+        (N, H_l, W_l) each.
+    shape : sequence of two ints
+        Height and width of the images, pixels.
+    sigma : float
+        Of a map of `USUAL_SIDE` squared pixels, in its pixels; that of a larger or smaller map is in proportion.
+    blurs : sequence of two torch.Tensor, optional
+        `shared_blurs` of the same shape and sigma.
+
+    Returns
+    -------
+    torch.Tensor
+        (N, H, W).
     """
-    sides = [[_enlarging(n, size, sigma).to(d.device, d.dtype) for n in d.shape[-2:]] for d in distances]
-    return torch.stack([rows @ d @ columns.T for d, (rows, columns) in zip(distances, sides, strict=True)]).sum(0)
+    area = shape[0] * shape[1]
+    maps = []
+    for d in distances:
+        sides = list(zip(d.shape[-2:], shape, strict=True))
+        if blurs is None:
+            rows, columns = (_enlarging(n, size, area, sigma, d.device, d.dtype) for n, size in sides)
+        else:
+            rows, columns = ((blur @ _widening(*side)).to(d) for blur, side in zip(blurs, sides, strict=True))
+        maps.append(rows @ d @ columns.T)
+    return torch.stack(maps).sum(0)
 
 
-@functools.lru_cache(maxsize=32)
-def _enlarging(n: int, size: int, sigma: float) -> torch.Tensor:
+def shared_blurs(shape: Sequence[int], sigma: float) -> list[torch.Tensor] | None:
+    """Make what `to_pixels` blurs with, for all maps of a graph that is traced; otherwise it has its matrices ready."""
+    if not torch.compiler.is_compiling():
+        return None
+    return [_blurring(n, shape[0] * shape[1], sigma) for n in shape]
+
+
+@functools.lru_cache(maxsize=256)
+def _enlarging(n: int, size: int, area: int, sigma: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Make the matrix (size, n) that enlarges a column of n values, and blurs it."""
-    columns = F.interpolate(torch.eye(n, dtype=torch.float64)[None], size=size, mode="linear", align_corners=False)
+    return (_blurring(size, area, sigma) @ _widening(n, size)).to(device, dtype)
+
+
+def _widening(n: int, size: int) -> torch.Tensor:
+    """Make the matrix (size, n) that enlarges a column; sizes may be free, as in a graph that is traced."""
+    source = ((torch.arange(size, dtype=torch.float64) + 0.5) * (n / size) - 0.5).clamp(min=0).clamp(max=n - 1)
+    return (1 - (source[:, None] - torch.arange(n, dtype=torch.float64)).abs()).clamp(min=0)
+
+
+def _blurring(size: int, area: int, sigma: float) -> torch.Tensor:
+    """Make the matrix (size, size) that blurs a column; sizes may be free."""
+    if sigma == 0:
+        return torch.eye(size, dtype=torch.float64)
+    spread = torch.full((), area, dtype=torch.float64).sqrt() * (sigma / USUAL_SIDE)
     # Reflection needs a border narrower than the map.
-    radius = min(math.ceil(4 * sigma), size - 1)
-    if radius == 0:
-        return columns[0].T
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, 0)
-    return F.conv1d(F.pad(columns, [radius] * 2, mode="reflect")[0, :, None], kernel.view(1, 1, -1))[:, 0].T
+    radius = (4 * spread).ceil().clamp(max=size - 1)
+    offsets = torch.arange(2 * size - 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (offsets / spread) ** 2) * (offsets <= radius)
+    kernel = kernel / (2 * kernel.sum() - 1)
+    to = torch.arange(size)
+    by = to[:, None]
+    # What a pixel adds to another: by itself, and reflected at the first and at the last pixel.
+    return kernel[(by - to).abs()] + kernel[by + to] * (to > 0) + kernel[2 * (size - 1) - by - to] * (to < size - 1)
 
 
 def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
@@ -42,8 +91,8 @@ def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
     """
     if weight == 1:
         return maps
-    rows, columns = (torch.arange(n, dtype=maps.dtype, device=maps.device) + 0.5 for n in maps.shape[-2:])
-    down, across = (torch.minimum(at, len(at) - at) / (len(at) / 8) for at in (rows, columns))
+    places = ((n, torch.arange(n, dtype=maps.dtype, device=maps.device) + 0.5) for n in maps.shape[-2:])
+    down, across = (torch.minimum(at, n - at) / (n / 8) for n, at in places)
     nearest = torch.minimum(down[:, None], across)
     return maps * (weight + (1 - weight) * nearest).clamp(max=1)
 
@@ -57,7 +106,7 @@ class Reduction:
     aggregation : {"max", "mean"} or float
         See `aggregate`.
     sigma : float
-        Of the map's blur, pixels.
+        Of the map's blur: see `to_pixels`.
     border_weight : float
         See `fade_border`.
     contrast : float
@@ -70,15 +119,15 @@ class Reduction:
     contrast: float
 
     def reduce(self, maps: torch.Tensor) -> torch.Tensor:
-        """Reduce maps (..., S, S) to one number each (...)."""
+        """Reduce maps (..., H, W) to one number each (...)."""
         return self.peak(maps) - self.contrast * maps.mean((-2, -1))
 
     def fade(self, maps: torch.Tensor) -> torch.Tensor:
-        """Fade the border of maps (..., S, S) as far as the score does."""
+        """Fade the border of maps (..., H, W) as far as the score does."""
         return fade_border(maps, self.border_weight)
 
     def peak(self, maps: torch.Tensor) -> torch.Tensor:
-        """Reduce maps (..., S, S) to how high their hottest pixels are, (...)."""
+        """Reduce maps (..., H, W) to how high their hottest pixels are, (...)."""
         return aggregate(self.fade(maps), self.aggregation)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,8 +14,11 @@ from ..runtime import seeded
 from .teacher import Backbone, untrained_backbone
 from .weighting import LearnToWeight
 
+_OfScale = TypeVar("_OfScale")
 # Residual blocks at strides 16, 8, 4 of the paper's student.
 PAPER_BLOCKS = (3, 4, 6)
+# Of the teacher's maps, before the embedding.
+N_SCALES = 3
 
 
 def _norm(channels: int) -> nn.Module:
@@ -51,10 +55,14 @@ class _Bottleneck(nn.Module):
 
 def _fit(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Cut or repeat the last rows and columns: odd-sized stages are rounded up or down by the teacher."""
-    missing = (max(0, width - x.shape[3]), max(0, height - x.shape[2]))
-    if any(missing):
-        x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
-    return x[:, :, :height, :width]
+    for axis, size in ((2, height), (3, width)):
+        if torch.compiler.is_compiling():  # a graph has no branches
+            x = x.index_select(axis, torch.arange(size, device=x.device).clamp(max=x.shape[axis] - 1))
+        elif x.shape[axis] < size:
+            x = F.pad(x, (0, 0, 0, size - x.shape[2]) if axis == 2 else (0, size - x.shape[3], 0, 0), mode="replicate")
+        else:
+            x = x.narrow(axis, 0, size)
+    return x
 
 
 class Decoder(nn.Module):
@@ -65,11 +73,11 @@ class Decoder(nn.Module):
     channels : sequence of int
         Of the teacher's stages, shallow to deep, the embedding last.
     shapes : sequence of (int, int)
-        Height and width of the same maps.
+        Height and width of the same maps, of any one image: what counts is how much each is enlarged.
     signed : sequence of bool
         Whether the teacher's map has negative values: the student's then ends without a ReLU.
     blocks : sequence of three ints, optional
-        Residual blocks in each stage, deep to shallow.
+        Residual blocks in each stage, deep to shallow. From a stage of 0 on, there are none.
 
     Notes
     -----
@@ -84,10 +92,9 @@ class Decoder(nn.Module):
         blocks: Sequence[int] = PAPER_BLOCKS,
     ) -> None:
         super().__init__()
-        self.shapes = [tuple(shape) for shape in shapes[:3]]
         self.blocks = list(blocks)
         stages = []
-        for level, n_blocks in zip((2, 1, 0), blocks, strict=True):
+        for level, n_blocks in list(zip((2, 1, 0), blocks, strict=True))[: count_scales(blocks)]:
             # A teacher without a deeper stage hands its third map in as the embedding.
             below = min(level + 1, len(channels) - 1)
             ratio = max(round(shapes[level][i] / shapes[below][i]) for i in (0, 1))
@@ -97,14 +104,19 @@ class Decoder(nn.Module):
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, embedding: torch.Tensor) -> list[torch.Tensor]:
-        """Map embeddings (N, C, H, W) to three maps with the teacher's shapes, shallow to deep."""
+    def forward(self, embedding: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Map embeddings (N, C, H, W) to maps of the teacher's three shapes (H_l, W_l), shallow to deep."""
         maps: list[torch.Tensor] = []
         x = embedding
-        for level, stage in zip((2, 1, 0), self.stages, strict=True):
-            x = _fit(stage(x), *self.shapes[level])
+        for stage, shape in zip(self.stages, reversed(shapes), strict=False):
+            x = _fit(stage(x), *shape)
             maps.insert(0, x)
         return maps
+
+
+def count_scales(blocks: Sequence[int]) -> int:
+    """Tell how many scales a decoder of so many blocks has: those before the first 0."""
+    return [*blocks, 0].index(0)
 
 
 class Student(nn.Module):
@@ -115,9 +127,14 @@ class Student(nn.Module):
     form : {"decoder", "encoder"}
         Whether `net` starts from the teacher's embedding or from the image.
     net : torch.nn.Module
-        Returns three maps with the teacher's shapes.
+        Returns maps with the teacher's shapes: of its three scales, or of the deeper ones.
     weighting : LearnToWeight
-        For the same three scales.
+        For the same scales.
+
+    Attributes
+    ----------
+    n_scales : int
+        How many there are.
     """
 
     def __init__(self, form: str, net: nn.Module, weighting: LearnToWeight) -> None:
@@ -125,21 +142,25 @@ class Student(nn.Module):
         self.form = form
         self.net = net
         self.weighting = weighting
+        self.n_scales = count_scales(net.blocks) if isinstance(net, Decoder) else N_SCALES
 
-    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Map embeddings or images (see `form`) to three feature maps (N, C_l, H_l, W_l)."""
-        return self.net(inputs)
+    def forward(self, inputs: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Map embeddings or images (see `form`) to feature maps (N, C_l, H_l, W_l), given the teacher's (H_l, W_l)."""
+        return self.net(inputs, shapes) if self.form == "decoder" else self.net(inputs)
 
     def inputs(self, images: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Pick what this form of student starts from, of the images and of the teacher's features."""
         return images if self.form == "encoder" else features[-1]
+
+    def targets(self, features: Sequence[_OfScale]) -> list[_OfScale]:
+        """Pick those of the teacher's maps, or of what belongs to them, that this student imitates."""
+        return list(features[N_SCALES - self.n_scales : N_SCALES])
 
 
 def build_student(
     form: str,
     teacher: Backbone,
     name: str,
-    image_size: int,
     *,
     blocks: Sequence[int] = PAPER_BLOCKS,
     attention: bool,
@@ -154,7 +175,7 @@ def build_student(
         See `Student`.
     teacher : Backbone
         Made with `embedding=True` for a decoder.
-    name, image_size
+    name : str
         As the teacher was made with.
     blocks : sequence of three ints, optional
         See `Decoder`.
@@ -170,7 +191,9 @@ def build_student(
     with seeded(seed):
         net: nn.Module
         if form == "encoder":
-            net = untrained_backbone(name, image_size)
+            net = untrained_backbone(name, teacher.geometry)
+            channels = teacher.channels[:N_SCALES]
         else:
             net = Decoder(teacher.channels, teacher.shapes, teacher.signed, blocks)
-        return Student(form, net, LearnToWeight(teacher.channels[:3], attention, sharpness))
+            channels = teacher.channels[N_SCALES - count_scales(blocks) : N_SCALES]
+        return Student(form, net, LearnToWeight(channels, attention, sharpness))

@@ -5,29 +5,30 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.data import resolve_model_data_config
 from torch import nn
 
+from ..data.geometry import Geometry, asked
 from ..exceptions import OutOfMemoryError, WeightsNotFoundError
-from ..runtime import is_out_of_memory, own_torch_state, seeded
+from ..runtime import Lock, is_out_of_memory, own_torch_state, seeded
 from .hub import cached_weights
 
 _PYRAMID_STRIDES = (4, 8, 16)
 _INIT_SEED = 0x5EED_AD
 # Begins the names of networks that only their repository describes.
 _HUB = "hf-hub:"
+_HOOKED = Lock()
 _WAYS = (
     "Pass the path of a safetensors file in timm's naming for this very network, or weights=None to take the "
     "backbone's own."
 )
+_ONE_SHAPE = "It takes images of one shape only: pass aspect='square', or image_size=(H, W)."
 _FILE = "Pass weights=FILE, a safetensors file in timm's naming for this very network."
 
 
@@ -37,7 +38,7 @@ class Backbone(nn.Module):
     Parameters
     ----------
     model : torch.nn.Module
-        timm network made with `features_only=True`.
+        timm network made with `features_only=True`, or `lcnet.LCNet`.
     mean, std : sequence of three floats
         Normalisation that the network was trained with, for images in [0, 1].
 
@@ -46,28 +47,35 @@ class Backbone(nn.Module):
     channels : tuple of int
         Of each returned map, shallow to deep.
     shapes : tuple of (int, int)
-        Height and width of each returned map; known once an image has passed (`build_backbone` sees to that).
+        Height and width of each returned map of a square image; known once one has passed (`build_backbone` sees to
+        that).
     signed : tuple of bool
         Whether each returned map has negative values, that is, does not end in a ReLU.
+    geometry : Geometry
+        What images are resized to; known likewise.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     shapes: tuple[tuple[int, int], ...]
     signed: tuple[bool, ...]
+    geometry: Geometry
 
     def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
-        self.channels = tuple(model.feature_info.channels())
+        self.channels = model.channels if hasattr(model, "channels") else tuple(model.feature_info.channels())
         # feature_info says how a transformer lays out its maps; the getter wrapper has already turned its own to NCHW.
         self.channels_last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
+        self._has_hooks = any(getattr(model, name, None) is not None for name in ("hooks", "feature_hooks"))
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Map images (N, 3, S, S) in [0, 1] to feature maps (N, C_l, H_l, W_l)."""
-        maps = self.model((images - self.mean) / self.std)
+        """Map images (N, 3, H, W) in [0, 1] to feature maps (N, C_l, H_l, W_l)."""
+        # timm's hooks leave a pass's maps in the network, for whoever comes first.
+        with _HOOKED if self._has_hooks else nullcontext():
+            maps = self.model((images - self.mean) / self.std)
         return [m.permute(0, 3, 1, 2) if self.channels_last else m for m in maps]
 
     def fingerprint(self) -> str:
@@ -81,7 +89,12 @@ class Backbone(nn.Module):
 
 @own_torch_state()
 def build_backbone(
-    name: str, image_size: int, *, weights: str | Path | None = None, embedding: bool = True
+    name: str,
+    image_size: int | tuple[int, int],
+    *,
+    square: bool = True,
+    weights: str | Path | None = None,
+    embedding: bool = True,
 ) -> Backbone:
     """Make a frozen teacher in eval mode.
 
@@ -93,8 +106,11 @@ def build_backbone(
     ----------
     name : str
         timm name of a network that `features_only` serves.
-    image_size : int
-        Side of its input, pixels.
+    image_size : int or tuple of two ints
+        See `Geometry`.
+    square : bool, default=True
+        Whether images that `image_size` does not give both sides of become squares; otherwise the network has to take
+        images of any proportions.
     weights : path, optional
         safetensors file in timm's naming. By default timm looks in the hub's cache, then in the hub.
     embedding : bool, optional
@@ -110,30 +126,37 @@ def build_backbone(
     WeightsNotFoundError
         Unknown name; weights missing, unreadable, or of another network.
     ValueError
-        The network does not take this `image_size`.
+        The network does not take images of this size, or not of any proportions.
     OutOfMemoryError
     """
+    from timm.data import resolve_model_data_config
+
     if name.startswith(_HUB):
         cached_weights(name, SimpleNamespace(hf_hub_id=name.removeprefix(_HUB), hf_hub_filename="config.json"))
-    probe = _create(name, image_size)
+    fixed = Geometry(image_size, square).fixed
+    probe = _create(name, fixed)
+    strides = _strides(probe)
+    chosen = _choose_stages(strides, embedding=False)
+    geometry = Geometry(image_size, square, strides[chosen[-1]])
+    geometry.check(name, strictly=len(set(strides)) == 1)
+    shape = geometry.usual
     try:
         with torch.inference_mode():
-            probe.eval()(torch.zeros(1, 3, image_size, image_size, dtype=torch.float32))
+            probe.eval()(torch.zeros(1, 3, *shape, dtype=torch.float32))
+            if fixed is None:
+                probe(torch.zeros(1, 3, shape[0], shape[1] + geometry.multiple, dtype=torch.float32))
     except (MemoryError, RuntimeError, AssertionError, ValueError) as error:
         if is_out_of_memory(error):
-            raise _no_memory(name, image_size) from error
-        raise ValueError(f"{name!r} does not take image_size={image_size}: {error}") from error
-    strides = _strides(probe)
-    if len(set(strides)) == 1 and image_size % strides[0]:
+            raise no_memory(name, asked(fixed)) from error
         raise ValueError(
-            f"{name!r} cuts the image into patches of {strides[0]} pixels, and would not see the border at "
-            f"image_size={image_size}. Pass a multiple of {strides[0]}."
-        )
+            f"{name!r} does not take image_size={image_size}"
+            + (f": {error}" if fixed is not None else f" with aspect='keep': {error}. {_ONE_SHAPE}")
+        ) from error
     indices = _choose_stages(strides, embedding)
     held = _tensor_names(weights) if weights is not None else None
     file = weights if weights is not None else cached_weights(name, _config(name))
     source = {"file": str(Path(file).expanduser()), "custom_load": False} if file is not None else None
-    model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
+    model = _create(name, fixed, pretrained=True, pretrained_cfg_overlay=source, out_indices=indices)
     ways = _WAYS if weights is not None else _FILE
     missing = _missing(model, probe.state_dict(), held)
     if missing:
@@ -143,15 +166,21 @@ def build_backbone(
         )
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"]).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(_INIT_SEED)
-    noise = torch.rand(1, 3, image_size, image_size, dtype=torch.float32, generator=generator)
-    with torch.inference_mode():
-        maps = backbone(noise)
-    if not all(torch.isfinite(m).all() for m in maps):
+    if not all(torch.isfinite(m).all() for m in observe(backbone, geometry)):
         raise WeightsNotFoundError(f"{weights or name} holds weights that make features which are not finite. {ways}")
+    return backbone
+
+
+@torch.inference_mode()
+def observe(backbone: Backbone, geometry: Geometry) -> list[torch.Tensor]:
+    """Let an image of noise through a teacher, note what its maps are like, and return them."""
+    generator = torch.Generator().manual_seed(_INIT_SEED)
+    noise = torch.rand(1, 3, *geometry.usual, dtype=torch.float32, generator=generator)
+    maps: list[torch.Tensor] = backbone(noise)
     backbone.shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
     backbone.signed = tuple(bool((m < 0).any()) for m in maps)
-    return backbone
+    backbone.geometry = geometry
+    return maps
 
 
 @torch.no_grad()
@@ -166,7 +195,7 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
     model : torch.nn.Module
         In eval mode, returning a list of tensors.
     images : torch.Tensor
-        (N, 3, S, S), of the model's device and dtype.
+        (N, 3, H, W), of the model's device and dtype.
 
     Returns
     -------
@@ -227,11 +256,13 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
     return len(replaced)
 
 
-def untrained_backbone(name: str, image_size: int) -> Backbone:
+def untrained_backbone(name: str, geometry: Geometry) -> Backbone:
     """Make the three stages of `build_backbone` with trainable weights, drawn as `seeded` around the call says."""
+    from timm.data import resolve_model_data_config
+
     with seeded(None):
-        indices = _choose_stages(_strides(_create(name, image_size)), embedding=False)
-        model = _create(name, image_size, seed=None, out_indices=indices)
+        indices = _choose_stages(_strides(_create(name, geometry.fixed)), embedding=False)
+        model = _create(name, geometry.fixed, seed=None, out_indices=indices)
         config = resolve_model_data_config(model)
         return Backbone(model, config["mean"], config["std"])
 
@@ -254,16 +285,20 @@ def _choose_stages(strides: Sequence[int], embedding: bool) -> tuple[int, ...]:
     return (*chosen, deeper[0]) if embedding and deeper[0] != chosen[-1] else chosen
 
 
-def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **options: Any) -> Any:
+def _create(name: str, shape: tuple[int, int] | None, *, seed: int | None = _INIT_SEED, **options: Any) -> Any:
+    """Make a network for images of a shape, or of any: of the size that it was trained with, and pliant."""
+    import timm
+
     cfg = _config(name)
     if cfg is not None and cfg.fixed_input_size:
-        options["img_size"] = image_size
+        options |= {"dynamic_img_size": True} if shape is None else {"img_size": shape}
+    said = asked(shape)
     try:
         with seeded(seed), _quiet():
             return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # timm, the hub client and torch each raise their own
         if is_out_of_memory(error):
-            raise _no_memory(name, image_size) from error
+            raise no_memory(name, said) from error
         options_text = (
             "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
         )
@@ -275,9 +310,10 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
         overlay = options.get("pretrained_cfg_overlay")
         subject = f"{overlay['file']} for backbone {name!r}" if overlay else f"Backbone {name!r}"
         if not options.get("pretrained"):
-            raise ValueError(f"Backbone {name!r} cannot be used at image_size={image_size}: {error}") from error
+            why = f": {error}." if shape is not None else f". {_ONE_SHAPE}"
+            raise ValueError(f"Backbone {name!r} cannot be used with {said}{why}") from error
         elif overlay:
-            problem = f"does not fit at image_size={image_size}"
+            problem = f"does not fit with {said}"
         else:
             problem = "has no weights here: they are not in the hub's cache and could not be fetched"
         raise WeightsNotFoundError(
@@ -288,6 +324,8 @@ def _create(name: str, image_size: int, *, seed: int | None = _INIT_SEED, **opti
 
 def _config(name: str) -> Any:
     """Look up what timm knows of a network's weights; None for a network that it does not know."""
+    import timm
+
     if not timm.is_model(name):
         return None
     try:
@@ -300,10 +338,10 @@ def _config(name: str) -> Any:
         ) from error
 
 
-def _no_memory(name: str, image_size: int) -> OutOfMemoryError:
+def no_memory(name: str, said: str) -> OutOfMemoryError:
+    """Say that a teacher does not fit into memory; `said` as of `geometry.asked`."""
     return OutOfMemoryError(
-        f"Memory ran out in building {name!r} for image_size={image_size}. Lower image_size, take a smaller backbone, "
-        "or free memory."
+        f"Memory ran out in building {name!r} for {said}. Lower image_size, take a smaller backbone, or free memory."
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..exceptions import ImageError
-from ..explanation import Explanation, as_uint8
+from ..explanation import Box, Explanation, as_uint8
 from .common import BLACK, SKY, check_labels, escaped, named, names_of_support, pyplot, word
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _MIDDLE, _DENSEST = 0.35, 0.8
 # The colour scale begins this share of the threshold below it, and goes at least as far beyond.
 _REACH = 0.25
+# Inches: side of the square that a picture is as large as, and its longest side; a column that titles fit into; rows.
+_SIDE, _LONGEST, _NARROWEST, _LOWEST, _TITLE = 2.1, 3.4, 1.9, 0.5, 0.45
 
 
 class AnomalyMapDisplay:
@@ -29,7 +31,8 @@ class AnomalyMapDisplay:
 
     A row for each image: the image with a box at its hottest spot; its anomaly map; the support image that counted
     most; and, where "patch" is among the evidence, the support image with the patch that is most like the hottest spot,
-    in a box. A box is as large as the square that one patch stands for.
+    in a box. A box is as large as the square that one patch stands for. Images are in their own proportions; support
+    images as the detector holds them, small.
 
     All maps have one colour scale. It shows how far the map, its border faded as in the score, is above what the
     hottest pixels (by default the highest 1 %) of this image must reach on average for the image to be called anomalous
@@ -41,8 +44,8 @@ class AnomalyMapDisplay:
     ----------
     explanations : sequence of Explanation
         From `DualDistillationDetector.explain`, one for each row.
-    support : ndarray of shape (K, S, S, 3), uint8, or None
-        The support images. None leaves out their panels.
+    support : sequence of ndarray of shape (H, W, 3), uint8, or None
+        The K support images as the detector saw them. None leaves out their panels.
     names : sequence of str, optional
         Of the images. By default "image 0" and so on.
     support_names : sequence of str, optional
@@ -59,7 +62,7 @@ class AnomalyMapDisplay:
     def __init__(
         self,
         explanations: Sequence[Explanation],
-        support: np.ndarray | None,
+        support: Sequence[np.ndarray] | None,
         *,
         names: Sequence[str] | None = None,
         support_names: Sequence[str] | None = None,
@@ -114,7 +117,7 @@ class AnomalyMapDisplay:
         kept = session.fitted.images
         display = cls(
             [one for _, one in found],
-            None if kept is None else as_uint8(kept),
+            None if kept is None else [as_uint8(image) for image in kept],
             names=[names[i] for i, _ in found],
             support_names=names_of_support(session),
             y=None if labels is None else labels[[i for i, _ in found]],
@@ -141,23 +144,24 @@ class AnomalyMapDisplay:
         shown = self.explanations
         labels = check_labels(self.y, len(shown))
         n_columns = 2 if self.support is None else 3 if all(one.matches is None for one in shown) else 4
-        self.axes_ = _grid(axes, len(shown), n_columns)
+        self.axes_ = _grid(axes, [one.picture.shape for one in shown], n_columns)
         self.figure_: Figure = self.axes_[0, 0].figure
         scale = self._scale()
         for i, (one, row) in enumerate(zip(shown, self.axes_, strict=True)):
-            spot = _patch_around(one)
-            row[0].imshow(one.image)
-            _box(row[0], spot, one.patch_size)
+            row[0].imshow(one.picture)
+            _draw(row[0], one.hot_box)
             name = f"image {i}" if self.names is None else self.names[i]
             label = "" if labels is None else f"\nlabelled {word(labels[i])}"
             row[0].set_title(f"{escaped(name)}{label}")
             self._overlay(row[1], one, scale, cmap)
-            _box(row[1], spot, one.patch_size)
+            _draw(row[1], one.hot_box)
             row[1].set_title(f"score {one.relative:.2f}\ncalled {word(one.decision)}")
             if self.support is not None:
                 self._show_support(row[2:], one)
         mappable = plt.cm.ScalarMappable(scale, cmap)
-        bar = self.figure_.colorbar(mappable, ax=self.axes_, shrink=min(1.0, 0.9 / len(shown) + 0.2), pad=0.02)
+        bar = self.figure_.colorbar(
+            mappable, ax=self.axes_, shrink=min(1.0, 0.9 / len(shown) + 0.2), pad=0.02, panchor=False
+        )
         bar.set_ticks([scale.vmin, scale.vmin / 2, 0, scale.vmax / 2, scale.vmax])
         bar.ax.yaxis.set_major_formatter("{x:+.2f}")
         bar.ax.axhline(0, color="white", linewidth=1.5)
@@ -170,22 +174,25 @@ class AnomalyMapDisplay:
         return TwoSlopeNorm(0, -_REACH, max(_REACH, *(float(_excess(one).max()) for one in self.explanations)))
 
     def _overlay(self, ax: Axes, one: Explanation, scale: Any, cmap: str) -> None:
-        ax.imshow(Image.fromarray(one.image).convert("L"), cmap="gray", vmin=0, vmax=255)
+        ax.imshow(Image.fromarray(one.picture).convert("L"), cmap="gray", vmin=0, vmax=255)
         excess = _excess(one)
         alpha = np.interp(scale(excess), [0, 0.5, 1], [0, _MIDDLE, _DENSEST])
-        ax.imshow(excess, cmap=cmap, norm=scale, alpha=alpha)
+        height, width = one.picture.shape[:2]
+        place = (-0.5, width - 0.5, height - 0.5, -0.5)
+        ax.imshow(excess, cmap=cmap, norm=scale, alpha=alpha, extent=place, interpolation="bilinear")
         if excess.min() < 0 < excess.max():
-            ax.contour(excess, [0], colors="white", linewidths=0.8)
+            rows, columns = ((np.arange(n) + 0.5) / n for n in excess.shape)
+            ax.contour(columns * width - 0.5, rows * height - 0.5, excess, [0], colors="white", linewidths=0.8)
 
     def _show_support(self, axes: Sequence[Axes], one: Explanation) -> None:
         assert self.support is not None  # nosec B101
         axes[0].imshow(self.support[one.support_index])
         weight = one.support_weights[one.support_index]
         axes[0].set_title(f"{self._support_name(one.support_index)}\ncounted most ({weight:.2f})")
-        if one.matches is not None:
+        if one.matches is not None and one.match_box is not None:
             match = one.matches
             axes[1].imshow(self.support[match.support_index])
-            _box(axes[1], (match.row, match.col), one.patch_size)
+            _draw(axes[1], one.match_box)
             axes[1].set_title(f"{self._support_name(match.support_index)}\nnearest patch ({match.similarity:.2f})")
 
     def _support_name(self, index: int) -> str:
@@ -198,32 +205,39 @@ def _excess(one: Explanation) -> np.ndarray:
     return one.excess / np.float32(unit if unit > 0 else 1.0)
 
 
-def _grid(axes: Any, n_rows: int, n_columns: int) -> np.ndarray:
-    """Check the given axes, or make a figure of them; without ticks."""
+def _grid(axes: Any, shapes: Sequence[tuple[int, ...]], n_columns: int) -> np.ndarray:
+    """Check the given axes, or make a figure of them, of a row for each picture; without ticks."""
+    n_rows = len(shapes)
     if axes is None:
-        size = (2.1 * n_columns + 1.2, 2.5 * n_rows + 0.1)
-        axes = pyplot().subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="compressed")[1]
+        axes = _new_axes(shapes, n_columns)
     grid = np.asarray(axes, dtype=object)
     if grid.shape not in {(n_rows, n_columns), *([(n_columns,)] if n_rows == 1 else [])}:
         raise ValueError(f"axes has shape {grid.shape}; {n_rows} image(s) need ({n_rows}, {n_columns}).")
     for ax in grid.flat:
         ax.set_axis_off()
+        ax.set_anchor("N")  # so that the titles of a row are in line
         ax.title.set_fontsize("small")
     return grid.reshape(n_rows, n_columns)
 
 
-def _patch_around(one: Explanation) -> tuple[float, float]:
-    """Find the centre of the patch that the hottest spot belongs to."""
-    row, col = (((place + 0.5) // one.patch_size + 0.5) * one.patch_size - 0.5 for place in one.hot_spot)
-    return row, col
+def _new_axes(shapes: Sequence[tuple[int, ...]], n_columns: int) -> Any:
+    """Make a figure in which pictures of any proportions are about equally large."""
+    steepness = [(height / width) ** 0.5 for height, width, *_ in shapes]
+    heights = [min(max(_SIDE * steep, _LOWEST), _LONGEST) for steep in steepness]
+    width = max(_NARROWEST, *(min(_SIDE / steep, _LONGEST) for steep in steepness))
+    size = (width * n_columns + 1.2, sum(heights) + _TITLE * len(heights))
+    return pyplot().subplots(
+        len(heights), n_columns, figsize=size, squeeze=False, layout="constrained", height_ratios=heights
+    )[1]
 
 
-def _box(ax: Axes, centre: tuple[float, float], side: float) -> None:
+def _draw(ax: Axes, box: Box) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    row, col = centre
     # A dark rim: the box shows on any image.
     effects = [withStroke(linewidth=3, foreground=BLACK)]
-    corner = (col - side / 2, row - side / 2)
-    ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=SKY, linewidth=1.5, path_effects=effects))
+    corner = (box.left - 0.5, box.top - 0.5)  # the first pixel's centre is at 0
+    ax.add_patch(
+        Rectangle(corner, box.width, box.height, fill=False, edgecolor=SKY, linewidth=1.5, path_effects=effects)
+    )

@@ -23,6 +23,10 @@ class Task:
         What the student starts from, (n, ...).
     sources : numpy.ndarray
         (n,) of int: views of one image share a number, and never stand on both sides of an episode if there is another.
+
+    Notes
+    -----
+    All images of a task have one shape.
     """
 
     name: str
@@ -41,6 +45,11 @@ class Episode(NamedTuple):
     query_inputs: torch.Tensor
     query_targets: list[torch.Tensor]
     support_inputs: torch.Tensor
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Height and width of the teacher's maps."""
+        return tuple(t.shape[-2:] for t in self.query_targets)
 
 
 def draw_episode(tasks: Sequence[Task], n_shots: int, batch_size: int, rng: np.random.Generator) -> Episode:

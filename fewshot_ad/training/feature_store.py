@@ -41,7 +41,6 @@ def store_features(
     stamp: str,
     folder: Path,
     extract: FeatureExtractor,
-    image_size: int,
     form: str,
     tick: Callable[[int], None],
 ) -> Task | None:
@@ -58,7 +57,6 @@ def store_features(
     folder : Path
         One sub-folder for each task, named by a hash of everything that its features depend on.
     extract : FeatureExtractor
-    image_size : int
     form : {"decoder", "encoder"}
         The student's: what it is shown is the teacher's embedding, or the image.
     tick : callable
@@ -69,14 +67,14 @@ def store_features(
     Task or None
         Its arrays are read from disk as they are indexed. None, with a warning, if fewer than two images are usable.
     """
-    key = f"{extract.key} {image_size} {form} {stamp}"
+    key = f"{extract.key} {extract.teacher.geometry} {form} {stamp}"
     place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not place.is_dir():
         checkpoints.remove_leftovers(place, _ABANDONED)
         folder.mkdir(parents=True, exist_ok=True)
         beginning = checkpoints.temporary_name(place)
         beginning.mkdir()
-        n_usable = _write_features(items, beginning, extract, image_size, form, tick)
+        n_usable = _write_features(items, beginning, extract, form, tick)
         if n_usable < 2:
             shutil.rmtree(beginning, ignore_errors=True)
             warn(
@@ -102,16 +100,16 @@ def _write_features(
     items: Sequence[Any],
     place: Path,
     extract: FeatureExtractor,
-    image_size: int,
     form: str,
     tick: Callable[[int], None],
 ) -> int:
-    """Write four arrays of float16, a batch at a time; return the number of usable images."""
+    """Write four arrays of float16, some images at a time; return the number of usable images."""
     n, shapes = 0, []
-    readable = (image for _, image in images.load_each(items, "skip", size=image_size) if image is not None)
-    while batch := list(itertools.islice(readable, CHUNK)):
+    read = images.load_each(items, "skip", geometry=extract.teacher.geometry, n_workers=extract.runtime.workers)
+    readable = (loaded.image for _, loaded in read if loaded is not None)
+    while batch := list(itertools.islice(readable, CHUNK * extract.runtime.workers)):
         together = torch.stack(batch)
-        maps = [m.cpu() for m in extract(together)]
+        maps = [torch.cat(level).cpu() for level in zip(*extract(batch), strict=True)]
         arrays = [m.half().numpy() for m in (*maps[:3], together if form == "encoder" else maps[-1])]
         n += len(batch)
         shapes = [(n, *array.shape[1:]) for array in arrays]

@@ -12,8 +12,7 @@ from ..data import images
 from ..data.rows import Table
 from ..exceptions import warn
 from ..method.features import image_hash
-from ..runtime import resolve_runtime
-from ..session import Session, read_normal, split_input
+from ..session import Session, find_runtime, read_normal, split_input
 from ..settings import Settings
 from ..support import FittedSupport, build, find_teacher
 from .students import make_experts
@@ -43,10 +42,11 @@ def fit_support(
     -------
     FittedSupport
     """
-    runtime = resolve_runtime(settings.device, settings.precision)
+    runtime = find_runtime(settings)
     items, options, table = split_input(X, settings, None, fitting=True)
-    support, names = _read_support(items, y, settings, options, table)
     extract, fingerprint = find_teacher(settings, evidence, runtime)
+    options["geometry"] = extract.teacher.geometry
+    support, names = _read_support(items, y, settings, options, table)
     extract.keep(support)
     experts, curve = make_experts(settings, evidence, support, auxiliary, extract, fingerprint, seeds)
     return build(
@@ -70,11 +70,11 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
         there = [name for name, is_known in zip(names, known, strict=True) if is_known]
         warn(f"{', '.join(there[:5])}: already in the support, which is not changed by {_them(len(there))}.")
         names = [name for name, is_known in zip(names, known, strict=True) if not is_known]
-        new = new[~torch.tensor(known)]
+        new = [image for image, is_known in zip(new, known, strict=True) if not is_known]
     if not names:
         return before
     extract = session.scorer.extract
-    support = torch.cat([before.images, new])
+    support = [*before.images, *new]
     extract.keep(support)
     fitted = build(
         session.settings, support, [*before.names, *names], experts=before.experts, evidence=before.evidence,
@@ -91,8 +91,8 @@ def _them(n: int) -> str:
 
 def _read_support(
     items: Sequence[Any], y: Any, settings: Settings, options: dict[str, Any], table: Table | None
-) -> tuple[torch.Tensor, list[str]]:
-    """Read support images (K, 3, S, S), tell what they are called, and warn of what they should not be."""
+) -> tuple[list[torch.Tensor], list[str]]:
+    """Read support images (3, H, W), tell what they are called, and warn of what they should not be."""
     support, places = read_normal(items, y, settings.on_error, options, rows=table is not None)
     if table is None:
         images.warn_of_mixed_series([items[i] for i in places])

@@ -45,12 +45,12 @@ def episode_loss(student: Student, episode: Episode, lam: float, form: str, runt
     """
     n_queries = len(episode.query_inputs)
     with runtime.autocast(training=True):
-        maps = student(torch.cat([episode.query_inputs, episode.support_inputs]))
+        maps = student(torch.cat([episode.query_inputs, episode.support_inputs]), episode.shapes)
     maps = [m.to(runtime.dtype) for m in maps]
     query = [m[:n_queries] for m in maps]
     references, _ = student.weighting(query, [m[n_queries:] for m in maps])
     ssd = distillation_loss(query, references, form)
-    tsd = distillation_loss(episode.query_targets, query, form)
+    tsd = distillation_loss(student.targets(episode.query_targets), query, form)
     return dual_loss(ssd, tsd, lam)
 
 

@@ -18,14 +18,17 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data import images
+from ..data.geometry import Geometry
 from ..data.listing import list_images, say_left_out
 from ..exceptions import CheckpointError, ImageError, ImageSkippedWarning, warn
 from ..files import checkpoints
-from ..method.features import FeatureExtractor, image_hash, load_teacher
+from ..method.features import FeatureExtractor, image_hash
 from ..method.packaged import timm_name
 from ..method.student import build_student
+from ..method.teachers import load_teacher
 from ..runtime import own_torch_state, resolve_runtime
 from ..settings import PRETRAINING_RULES, check
+from ..threads import count_workers
 from .episodes import Episode, Task
 from .feature_store import store_features
 from .loop import Training
@@ -189,10 +192,10 @@ def pretrain(
     # Each of engine="ray"'s workers comes here by itself; the first one writes.
     workers = engine if isinstance(engine, Workers) else Workers()
     first = workers.rank == 0
-    runtime = resolve_runtime(device, precision)
+    runtime = resolve_runtime(device, precision, count_workers(None))
     folder = Path(cache) if cache is not None else out.with_name(f"{out.name}.features")
-    collected = _collect(tasks, image_size, folder)
     teacher, fingerprint = load_teacher(backbone, image_size, weights, student == "decoder", runtime)
+    collected = _collect(tasks, teacher.geometry, folder)
     settings = {
         "backbone": backbone, "teacher": fingerprint, "image_size": image_size, "student": student,
         "decoder_blocks": list(decoder_blocks), "weighting": weighting, "sharpness": sharpness, "lam": lam,
@@ -219,7 +222,7 @@ def pretrain(
                 stopping.check(lambda: "while features were computed")
 
             def store(names: Sequence[str]) -> list[Task]:
-                tasks = [store_features(n, *collected[n], folder, extract, image_size, student, tick) for n in names]
+                tasks = [store_features(n, *collected[n], folder, extract, student, tick) for n in names]
                 return [task for task in tasks if task is not None]
 
             if workers.count > 1:
@@ -230,7 +233,7 @@ def pretrain(
         if not stored:
             raise ImageError(f"None of the {len(collected)} tasks has two usable images: there is nothing to train on.")
         network = build_student(
-            student, teacher, timm_name(backbone), image_size, blocks=decoder_blocks,
+            student, teacher, timm_name(backbone), blocks=decoder_blocks,
             attention=weighting == "attention", sharpness=sharpness, seed=random_state,
         )  # fmt: skip
         network.to(runtime.device, runtime.dtype)
@@ -275,7 +278,7 @@ def pretrain(
     return out
 
 
-def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Sequence[Any], str]]:
+def _collect(tasks: Any, geometry: Geometry, features: Path) -> dict[str, tuple[Sequence[Any], str]]:
     """List each task's images, and a stamp that changes when they do; files are not decoded."""
     if isinstance(tasks, Mapping):
         named = {str(name): images.as_items(X) for name, X in tasks.items()}
@@ -294,10 +297,10 @@ def _collect(tasks: Any, image_size: int, features: Path) -> dict[str, tuple[Seq
         named = {name: images.frames(listing.files) for name, listing in listed.items()}
     if not named:
         raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
-    return {name: (items, _stamp(items, image_size)) for name, items in named.items()}
+    return {name: (items, _stamp(items, geometry)) for name, items in named.items()}
 
 
-def _stamp(items: Sequence[Any], image_size: int) -> str:
+def _stamp(items: Sequence[Any], geometry: Geometry) -> str:
     digest = hashlib.sha256()
     for index, item in enumerate(items):
         if isinstance(item, (str, os.PathLike, images.Frame)):
@@ -307,7 +310,7 @@ def _stamp(items: Sequence[Any], image_size: int) -> str:
             said += f" {item.index}" if isinstance(item, images.Frame) else ""
         else:
             try:
-                said = image_hash(images.load(item, index, image_size))
+                said = image_hash(images.load(item, index, geometry))
             except ImageError:  # left out, with a warning, when its turn comes
                 said = f"unreadable {index}"
         digest.update(said.encode())

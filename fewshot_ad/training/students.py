@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..data import images, views
+from ..data.geometry import Geometry
 from ..exceptions import CheckpointError, ImageError
 from ..files import checkpoints
 from ..method.evidence import EVIDENCE, needs_student
 from ..method.features import FeatureExtractor
 from ..method.packaged import PACKAGED, timm_name
 from ..method.scoring import Expert
-from ..method.student import Student, build_student
+from ..method.student import N_SCALES, Student, build_student
 from ..settings import Settings
 from ..support import training_lam
 from .episodes import Task
@@ -45,7 +47,7 @@ def resolve_evidence(
 def make_experts(
     settings: Settings,
     evidence: str | Sequence[str] | Mapping[str, float],
-    support: torch.Tensor,
+    support: Sequence[torch.Tensor],
     auxiliary: Mapping[str, Any] | None,
     extract: FeatureExtractor,
     fingerprint: str,
@@ -58,8 +60,8 @@ def make_experts(
     settings : Settings
     evidence : str, sequence of str, or mapping of str to float
         As resolved.
-    support : torch.Tensor
-        (K, 3, S, S), in [0, 1].
+    support : sequence of torch.Tensor
+        K of (3, H, W), in [0, 1].
     auxiliary : mapping of str to images, or None
         See `DualDistillationDetector.fit`.
     extract : FeatureExtractor
@@ -103,7 +105,7 @@ def make_experts(
 def _curricula(
     settings: Settings,
     evidence: str | Sequence[str] | Mapping[str, float],
-    support: torch.Tensor,
+    support: Sequence[torch.Tensor],
     auxiliary: Mapping[str, Any] | None,
     extract: FeatureExtractor,
     seed: int,
@@ -154,7 +156,7 @@ def _initial_student(settings: Settings, extract: FeatureExtractor, fingerprint:
         _check_student(settings, file, header, fingerprint)
         blocks = header.get("decoder_blocks") or blocks
     student = build_student(
-        settings.student, extract.teacher, timm_name(settings.backbone), settings.image_size, blocks=blocks,
+        settings.student, extract.teacher, timm_name(settings.backbone), blocks=blocks,
         attention=settings.weighting == "attention", sharpness=settings.sharpness, seed=seed,
     )  # fmt: skip
     if tensors is not None:
@@ -179,19 +181,37 @@ def _check_student(settings: Settings, file: Path, header: Mapping[str, Any], fi
             )  # fmt: skip
 
 
-def _support_task(settings: Settings, support: torch.Tensor, extract: FeatureExtractor, seed: int) -> Task:
+def _support_task(settings: Settings, support: Sequence[torch.Tensor], extract: FeatureExtractor, seed: int) -> Task:
     """Make the support a task of its own, of slightly changed views."""
-    bank = support[:, None]
-    if settings.augment:
-        n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16))
-        bank = torch.cat([bank, views.random_views(support, n_views, np.random.default_rng(seed))], 1)
-    sources = np.repeat(np.arange(len(support)), bank.shape[1])
-    return _task(settings, "support", bank.flatten(0, 1), sources, extract)
+    support = in_one_shape(support, extract.teacher.geometry)
+    n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16)) if settings.augment else 0
+    rng = np.random.default_rng(seed)
+    batch = [image for one in support for image in (one, *views.random_views([one], n_views, rng))]
+    return _task(settings, "support", batch, np.repeat(np.arange(len(support)), 1 + n_views), extract)
 
 
-def _task(settings: Settings, name: str, batch: torch.Tensor, sources: np.ndarray, extract: FeatureExtractor) -> Task:
-    maps = [m.cpu() for m in extract(batch)]
-    return Task(name, maps[:3], batch if settings.student == "encoder" else maps[-1], sources)
+def _task(
+    settings: Settings, name: str, batch: Sequence[torch.Tensor], sources: np.ndarray, extract: FeatureExtractor
+) -> Task:
+    """Make a task of images of one shape."""
+    maps = [torch.cat(level).cpu() for level in zip(*extract(batch), strict=True)]
+    return Task(name, maps[:N_SCALES], torch.stack(list(batch)) if settings.student == "encoder" else maps[-1], sources)
+
+
+def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[torch.Tensor]:
+    """Resize images (3, H, W) to one shape, the one of their mean proportions, unless they have one.
+
+    An episode is one batch.
+    """
+    if len({image.shape for image in images}) == 1:
+        return list(images)
+    ratios = [image.shape[1] / image.shape[2] for image in images]
+    height, width = geometry.shape(round(1000 * float(np.exp(np.mean(np.log(ratios))))), 1000)
+    resized = (
+        F.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        for image in images
+    )
+    return [image[0].clamp(0, 1) for image in resized]
 
 
 def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
@@ -201,16 +221,18 @@ def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: 
             "images."
         )
     options: dict[str, Any] = {
-        "size": settings.image_size, "value_range": settings.value_range, "max_pixels": settings.max_pixels,
+        "geometry": extract.teacher.geometry, "value_range": settings.value_range, "max_pixels": settings.max_pixels,
+        "n_workers": extract.runtime.workers,
     }  # fmt: skip
     tasks = []
     for name, X in tqdm(auxiliary.items(), desc="auxiliary", disable=not settings.verbose):
         try:
             read = images.load_each(images.as_items(X), settings.on_error, **options)
-            loaded = [image for _, image in read if image is not None]
+            loaded = [one.image for _, one in read if one is not None]
         except ImageError as error:
             raise ImageError(f"Auxiliary task {name!r}: {error}") from error
         if len(loaded) < 2:
             raise ValueError(f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2.")
-        tasks.append(_task(settings, str(name), torch.stack(loaded), np.arange(len(loaded)), extract))
+        loaded = in_one_shape(loaded, extract.teacher.geometry)
+        tasks.append(_task(settings, str(name), loaded, np.arange(len(loaded)), extract))
     return tasks

@@ -38,11 +38,11 @@ def look(student: Student, episodes: Sequence[Episode], form: str, runtime: Runt
     for episode, other in itertools.pairwise(episodes):
         with runtime.autocast(training=True):
             query, support, foreign = (
-                [m.to(runtime.dtype) for m in student(runtime.to_device(inputs))]
+                [m.to(runtime.dtype) for m in student(runtime.to_device(inputs), episode.shapes)]
                 for inputs in (episode.query_inputs, episode.support_inputs, other.support_inputs)
             )
         own, far = (distillation_loss(query, student.weighting(query, shown)[0], form) for shown in (support, foreign))
-        targets = [runtime.to_device(t) for t in episode.query_targets]
+        targets = [runtime.to_device(t) for t in student.targets(episode.query_targets)]
         sums += own.item(), distillation_loss(targets, query, form).item(), far.item()
     ssd, tsd, far_ssd = sums / (len(episodes) - 1)
     return {"ssd": ssd, "tsd": tsd, "contrast": ssd / max(far_ssd, 1e-12)}

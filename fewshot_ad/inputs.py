@@ -1,0 +1,142 @@
+"""What commands are given: images to look at, and the detector that looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .data import datasets, images
+from .data.listing import SUFFIXES, LeftOut, list_images, say_left_out
+from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, warn
+from .files import model_file
+from .files.header import LEFT_OUT
+from .session import Session
+from .settings import RULES
+
+# scikit-learn takes a second to import, and what scores images with a model does without.
+if TYPE_CHECKING:
+    from .detector import DualDistillationDetector
+
+
+class Listed(NamedTuple):
+    """Images, beside each what its results are called; and what else was there, with the reason."""
+
+    items: list[tuple[Any, Path]]
+    left_out: LeftOut
+
+
+def fit_on(support: Sequence[Any], settings: dict[str, Any]) -> DualDistillationDetector:
+    """Fit a detector on the images that can be read."""
+    from .detector import DualDistillationDetector
+
+    detector = DualDistillationDetector(**settings, on_error="skip").fit(support)
+    # It is the command that skips; who loads the file shall choose for himself.
+    return detector.set_params(on_error="raise")
+
+
+def open_detector(
+    paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
+) -> tuple[DualDistillationDetector, Sequence[Path]]:
+    """Load the model that is named first, or fit on the support; and return the paths that are to be looked at."""
+    model = _model(paths, support)
+    if model is None:
+        return fit_on([item for item, _ in list_given(support or ()).items], settings), paths
+    from .detector import DualDistillationDetector
+
+    det = DualDistillationDetector.load(model, weights=settings["weights"])
+    return det.set_params(n_jobs=settings.get("n_jobs"), verbose=settings["verbose"]), paths[1:]
+
+
+def open_session(
+    paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
+) -> tuple[Session, Sequence[Path]]:
+    """Do what `open_detector` does, where a session is all that is needed; a model is read without scikit-learn."""
+    model = _model(paths, support)
+    held = None if model is None else _parameters(model)
+    if model is None or held is None or RULES.keys() - {*held, *LEFT_OUT}:
+        # To be fitted, or no model, or of a release that lacked a parameter, whose default the detector knows.
+        det, given = open_detector(paths, support, settings)
+        return det.session(), given
+    of_here = {"n_jobs": settings.get("n_jobs"), "memory": None, "verbose": settings["verbose"]}
+    return Session(model_file.load(model, of_here, weights=settings["weights"])), paths[1:]
+
+
+def _model(paths: Sequence[Path], support: Sequence[Path] | None) -> Path | None:
+    """Return the model that is named first; None where a detector is to be fitted on the support."""
+    check_existence([*paths, *(support or ())])
+    model = next((path for path in paths if _is_model(path)), None)
+    if support is not None:
+        if model is not None:
+            raise ValueError(f"{model} is a model, and --support was given as well. Leave one of them out.")
+        return None
+    if model is not None and model != paths[0]:
+        raise ValueError(f"{paths[0]} is named first, and is no model, but {model} is. Name the model first.")
+    if paths[0].is_dir() or len(paths) < 2:
+        raise ValueError(
+            "Which images are normal? Name a file from `fewshot-ad fit` first, then the images; or pass --support with "
+            "a few normal images."
+        )
+    return paths[0]
+
+
+def _is_model(path: Path) -> bool:
+    return _parameters(path) is not None
+
+
+def _parameters(path: Path) -> set[str] | None:
+    """List the parameters that a model file holds; None for what is no model."""
+    if path.name.lower().endswith(SUFFIXES):
+        return None
+    try:
+        return set(model_file.describe(path)["parameters"])
+    except (FewShotADError, OSError):
+        return None
+
+
+def check_existence(paths: Sequence[Path]) -> None:
+    """Check that there are such files and folders."""
+    for path in paths:
+        if not path.exists():
+            raise ImageError(f"{path} does not exist. Name image files, or folders of them.")
+        if not (path.is_file() or path.is_dir()):
+            raise ImageError(f"{path} is no regular file, but a pipe or a device. Write it to a file, and name that.")
+
+
+def list_given(paths: Sequence[Path]) -> Listed:
+    """List the images of files and of folders with their sub-folders, and warn of what else is in these."""
+    found: list[tuple[Path, Path]] = []
+    left_out: LeftOut = []
+    for path in paths:
+        if not path.is_dir():
+            found.append((path, Path(path.name)))
+            continue
+        listing = list_images(path, below=True)
+        found += [(file, file.relative_to(path)) for file in listing.files]
+        left_out += listing.left_out
+    said = list(say_left_out(left_out))
+    if not found:
+        raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *said]))
+    for line in said:
+        warn(line, ImageSkippedWarning)
+    inside = dict(found)
+    items = []
+    for item in images.frames([file for file, _ in found]):
+        file = Path(item.path if isinstance(item, images.Frame) else item)
+        items.append((item, inside[file].with_name(Path(str(item)).name)))
+    return Listed(items, left_out)
+
+
+def list_labelled(paths: Sequence[Path]) -> tuple[list[Any], list[int] | None, LeftOut]:
+    """List images, and their labels where a single folder is laid out as `load_folder` expects it."""
+    root = paths[0]
+    if len(paths) > 1 or not any((root / good).is_dir() for good in ("good", "test/good")):
+        listed = list_given(paths)
+        return [item for item, _ in listed.items], None, listed.left_out
+    folder = datasets.load_folder(root, on_error="skip")
+    labels = {path: label for path, label, train in zip(folder.paths, folder.y, folder.train, strict=True) if not train}
+    left_out = [*folder.skipped, *((path, "to fit on, in train/") for path in folder.paths if path not in labels)]
+    for line in say_left_out(left_out):
+        warn(line, ImageSkippedWarning)
+    items = images.frames(labels)
+    return items, [labels[Path(item.path if isinstance(item, images.Frame) else item)] for item in items], left_out

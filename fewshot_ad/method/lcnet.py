@@ -1,0 +1,148 @@
+"""PP-LCNet, the packaged teacher's architecture: timm's `lcnet_100`, to the bit, without waiting for timm's import."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ..data.geometry import Geometry, asked
+from ..runtime import is_out_of_memory
+from .teacher import Backbone, no_memory, observe
+
+# What timm says of `lcnet_100`.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_STEM = 16
+# By stage: channels, kernel, stride of the first block, blocks, whether they squeeze and excite.
+_STAGES = (
+    (32, (3,), 1, False),
+    (64, (3, 3), 2, False),
+    (128, (3, 3), 2, False),
+    (256, (3, 5), 2, False),
+    (256, (5, 5, 5, 5), 1, False),
+    (512, (5, 5), 2, True),
+)
+# Those at strides 4, 8 and 16, and the embedding.
+_RETURNED, _EMBEDDING = (1, 2, 4), 5
+_MULTIPLE = 16
+
+
+class _SqueezeExcite(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Conv2d(channels, channels // 4, 1)
+        self.conv_expand = nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        squeezed = self.conv_reduce(x.mean((2, 3), keepdim=True)).relu_()
+        return x * nn.functional.hardsigmoid(self.conv_expand(squeezed))
+
+
+class _Block(nn.Module):
+    """A depthwise convolution and a pointwise one."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int, excite: bool) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(n_in, n_in, kernel, stride, kernel // 2, groups=n_in, bias=False)
+        self.bn1 = nn.BatchNorm2d(n_in)
+        self.se = _SqueezeExcite(n_in) if excite else nn.Identity()
+        self.conv_pw = nn.Conv2d(n_in, n_out, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.act = nn.Hardswish(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.se(self.act(self.bn1(self.conv_dw(x))))
+        return self.act(self.bn2(self.conv_pw(x)))
+
+
+class LCNet(nn.Module):
+    """The network without its classifier; attributes have timm's names, so that its files fit.
+
+    Parameters
+    ----------
+    returned : collection of int
+        Stages whose maps are returned. Later ones are there, for their weights, and not computed.
+
+    Attributes
+    ----------
+    channels : tuple of int
+        Of each returned map, shallow to deep.
+    """
+
+    def __init__(self, returned: Collection[int]) -> None:
+        super().__init__()
+        self.channels = tuple(_STAGES[i][0] for i in sorted(returned))
+        self._returned = frozenset(returned)
+        self.conv_stem = nn.Conv2d(3, _STEM, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(_STEM)
+        self.act1 = nn.Hardswish(inplace=True)
+        self.blocks = nn.ModuleList()
+        n_in = _STEM
+        for n_out, kernels, stride, excite in _STAGES:
+            stage = nn.Sequential()
+            for i, kernel in enumerate(kernels):
+                stage.append(_Block(n_in, n_out, kernel, 1 if i else stride, excite))
+                n_in = n_out
+            self.blocks.append(stage)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Map normalised images (N, 3, H, W) to maps (N, C_l, H_l, W_l)."""
+        x = self.act1(self.bn1(self.conv_stem(x)))
+        maps = []
+        for i, stage in enumerate(self.blocks[: max(self._returned) + 1]):
+            x = stage(x)
+            if i in self._returned:
+                maps.append(x)
+        return maps
+
+
+def build_lcnet(
+    name: str, image_size: int | tuple[int, int], *, square: bool = True, weights: Path, embedding: bool
+) -> Backbone:
+    """Make the frozen teacher that `teacher.build_backbone` makes of a file for `lcnet_100` that is known to be whole.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    image_size, square
+        See `teacher.build_backbone`.
+    weights : Path
+        safetensors file in timm's naming.
+    embedding : bool
+        Whether the last returned map is the embedding that a decoder student starts from.
+
+    Returns
+    -------
+    Backbone
+        On the CPU, float32, its parameters frozen.
+
+    Raises
+    ------
+    ValueError
+        The given sides are not multiples of 16.
+    OutOfMemoryError
+    """
+    geometry = Geometry(image_size, square, _MULTIPLE)
+    geometry.check(name, strictly=False)
+    try:
+        with torch.device("meta"):  # no weights are drawn, and so the generator is left as it is
+            model = LCNet((*_RETURNED, _EMBEDDING) if embedding else _RETURNED)
+        held = load_file(weights)
+        model.load_state_dict(
+            {
+                key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+                for key, value in held.items()
+            },
+            assign=True,
+        )
+        backbone = Backbone(model, _MEAN, _STD).eval().requires_grad_(False)
+        observe(backbone, geometry)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise no_memory(name, asked(geometry.fixed)) from error
+        raise
+    return backbone

@@ -1,0 +1,129 @@
+"""Teachers ready to run, each made once."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+
+from ..runtime import Lock, Runtime, own_torch_state
+from .lcnet import build_lcnet
+from .packaged import teacher_file, timm_name
+from .teacher import Backbone, build_backbone, fold_batch_norms
+
+
+@own_torch_state()  # before the lock of the teachers
+def load_teacher(
+    backbone: str,
+    image_size: int | tuple[int, int],
+    weights: str | os.PathLike[str] | None,
+    embedding: bool,
+    runtime: Runtime,
+    square: bool = True,
+) -> tuple[Backbone, str]:
+    """Make a teacher by `teacher.build_backbone`, or take one that was made: of the last four, or still in use.
+
+    Parameters
+    ----------
+    backbone : str
+        timm's name, or that of a packaged teacher.
+    image_size, square
+        See `build_backbone`.
+    weights : path or None
+        None is the packaged file, or the hub's.
+    embedding : bool
+    runtime : Runtime
+
+    Returns
+    -------
+    teacher : Backbone
+        On the runtime's device, its batch norms folded into the convolutions.
+    fingerprint : str
+        Of the weights as they are on file.
+    """
+    file = teacher_file(backbone, weights)
+    # A file that changes is another teacher.
+    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
+    name, device, dtype = timm_name(backbone), runtime.device, runtime.dtype
+    key = (name, image_size, square, file, stamp, embedding, device, dtype)
+
+    def make() -> tuple[Backbone, str]:
+        if file is not None and weights is None:
+            return _make_ready(
+                build_lcnet(backbone, image_size, square=square, weights=file, embedding=embedding), runtime
+            )
+        teacher = build_backbone(name, image_size, square=square, weights=file, embedding=embedding)
+        return _make_ready(teacher, runtime)
+
+    return TEACHERS.find(key, make)
+
+
+class TeacherCache:
+    """Teachers that were made, so that each is made once: the last few, and all that something still holds.
+
+    A detector holds its own. A grid search fits the same teacher many times.
+
+    Parameters
+    ----------
+    kept : int
+        Teachers that stay although nothing holds them.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._last: OrderedDict[Hashable, Backbone] = OrderedDict()
+        self._alive: weakref.WeakValueDictionary[Hashable, Backbone] = weakref.WeakValueDictionary()
+        self._fingerprints: weakref.WeakKeyDictionary[Backbone, str] = weakref.WeakKeyDictionary()
+        self._tables, self._making = Lock(), Lock()
+
+    def find(self, key: Hashable, make: Callable[[], tuple[Backbone, str]]) -> tuple[Backbone, str]:
+        """Return a teacher and its fingerprint, made by `make` unless they are known by this key."""
+        known = self._look_up(key)
+        if known is None:
+            with self._making:  # one thread at a time: others that want the same one find it
+                known = self._look_up(key)
+                if known is None:
+                    known = make()
+                    self._enter(key, *known)
+        return known
+
+    def clear(self) -> None:
+        """Forget all; who holds a teacher goes on with it."""
+        with self._tables:
+            self._last.clear()
+            self._alive.clear()
+
+    def _look_up(self, key: Hashable) -> tuple[Backbone, str] | None:
+        with self._tables:
+            teacher = self._alive.get(key)
+            if teacher is None:
+                return None
+            self._touch(key, teacher)
+            return teacher, self._fingerprints[teacher]
+
+    def _enter(self, key: Hashable, teacher: Backbone, fingerprint: str) -> None:
+        with self._tables:
+            self._alive[key], self._fingerprints[teacher] = teacher, fingerprint
+            self._touch(key, teacher)
+
+    def _touch(self, key: Hashable, teacher: Backbone) -> None:
+        self._last[key] = teacher
+        self._last.move_to_end(key)
+        while len(self._last) > self._kept:
+            self._last.popitem(last=False)
+
+
+TEACHERS = TeacherCache(kept=4)
+
+
+@own_torch_state()
+def _make_ready(teacher: Backbone, runtime: Runtime) -> tuple[Backbone, str]:
+    fingerprint = teacher.fingerprint()
+    teacher = teacher.to(runtime.device, runtime.dtype)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(2, 3, *teacher.geometry.usual, dtype=torch.float32, generator=generator)
+    fold_batch_norms(teacher.model, runtime.to_device(noise))
+    return teacher.to(memory_format=torch.channels_last), fingerprint

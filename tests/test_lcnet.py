@@ -1,0 +1,84 @@
+"""The packaged teacher's network: what timm makes of the same file, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewshot_ad.exceptions import OutOfMemoryError
+from fewshot_ad.method import lcnet
+from fewshot_ad.method.lcnet import build_lcnet
+from fewshot_ad.method.packaged import PACKAGED
+from fewshot_ad.method.teacher import build_backbone, fold_batch_norms
+from fewshot_ad.method.teachers import TEACHERS, load_teacher
+from fewshot_ad.runtime import resolve_runtime
+
+PACKED = PACKAGED["compact"]
+
+
+def build_both(image_size, embedding):
+    return [
+        build(PACKED.network, image_size, weights=PACKED.teacher, embedding=embedding)
+        for build in (build_backbone, build_lcnet)
+    ]
+
+
+def assert_equal(expected, found):
+    assert len(expected) == len(found)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+
+
+@pytest.mark.parametrize("embedding", [True, False])
+@pytest.mark.parametrize("image_size", [8, 32, 100, 128, 225])
+@torch.inference_mode()
+def test_it_is_timms_network(image_size, embedding):
+    timms, own = build_both(image_size, embedding)
+    assert own.fingerprint() == timms.fingerprint()
+    assert list(own.state_dict()) == list(timms.state_dict())
+    assert own.channels == timms.channels == (64, 128, 256, 512)[: 3 + embedding]
+    assert own.shapes == timms.shapes
+    assert own.signed == timms.signed
+    assert not own.training
+    assert not any(p.requires_grad for p in own.parameters())
+    assert torch.equal(own.mean, timms.mean)
+    assert torch.equal(own.std, timms.std)
+    images = torch.rand(8, 3, image_size, image_size, generator=torch.Generator().manual_seed(1))
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        timms, own = build_both(image_size, embedding)
+        given = images.to(dtype)
+        timms, own = timms.to(dtype), own.to(dtype)
+        assert_equal(timms(given), own(given))
+        folded = [fold_batch_norms(one.model, given[:2]) > 0 for one in (timms, own)]
+        assert folded[0] == folded[1]
+        assert folded[0] or dtype == torch.bfloat16  # which may round too much for that
+        timms, own = (one.to(memory_format=torch.channels_last) for one in (timms, own))
+        given = given.contiguous(memory_format=torch.channels_last)
+        assert_equal(timms(given), own(given))
+
+
+def test_it_draws_no_random_number():
+    before = torch.get_rng_state()
+    build_lcnet(PACKED.network, 32, weights=PACKED.teacher, embedding=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_packaged_file_given_by_name_makes_the_same_teacher():
+    """With `weights=` it is timm's network, and still the same fingerprint."""
+    runtime = resolve_runtime("cpu", "float32")
+    own, fingerprint = load_teacher("compact", 32, None, True, runtime)
+    TEACHERS.clear()
+    timms, other = load_teacher("compact", 32, PACKED.teacher, True, runtime)
+    assert isinstance(own.model, lcnet.LCNet)
+    assert not isinstance(timms.model, lcnet.LCNet)
+    assert fingerprint == other
+
+
+def test_no_memory_is_said(monkeypatch):
+    def ask(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(lcnet, "load_file", ask)
+    with pytest.raises(OutOfMemoryError, match="Lower image_size"):
+        build_lcnet(PACKED.network, 32, weights=PACKED.teacher, embedding=True)

@@ -1,0 +1,155 @@
+"""Images in threads: one torch thread each, results in order, nobody waits for ever."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import spoilt, stripes
+
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.runtime import alone, own_torch_state, resolve_runtime
+from fewshot_ad.threads import ahead, computed, count_workers, one_thread
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_one_thread_is_of_this_thread_alone():
+    seen = []
+    with one_thread():
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    assert seen == [2]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_mkl_is_limited_too():
+    """Whoever calls torch.set_num_threads gives MKL a number that it prefers to OpenMP's."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        count = library.MKL_Get_Max_Threads
+    except (OSError, AttributeError):
+        pytest.skip("torch without MKL")
+    assert count() == 2
+    with one_thread():
+        assert count() == 1
+    assert count() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("n_jobs", "expected"), [(None, 2), (1, 1), (3, 3)])
+def test_jobs_are_counted_as_scikit_learn_does(n_jobs, expected):
+    assert count_workers(n_jobs) == expected
+    torch.set_num_threads(1)
+    assert count_workers(n_jobs) == (n_jobs or 1)
+    assert count_workers(-1) >= 1
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_order_each_of_one_thread(workers):
+    runtime = resolve_runtime("cpu", "float32", workers)
+
+    def work(i: int) -> tuple[int, int, str]:
+        time.sleep(0.01 * (i % 3))
+        return i, torch.get_num_threads(), threading.current_thread().name
+
+    found = list(computed((partial(work, i) for i in range(12)), runtime))
+    assert [i for i, _, _ in found] == list(range(12))
+    assert {n for _, n, _ in found} == {1}
+    assert len({name for _, _, name in found}) == workers
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_is_raised_in_its_place():
+    def work(i: int) -> int:
+        if i == 4:
+            raise ValueError("no good")
+        return i
+
+    found = computed((partial(work, i) for i in range(9)), resolve_runtime("cpu", "float32", 2))
+    assert [next(found) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="no good"):
+        next(found)
+
+
+def test_no_more_is_started_than_is_wanted():
+    started = []
+    calls = (partial(started.append, i) for i in range(100))
+    found = ahead(calls, 2, 4)
+    next(found)()
+    found.close()
+    assert len(started) <= 6
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_workers_of_one_who_is_inside_are_let_in(inside):
+    """Another thread waits to compute alone, and nobody new comes in: but for those that are waited for."""
+    runtime, asked = resolve_runtime("cpu", "float32", 2), threading.Event()
+
+    def be_alone() -> None:
+        asked.set()
+        with alone():
+            pass
+
+    other = threading.Thread(target=be_alone)
+
+    def work(i: int) -> int:
+        if i == 0:
+            other.start()
+            asked.wait(10)
+            time.sleep(0.2)
+        return i
+
+    done = []
+
+    def run() -> None:
+        calls = (partial(work, i) for i in range(6))
+        if inside:
+            with own_torch_state():
+                done.extend(computed(calls, runtime))
+        else:
+            done.extend(computed(calls, runtime))
+
+    main = threading.Thread(target=run, daemon=True)
+    main.start()
+    main.join(30)
+    assert done == list(range(6))
+    other.join(30)
+    assert not other.is_alive()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_scores_do_not_depend_on_workers_or_torchs_threads(toy, normal):
+    """Neither when fitting nor when scoring; nor do maps, weights, or the threshold."""
+    kinds = ("ssd", "tsd", "patch", "embedding")
+    queries = [*stripes(9, seed=3), *spoilt(stripes(4, seed=4)), stripes(1, size=40, seed=5)[0][:20]]
+    found = []
+    for n_jobs, n_threads in ((None, 2), (1, 2), (1, 1), (3, 1)):
+        torch.set_num_threads(n_threads)
+        det = DualDistillationDetector(**{**toy, "evidence": kinds, "n_steps": 0, "init": None}, n_jobs=n_jobs)
+        det.set_params(evidence=("patch", "embedding"), n_steps="auto").fit(normal[:4])
+        found.append((det.score_samples(queries), det.offset_, det.support_scores_, det.support_weights(queries)))
+        found[-1] += tuple(det.anomaly_map(queries))
+        assert torch.get_num_threads() == n_threads
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)
