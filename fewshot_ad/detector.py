@@ -69,7 +69,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     lam : float or "auto", default=0.1
         Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score; inf is TSD alone. Without a
         student (see `evidence`) it is not used. "auto" trains with 0.1, and scores with another value if that tells
-        views of the support much better from the same views spoilt (as `SyntheticAnomalyScorer` does).
+        views of the support much better from the same views corrupted (as `SyntheticAnomalyScorer` does).
     weighting : {"attention", "uniform"}, default="attention"
         Learn-to-weight, or the plain mean of the support.
     sharpness : float, default=1.0
@@ -172,7 +172,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
 
     Notes
     -----
-    A query that is, pixel for pixel, one of the support images is held against the *other* support images: its score is
+    A query that is, pixel for pixel, one of the support images is compared with the *other* ones: its score is
     comparable with those of fresh images.
 
     A changed parameter acts at the next `fit`, except for those that say where and how the work is done, and on which

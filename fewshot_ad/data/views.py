@@ -77,7 +77,7 @@ def random_views(images: Iterable[torch.Tensor], n_views: int, rng: np.random.Ge
 def synthetic_anomalies(
     images: Sequence[torch.Tensor], rng: np.random.Generator
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Spoil a region of each image: a stand-in for anomalies where there are none to learn from.
+    """Corrupt a region of each image: a stand-in for anomalies where there are none to learn from.
 
     The region is a random blob with a soft border, 0.5 to 15 % of the image. In it stands, in equal shares, a piece
     from elsewhere in the images, the image shifted, blurred, made noisy, or relit; at random strength.
@@ -91,7 +91,7 @@ def synthetic_anomalies(
 
     Returns
     -------
-    spoilt : list of torch.Tensor
+    corrupted : list of torch.Tensor
         (3, H, W) each, in [0, 1].
     masks : list of torch.Tensor
         (H, W) each, how much of each pixel was replaced, in [0, 1].
@@ -99,8 +99,8 @@ def synthetic_anomalies(
     masks = [_blob(image.shape[1:], rng) for image in images]
     kinds = (_pasted, _shifted, _blurred, _noisy, _relit)
     inside = [kinds[int(rng.integers(len(kinds)))](i, images, rng) for i in range(len(images))]
-    spoilt = [(one + mask * (new - one)).clamp(0, 1) for one, mask, new in zip(images, masks, inside, strict=True)]
-    return spoilt, masks
+    corrupted = [(one + mask * (new - one)).clamp(0, 1) for one, mask, new in zip(images, masks, inside, strict=True)]
+    return corrupted, masks
 
 
 def _side(shape: Sequence[int]) -> float:
