@@ -57,3 +57,12 @@ def real_weights() -> Path:
     if not path.is_file():
         pytest.skip("mobilenetv2_100.safetensors is not beside the folder that FEWSHOT_AD_DATA names")
     return path
+
+
+@pytest.fixture
+def two_threads():
+    """Let torch compute with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

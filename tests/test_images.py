@@ -611,14 +611,6 @@ def test_skip_is_silent_when_all_is_well():
         assert all(image is not None for _, image in load_each([GREY, COLOUR], "skip", geometry=Geometry(SIZE)))
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 def test_reading_ahead_keeps_order_and_errors(tmp_path):
     paths = [tmp_path / f"{i:02}.png" for i in range(40)]

@@ -8,21 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from fewshot_ad import DualDistillationDetector
 
 pytestmark = pytest.mark.shared
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("task", "at_least"), [("magnetic_tile", 0.70), ("his_colon_lc25000", 0.70)])

@@ -61,11 +61,11 @@ def test_views_of_any_proportions_stay_images(shape):
     images = [torch.rand(3, *shape), torch.rand(3, *reversed(shape))]
     rng = np.random.default_rng(0)
     normal = random_views(images, 12, rng)
-    spoilt, masks = synthetic_anomalies(normal, rng)
-    assert [view.shape for view in normal] == [view.shape for view in spoilt]
+    corrupted, masks = synthetic_anomalies(normal, rng)
+    assert [view.shape for view in normal] == [view.shape for view in corrupted]
     assert [view.shape for view in normal] == [images[0].shape] * 12 + [images[1].shape] * 12
     assert [mask.shape for mask in masks] == [view.shape[1:] for view in normal]
-    for view in (*normal, *spoilt):
+    for view in (*normal, *corrupted):
         assert view.isfinite().all()
         assert 0 <= view.min() <= view.max() <= 1
 
@@ -183,13 +183,13 @@ def test_random_views_are_turned_and_scaled():
 def test_synthetic_anomalies_change_the_masked_region_only():
     images = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before = images.clone()
-    spoilt, masks = stacked_anomalies(images, np.random.default_rng(0))
+    corrupted, masks = stacked_anomalies(images, np.random.default_rng(0))
     assert torch.equal(images, before)
-    assert spoilt.shape == images.shape
+    assert corrupted.shape == images.shape
     assert masks.shape == (40, 64, 64)
-    assert 0 <= spoilt.min() <= spoilt.max() <= 1
+    assert 0 <= corrupted.min() <= corrupted.max() <= 1
     assert 0 <= masks.min() <= masks.max() <= 1
-    change = (spoilt - images).abs().amax(1)
+    change = (corrupted - images).abs().amax(1)
     assert (change <= masks + 0.7 * masks + 1e-6).all()  # noise and light reach beyond the image's range
     assert (change[masks < 1e-6] < 2e-6).all()
     assert (change.flatten(1).amax(1) > 0.02).all()
@@ -208,6 +208,6 @@ def test_synthetic_anomalies_follow_the_generator():
 
 def test_grey_images_stay_grey():
     images = torch.rand(60, 1, 32, 32, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1).contiguous()
-    spoilt, _ = stacked_anomalies(images, np.random.default_rng(0))
-    torch.testing.assert_close(spoilt[:, 0], spoilt[:, 1])
-    torch.testing.assert_close(spoilt[:, 0], spoilt[:, 2])
+    corrupted, _ = stacked_anomalies(images, np.random.default_rng(0))
+    torch.testing.assert_close(corrupted[:, 0], corrupted[:, 1])
+    torch.testing.assert_close(corrupted[:, 0], corrupted[:, 2])
