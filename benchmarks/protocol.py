@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch.nn import functional as F
 
 import fewshot_ad
 from fewshot_ad import DualDistillationDetector, pretrain
 from fewshot_ad.data import images
 from fewshot_ad.data.geometry import Geometry
-from fewshot_ad.evaluation import N_ANOMALOUS, N_NORMAL, PIXELS
+from fewshot_ad.data.masks import read_mask
+from fewshot_ad.draws import N_ANOMALOUS, N_NORMAL, PIXELS
 from fewshot_ad.method.evidence import WHOLE
 from fewshot_ad.method.features import image_hash
 from fewshot_ad.method.scoring import Evidence, Scorer
@@ -98,11 +99,20 @@ class Draw:
         return np.repeat([1, -1], [len(self.normal), len(self.bad)])
 
     @property
+    def mask_files(self) -> list[Path]:
+        """Masks of the task."""
+        return _files(self.masks) if self.masks.is_dir() else []
+
+    def mask(self, path: Path) -> Path | None:
+        """Return the mask of an anomalous image, if it has one."""
+        file = self.masks / f"{path.stem}.png"
+        return file if file.is_file() else None
+
+    @property
     def stamp(self) -> str:
         """Change with the files: results of other images are not these."""
         said = [f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in (*self.support, *self.queries)]
-        if self.masks.is_dir():
-            said += [f"{p.name} {p.stat().st_size}" for p in _files(self.masks)]
+        said += [f"{p.name} {p.stat().st_size}" for p in self.mask_files]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
@@ -141,7 +151,7 @@ class Pictures:
 
     def __init__(self) -> None:
         self._held: dict[tuple[Path, Geometry], torch.Tensor] = {}
-        self._masks: dict[Path, np.ndarray | None] = {}
+        self._masks: dict[Path, np.ndarray] = {}
 
     def __call__(self, paths: Iterable[Path], geometry: Geometry) -> list[torch.Tensor]:
         """Return each image, (3, H, W) in [0, 1]."""
@@ -157,18 +167,19 @@ class Pictures:
         """Return which queries are normal or have a mask, and what is anomalous in them, (N, 256, 256)."""
         which, truth = [], []
         for i, path in enumerate(drawn.queries):
-            mask = np.zeros((PIXELS, PIXELS), bool) if i < len(drawn.normal) else self._mask(drawn.masks, path)
+            mask = np.zeros((PIXELS, PIXELS), bool) if i < len(drawn.normal) else self._mask(drawn.mask(path))
             if mask is not None:
                 which.append(i)
                 truth.append(mask)
         return which, np.stack(truth)
 
-    def _mask(self, folder: Path, path: Path) -> np.ndarray | None:
-        if path not in self._masks:
-            file = folder / f"{path.stem}.png"
-            shown = Image.open(file).convert("L").resize((PIXELS, PIXELS), 0) if file.exists() else None
-            self._masks[path] = None if shown is None else np.asarray(shown) > 127
-        return self._masks[path]
+    def _mask(self, file: Path | None) -> np.ndarray | None:
+        if file is None:
+            return None
+        if file not in self._masks:
+            marked = Image.fromarray(read_mask(file).astype(np.uint8))
+            self._masks[file] = np.asarray(marked.resize((PIXELS, PIXELS), Image.Resampling.NEAREST)) > 0
+        return self._masks[file]
 
 
 class Features:
@@ -219,6 +230,14 @@ def pixel_auroc(truth: np.ndarray, maps: np.ndarray) -> float:
     return (below + np.searchsorted(others, found, "right").sum(dtype=float)) / 2 / len(found) / len(others)
 
 
+def image_metrics(y: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Compute AUROC, average precision and the highest F1, anomalous images being the positive ones."""
+    precision, recall, _ = precision_recall_curve(y == -1, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    found = {"image": roc_auc_score(y, -scores), "ap": average_precision_score(y == -1, scores), "f1": f1.max()}
+    return {name: float(value) for name, value in found.items()}
+
+
 def measure(
     drawn: Draw,
     pictures: Pictures,
@@ -226,12 +245,12 @@ def measure(
     scores: Mapping[str, np.ndarray],
     maps: Mapping[str, Sequence[np.ndarray]],
 ) -> dict[str, dict[str, float]]:
-    """Compute each kind's image AUROC and, where there are masks, its pixel AUROC and AUPRO.
+    """Compute each kind's image AUROC, average precision and F1-max and, where there are masks, pixel AUROC and AUPRO.
 
     Scores and maps are high for anomalous images; maps are (H, W), each in its image's own shape.
     """
-    found = {name: {"image": float(roc_auc_score(drawn.y, -score))} for name, score in scores.items()}
-    if not drawn.masks.is_dir():
+    found = {name: image_metrics(drawn.y, score) for name, score in scores.items()}
+    if not drawn.mask_files:
         return found
     which, truth = pictures.truth(drawn)
     if not truth.any():

@@ -102,7 +102,10 @@ def parse() -> argparse.Namespace:
     add("--shots", type=int, nargs="+", default=[2, 4, 8], metavar="K")
     add("--seeds", type=int, default=5)
     add(
-        "--image-size", type=int, default=DEFAULTS["image_size"], help="square root of the area; default: the package's"
+        "--image-size",
+        type=int,
+        default=128,
+        help="square root of the area; default: the package's",
     )
     add("--aspect", choices=("keep", "square"), default=DEFAULTS["aspect"], help="of ours; default: the package's")
     add("--max-patches", type=int, default=DEFAULTS["max_patches"], help="of ours; default: the package's")

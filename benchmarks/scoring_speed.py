@@ -84,7 +84,8 @@ def show_processes(args: argparse.Namespace, detector: DualDistillationDetector,
 
 def show_small(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:
     """Time one array at a time, and JPEGs of several sizes against arrays; print medians and middle halves."""
-    pictures = [Image.open(file).convert("RGB").resize([detector.image_size] * 2) for file in files[:32]]
+    sides = detector.fitted_.geometry.usual[::-1]
+    pictures = [Image.open(file).convert("RGB").resize(sides) for file in files[:32]]
     arrays = [np.asarray(picture) for picture in pictures]
 
     def seconds(X: list) -> float:

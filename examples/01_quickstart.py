@@ -16,7 +16,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from fewshot_ad import DualDistillationDetector
@@ -60,14 +59,9 @@ false, true = (np.mean(decision[y == label] < 0) for label in (1, -1))
 print(f"called anomalous: {false:.0%} of the normal, {true:.0%} of the anomalous images")
 
 # %%
-# Where are they anomalous, and what were they compared with? Masks, where there are some, are outlined in yellow.
+# Where are they anomalous, and what were they compared with? Masks, where there are some, are outlined in white.
 
-display = AnomalyMapDisplay.from_estimator(det, bad[: args.shown])
-for path, found, ax in zip(bad, display.explanations, display.axes_[:, 0], strict=False):
-    mask = folder / "masks" / f"{path.stem}.png"
-    if mask.exists():
-        height, width = found.picture.shape[:2]
-        pixels = np.asarray(Image.open(mask).convert("L").resize((width, height)))
-        ax.contour(pixels, levels=[127], colors="yellow", linewidths=0.8)
-display.figure_.savefig(args.out, dpi=72)
+masks = [mask if (mask := folder / "masks" / f"{path.stem}.png").exists() else None for path in bad[: args.shown]]
+display = AnomalyMapDisplay.from_estimator(det, bad[: args.shown], masks=masks)
+display.save(args.out, dpi=72)
 print(f"wrote {args.out}")

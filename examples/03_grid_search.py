@@ -25,10 +25,10 @@ lams = [0.01, 0.1, 1.0, 10.0, 100.0]
 # With labels
 # -----------
 # ``KShotSplit`` fits on four normal images and tests on all others, three times. The student's evidence alone is looked
-# at: in the default it has a share of one tenth, and lambda moves little. With ``memory`` the teacher sees each image
-# once, however many fits there are.
+# at: beside "patch" it has a small weight, and lambda moves little. With ``memory`` the teacher sees each image
+# once, however many fits there are. With ``n_support=4`` the search ends with a detector of four images, as measured.
 
-det = DualDistillationDetector(evidence=("ssd", "tsd"), memory=f"{scratch.name}/features", random_state=0)
+det = DualDistillationDetector(evidence=("ssd", "tsd"), n_support=4, memory=f"{scratch.name}/features", random_state=0)
 images = np.array([*normal, *anomalous], dtype=object)
 y = np.repeat([1, -1], [len(normal), len(anomalous)])
 

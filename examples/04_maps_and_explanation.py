@@ -26,10 +26,18 @@ det = DualDistillationDetector(random_state=0).fit(good[:4])
 # Where
 # -----
 # A row for each image: the image, its anomaly map, the normal image that counted most, and the patch of a normal image
-# that is most like the hottest spot. Colour begins just below the threshold, which is outlined in white: a normal image
+# that is most like the hottest spot. Colour begins just below the threshold, which is outlined: a normal image
 # has little or none.
 
 AnomalyMapDisplay.from_estimator(det, [good[10], *bad[:2]], y=[1, -1, -1])
+
+# %%
+# ``panels`` chooses among these four, and ``masks`` outlines where the images are known to be anomalous. ``save`` keeps
+# text in a PDF as text.
+
+masks = [folder / "masks" / f"{path.stem}.png" for path in bad[:2]]
+display = AnomalyMapDisplay.from_estimator(det, bad[:2], masks=masks, panels=["image", "map"])
+display.save(folder / "where.pdf")
 
 # %%
 # How the scores lie

@@ -20,6 +20,7 @@ from PIL import Image
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.demo import write_images
+from fewshot_ad.plotting import warm_colours
 
 scratch = tempfile.TemporaryDirectory()
 folder = write_images(Path(scratch.name), n_normal=7, n_anomalous=3)
@@ -52,7 +53,7 @@ print(f"largest difference: {np.abs(scores - det.score_samples(queries)).max():.
 
 figure, axes = plt.subplots(1, 2, figsize=(6, 3), layout="constrained")
 axes[0].imshow(images[-1].transpose(1, 2, 0))
-axes[1].imshow(maps[-1], vmin=maps.min(), vmax=maps.max())
+axes[1].imshow(maps[-1], vmin=maps.min(), vmax=maps.max(), cmap=warm_colours())
 for ax, title in zip(axes, ("image", "anomaly_map"), strict=True):
     ax.set_title(title)
     ax.axis("off")

@@ -10,10 +10,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, options
+from .argument_types import length, parameter, table_name
 
 # Options with any number of values, and what these look like.
-_VALUES = {"--shots": r"-?\d+", "--evidence": "ssd|tsd|patch|embedding"}
+_VALUES = {"--shots": r"-?\d+", "--evidence": "ssd|tsd|patch|embedding|subspace", "--against": r"\w+=.*"}
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         "fewshot-ad demo -o demo",
     )  # fmt: skip
     add("-o", "--out", type=Path, default=Path("fewshot_ad_demo"), metavar="DIR", help="new folder to write")
-    _common(add, seed=True)
+    options.common(add, seed=True)
 
     add = _command(
         commands, "fit", "fit on a few normal images, and write the detector to a file",
@@ -109,68 +110,138 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         "--keep-support", action=argparse.BooleanOptionalAction, default=True,
         help="put the support images into the file, small, for reports and partial_fit; 0.8 MB for four",
     )  # fmt: skip
-    _force(add)
-    _settings(add)
-    _common(add, seed=True)
+    add("--n-support", type=int, metavar="N", help="how many of the images are drawn to fit on; default: all")
+    options.force(add)
+    options.settings(add)
+    options.common(add, seed=True)
 
     add = _command(
         commands, "score", "score images",
         "Scores images with a detector from `fewshot-ad fit`, or with one that is fitted on --support. The table has "
         "the columns path; score, high = anomalous; threshold, always 1; label, -1 anomalous where the score is above "
         "the threshold, else +1, empty if unreadable; hot_spot, row and column of the hottest place, pixels of the "
-        "image; error. Rows are written as they come, to FILE.partial first. Exit status 1 says that some files could "
+        "image; error; regions, how many parts of the image are anomalous, of which --json lists the boxes: top, left, "
+        "bottom, right. Rows are written as they come, to FILE.partial first. Exit status 1 says that some files could "
         "not be read.",
         "fewshot-ad score model.fsad new/ -o scores.csv\n  fewshot-ad score new/ --support normal/",
     )  # fmt: skip
-    _model_and_paths(add)
+    options.model_and_paths(add)
     add(
-        "-o", "--out", type=_table_name, default=None, metavar="FILE",
+        "-o", "--out", type=table_name, default=None, metavar="FILE",
         help="table to write, .csv or .parquet; without it CSV on standard output",
     )  # fmt: skip
-    _force(add)
+    options.regions(add)
+    options.force(add)
     add("--engine", choices=("local", "ray"), default="local", help="this process, or the actors of a Ray cluster")
     add("--num-actors", type=int, default=None, metavar="N", help="of engine ray; one for each GPU, else processor")
     add("--address", default=None, help="of a running Ray cluster; $RAY_ADDRESS, or one is started here")
-    _common(add, seed=True)
+    options.common(add, seed=True)
 
     add = _command(
         commands, "map", "write where images are anomalous",
         "Writes two files for each image: NAME.overlay.png, the image under its map, of at most 640 pixels; and "
         "NAME.map.tiff, the map itself in 32-bit floating point (high = anomalous), of the size that the detector saw "
-        "the image in, or of its own. Sub-folders are kept.",
-        "fewshot-ad map model.fsad new/ -o maps/",
+        "the image in, or of its own. Sub-folders are kept. Or one DICOM object for each DICOM image, which refers to "
+        "it and lies where it does: NAME.seg.dcm, a segmentation of where the map is above its level, or NAME.pmap.dcm,"
+        " a parametric map of its values.",
+        "fewshot-ad map model.fsad new/ -o maps/\n  fewshot-ad map model.fsad study/ --format dicom-seg -o objects/",
     )  # fmt: skip
-    _model_and_paths(add)
+    options.model_and_paths(add)
     add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add(
+        "--format", choices=("pictures", "dicom-seg", "dicom-pmap"), default="pictures",
+        help="pictures and TIFF; or segmentations or parametric maps of DICOM, for images that are DICOM",
+    )  # fmt: skip
     add("--original-size", action="store_true", default=False, help="NAME.map.tiff has a pixel for each of the image's")
-    _force(add)
-    _common(add, seed=True)
+    options.regions(add)
+    options.force(add)
+    options.common(add, seed=True)
 
     add = _command(
         commands, "report", "write a page to look through: images, maps, threshold, histogram",
-        "Writes one HTML file that needs no network. Where the folder has good/ and bad/ (or is laid out as MVTec AD), "
-        "the page also tells sensitivity and specificity.",
+        "Writes one HTML file that needs no network. Where the folder has good/ and bad/ (or is laid out as MVTec AD "
+        "or others, see evaluate), the page also tells sensitivity and specificity.",
         "fewshot-ad report model.fsad new/ -o report.html",
     )  # fmt: skip
-    _model_and_paths(add)
+    options.model_and_paths(add)
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .html")
     add("--title", default=None, metavar="TEXT", help="of the page")
-    add("--max-side", type=_length, default=640, metavar="N", help="longest side of the pictures, pixels")
-    _force(add)
-    _common(add, seed=True)
+    add("--max-side", type=length, default=640, metavar="N", help="longest side of the pictures, pixels")
+    options.force(add)
+    options.common(add, seed=True)
 
     add = _command(
-        commands, "evaluate", "measure accuracy on a folder of normal and anomalous images",
-        "FOLDER has good/ and bad/ (and perhaps masks/, named as the images of bad/), or is laid out as MVTec AD. For "
-        "each seed, as many normal images as --shots are the support, the next 150 normal and the first 100 anomalous "
-        "ones the test.",
-        "fewshot-ad evaluate FOLDER --shots 2 4 8",
+        commands, "evaluate", "measure accuracy on folders of normal and anomalous images",
+        "FOLDER has good/ and bad/ (and perhaps masks/, named as the images of bad/), is one category of MVTec AD, "
+        "AD 2 or LOCO, VisA, BTAD, KolektorSDD2, DAGM or Real-IAD, or holds such folders. For each seed, as many "
+        "normal images as --shots are the support; the next 150 normal and the first 100 anomalous ones are the test, "
+        "or the test images that there are. With --against, the same images are also given to a detector with other "
+        "parameters, and the difference in image AUROC is told, with a 95 % interval.",
+        "fewshot-ad evaluate FOLDER --shots 2 4 8\n  fewshot-ad evaluate FOLDER --against image_size=192 aspect=square",
     )  # fmt: skip
-    add("folder", type=Path, metavar="FOLDER", help="images, by kind")
+    add("folders", type=Path, nargs="+", metavar="FOLDER", help="images, by kind; or folders of them")
     add("--shots", type=int, nargs="+", default=[4], metavar="K", help="normal images to fit on")
     add("--seeds", type=int, default=5, metavar="N", help="draws of the support")
-    _settings(add)
-    _common(add)
+    add(
+        "--against", type=parameter, nargs="+", default=(), metavar="NAME=VALUE",
+        help="parameters of the detector to compare with, in JSON or as a word; the others are the same",
+    )  # fmt: skip
+    options.settings(add)
+    options.common(add)
+
+    add = _command(
+        commands, "update", "add normal images to the support of a detector",
+        "Adds images to those that a detector from `fewshot-ad fit` compares with, as false alarms that turned out to "
+        "be normal. The threshold follows, unless it was set. Nothing is trained. MODEL itself is written, whole or "
+        "not at all; it has to hold its support images, and keeps a history of what was added. Exit status 1 says that "
+        "some images could not be read; the others are added.",
+        "fewshot-ad update model.fsad false_alarms/",
+    )  # fmt: skip
+    add("model", type=Path, metavar="MODEL", help="file from `fewshot-ad fit`")
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="normal images, or folders of them")
+    add("-o", "--out", type=Path, default=None, metavar="FILE", help="file to write; default: MODEL")
+    options.weights(add)
+    options.jobs(add)
+    options.force(add)
+    options.common(add)
+
+    add = _command(
+        commands, "drift", "say whether images, as a whole, left the range of the normal ones",
+        "Compares new images, five or more, as a whole with the support: brightness, highlights, contrast, focus, and "
+        "the anomaly score. Says drift where p is below 0.01: another light, focus, camera or product, for which the "
+        "detector was not fitted. Single anomalous images are no drift. Exit status 1 says that some images could not "
+        "be read, 0 nothing of drift.",
+        "fewshot-ad drift model.fsad new/",
+    )  # fmt: skip
+    options.model_and_paths(add)
+    options.common(add, seed=True)
+
+    add = _command(
+        commands, "calibrate", "choose a detector's threshold by fresh images",
+        "Moves the threshold of a detector from `fewshot-ad fit`, so that at most the given share of fresh normal "
+        "images is called anomalous. Takes normal images that it was not fitted on: 19 for 5 per cent, 99 for 1; with "
+        "fewer the threshold is an estimate. With --bad it also says how many anomalous images are found.",
+        "fewshot-ad calibrate model.fsad fresh/ --false-alarm-rate 0.05 -o calibrated.fsad",
+    )  # fmt: skip
+    add("model", type=Path, metavar="MODEL", help="file from `fewshot-ad fit`")
+    add("normal", type=Path, nargs="+", metavar="NORMAL", help="fresh normal images, or folders of them")
+    add("--bad", type=Path, nargs="+", default=None, metavar="PATH", help="anomalous images, or folders of them")
+    add(
+        "--false-alarm-rate", type=float, default=0.05, metavar="X",
+        help="share of normal images that may be called anomalous, above 0 and at most 0.5",
+    )  # fmt: skip
+    add(
+        "--goal", choices=("false_alarm_rate", "f1"), default="false_alarm_rate",
+        help="keep that rate, or take the threshold with the best F1 (needs --bad)",
+    )  # fmt: skip
+    add(
+        "-o", "--out", type=Path, default=None, metavar="FILE",
+        help="file to write, .fsad by convention; without it MODEL is replaced, which takes --force",
+    )  # fmt: skip
+    options.force(add)
+    options.weights(add)
+    options.jobs(add)
+    options.common(add)
 
     add = _command(
         commands, "info", "say what is in a model file",
@@ -187,10 +258,22 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         "fewshot-ad export model.fsad -o model.onnx",
     )  # fmt: skip
     add("model", type=Path, metavar="MODEL", help="file from `fewshot-ad fit`")
-    _weights(add)
+    options.weights(add)
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="file to write, .onnx by convention")
-    _force(add)
+    options.force(add)
     add("--json", action="store_true", default=False, help="JSON on standard output")
+
+    add = _command(
+        commands, "weights", "fetch a teacher's weights from the hub, for machines without network",
+        "Fetches the weights of a network of timm's, checks them, and writes DIR/NAME.safetensors for --weights, and "
+        "DIR/NAME.txt, which says where they are from, their licence and how to use them. A name without a tag, as "
+        "wide_resnet50_2, is timm's first training; with one, as wide_resnet50_2.tv_in1k, that training.",
+        "fewshot-ad weights wide_resnet50_2.tv_in1k --to weights/",
+    )  # fmt: skip
+    add("name", metavar="NAME", help="timm's name of a network, by preference with the tag of a training")
+    add("--to", type=Path, required=True, metavar="DIR", help="folder to write to")
+    options.force(add)
+    options.common(add)
 
     add = _command(
         commands, "pretrain", "train a student on other kinds of normal images",
@@ -200,7 +283,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     )  # fmt: skip
     add("tasks", type=Path, metavar="TASKS_DIR", help="folder; each sub-folder holds the normal images of one task")
     add("--out", type=Path, required=True, metavar="FILE", help="student to write, .safetensors")
-    _network(add)
+    options.network(add)
     add("--image-size", type=int, default=128, metavar="N", help="side of the squares that images become, pixels")
     add("--student", choices=("decoder", "encoder"), default="decoder", help="form of the student")
     add("--decoder-blocks", type=int, nargs=3, default=(2, 2, 2), metavar="N", help="at strides 16, 8, 4")
@@ -218,7 +301,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     add("--resume", action="store_true", default=False, help="go on from the last checkpoint")
     add("--engine", choices=("local", "ray"), default="local", help="this process, or the workers of a Ray cluster")
     add("--num-workers", type=int, default=2, metavar="N", help="of engine ray")
-    _common(add, seed=True)
+    options.common(add, seed=True)
     return parser, commands.choices
 
 
@@ -242,91 +325,3 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = argparse.RawDescriptionHelpFormatter if text.startswith("Example:") else argparse.HelpFormatter
         return fill._fill_text(self, text, width, indent)  # type: ignore[attr-defined]
-
-
-def _network(add: Any) -> None:
-    add("--backbone", default="compact", metavar="NAME", help="teacher: compact (packaged), or timm's name")
-    _weights(add)
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add(
-        "--precision", choices=("auto", "float64", "float32", "bfloat16", "float16"), default="auto", help="of networks"
-    )
-
-
-def _weights(add: Any) -> None:
-    add(
-        "--weights", type=Path, default=None, metavar="FILE",
-        help="teacher's weights in timm's naming; default: the file of the fit, packaged, or the hub's",
-    )  # fmt: skip
-
-
-def _jobs(add: Any) -> None:
-    add(
-        "--jobs", dest="n_jobs", type=int, metavar="N",
-        help="threads, -1 for as many as there are processors; no score depends on it; default: as many as torch has",
-    )  # fmt: skip
-
-
-def _settings(add: Any) -> None:
-    """Add what a detector is made with."""
-    _network(add)
-    add(
-        "--image-size", type=_size, default=128, metavar="N",
-        help="square root of the area that each image is resized to, pixels; or height and width of all, as 96x256",
-    )  # fmt: skip
-    add(
-        "--aspect", choices=("keep", "square"), default="keep",
-        help="whether images keep their own proportions, up to 4:1, or become squares",
-    )  # fmt: skip
-    _jobs(add)
-    add("--init", metavar="FILE", help="pretrained student of this teacher; default: the packaged one")
-    add("--lam", type=_number_or_auto, metavar="X", help="weight of TSD beside SSD, or auto; default: 0.1")
-    add(
-        "--evidence", nargs="+", choices=("ssd", "tsd", "patch", "embedding"), help="what makes the score; default: all"
-    )
-    add("--contamination", type=_number_or_auto, metavar="X", help="share of the support beyond the threshold, or auto")
-    add("--value-range", type=float, nargs=2, metavar="V", help="values that are black and white, as a CT window")
-    add("--no-augment", dest="augment", action="store_false", help="rotated and flipped images are not normal")
-
-
-def _model_and_paths(add: Any) -> None:
-    add(
-        "paths", type=Path, nargs="+", metavar="PATH",
-        help="file from `fewshot-ad fit`, then images or folders of them; with --support, images and folders alone",
-    )  # fmt: skip
-    add("--support", type=Path, nargs="+", default=None, metavar="PATH", help="normal images, or folders, to fit on")
-    _weights(add)
-    _jobs(add)
-
-
-def _force(add: Any) -> None:
-    add("--force", action="store_true", default=False, help="replace files that exist")
-
-
-def _common(add: Any, seed: bool = False) -> None:
-    if seed:
-        add("--random-state", type=int, default=0, metavar="N", help="seed")
-    add("--json", action="store_true", default=False, help="JSON on standard output")
-    add("--quiet", dest="verbose", action="store_const", const=0, default=1, help="no progress bars")
-
-
-def _number_or_auto(text: str) -> float | str:
-    return text if text == "auto" else float(text)
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    if not (found := re.fullmatch(r"(-?\d+)(?:x(\d+))?", text)):
-        raise argparse.ArgumentTypeError(f"{text} was given; accepted is a number, or height and width, as 96x256")
-    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
-
-
-def _length(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} was given; accepted is an integer of at least 1")
-    return int(text)
-
-
-def _table_name(text: str) -> Path:
-    if Path(text).suffix not in (".csv", ".parquet"):
-        raise argparse.ArgumentTypeError(f"{text} ends neither in .csv nor in .parquet")
-    return Path(text)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .arguments import parse
 
 if TYPE_CHECKING:
-    from .commands import Outcome
+    from .outcome import Outcome
 
 # As shells count the end by a signal: 128 and its number.
 _STOPPED, _NOBODY_READS = 130, 141
@@ -25,14 +25,21 @@ _STOPPED, _NOBODY_READS = 130, 141
 _OPTIONS = {
     "force=True": "--force", "load(..., weights=FILE)": "--weights FILE", "weights=FILE": "--weights FILE",
     "weights=None": "no --weights", "aspect='square'": "--aspect square", "image_size=(H, W)": "--image-size HxW",
+    "Save the detector with support=True where it was fitted, or": "Do not pass --no-keep-support to fit, or",
+    "or set n_support to at most": "or --n-support of at most",
+    "goal='f1'": "--goal f1", "Pass them in X, labelled -1 in y.": "Name them after --bad.",
+    "Call calibrate again.": "Run `fewshot-ad calibrate` again.",
+    "evidence=('patch', 'embedding')": "--evidence patch embedding",
     "or raise max_pixels if you trust it": "or use Python, where max_pixels can be raised",
 }  # fmt: skip
 
 _TAKE_RANGE = ("fit", "evaluate")
-# What a model file suffices for; the other commands need what takes as long to import as torch.
-_LIGHT = ("score", "map", "info")
+# What a model file suffices for, or no detector; the other commands need what takes as long to import as torch.
+_LIGHT = ("score", "map", "info", "weights")
 _HEAVY = ("fewshot_ad.detector", "timm", "torchvision.transforms.v2")
+_LAYERS = re.compile(r"layers=(?:'(\w+)'|\(([\d, ]+)\))")
 _RANGE = re.compile(r"value_range=\(([^(),]+), ([^(),]+)\)")
+_RATE = re.compile(r"false_alarm_rate=([-.\w]*\w)")
 _SIZE = re.compile(r"image_size=\(?(\d+)(?:, (\d+)\))?")
 
 
@@ -114,6 +121,8 @@ def _as_options(text: str, takes_range: bool) -> str:
     """Say of the parameters that a message names how they are given here."""
     for there, here in _OPTIONS.items():
         text = text.replace(there, here)
+    text = _RATE.sub(r"--false-alarm-rate \1", text)
+    text = _LAYERS.sub(lambda found: "--layers " + (found[1] or found[2].strip(" ,").replace(" ", "")), text)
     text = _RANGE.sub(r"--value-range \1 \2", text) if takes_range else text
     return _SIZE.sub(lambda found: "--image-size " + "x".join(filter(None, found.groups())), text)
 

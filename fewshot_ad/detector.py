@@ -6,35 +6,43 @@ import html
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import check_random_state
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
+from sklearn.utils import ClassifierTags, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from . import __version__
-from .attributes import FittedAttribute, summary
+from . import __version__, drift
+from .attributes import BOTH_KINDS, FittedAttribute, classes, saw_both_kinds, summary
 from .data.images import MAX_PIXELS
+from .doubts import doubts
+from .drift import Drift
+from .embedding import count_columns, embed
 from .exceptions import VersionWarning, warn
 from .explanation import Explanation
 from .files import export, model_file
+from .method.calibration import Calibration
 from .method.scoring import Expert
 from .method.student import PAPER_BLOCKS
+from .recipes import parameters_of
+from .regions import Region
 from .runtime import own_torch_state
 from .session import Session, together
 from .settings import OF_THE_CALL, checked
-from .support import FittedSupport, doubts
+from .support import FittedSupport
+from .training.calibrating import calibrated, probabilities, pvalues
 from .training.fitting import extend_support, fit_support
 from .training.students import resolve_evidence
 
 _VERSION = "_fewshot_ad_version"
 
 
-class DualDistillationDetector(OutlierMixin, BaseEstimator):
+class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
     """Few-shot image anomaly detector (dual distillation).
 
     Fitted on two to eight normal images, it tells which new images are anomalous, how much, and where. A frozen
@@ -51,8 +59,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     weights : path, optional
         The teacher's weights, a safetensors file in timm's naming. By default the packaged ones; for a network of
         timm's those in the hub's cache, or fetched from there.
-    image_size : int or tuple of two ints, default=128
-        Square root of the area that each image is resized to, pixels; or its height and width.
+    layers : "auto", "last", or tuple of ints, default="auto"
+        The teacher's layers that describe an image. Of a plain transformer they are blocks, counted from 1: "auto"
+        takes its upper half (blocks 4, 5, 7, 10 of 12, in proportion of others), "last" the last block. Of any other
+        network they are stages, counted from 1 at stride 4 (a ResNet's `layer1`): "auto" takes strides 4, 8, 16.
+    image_size : "auto", int or tuple of two ints, default="auto"
+        Square root of the area that each image is resized to, pixels; or its height and width. "auto" is 128, and of a
+        plain transformer the largest multiple of its patch up to 448.
     aspect : {"keep", "square"}, default="keep"
         "keep": each image keeps its own proportions, up to 4:1, its sides rounded to multiples of what the teacher
         needs (16 for most). "square": all become squares of side `image_size`.
@@ -78,22 +91,33 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         Cosine over channels at each position, or of whole feature maps (as the published code trains).
     evidence : str, sequence of str, or dict, default="auto"
         What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
-        patches against the most similar one of the support; "embedding": the teacher's deepest stage, pooled, against
-        the most similar view of the support. Of several names, "ssd" and "tsd" make one part, SSD + lam * TSD, and each
-        other one a part; each is divided by what it reads on the support's held-out views, and they are added by the
-        shares 0.1 (student), 1 ("patch") and 0.2 ("embedding"). A dict gives the weights of a sum of unscaled maps.
-        "auto" is all four where a student comes with the teacher, as with the packaged one, or is asked for: by `init`,
-        `student`, `weighting`, `n_steps` or `auxiliary`. Else it is ("patch", "embedding").
+        patches against the most similar one of the support; "embedding": the teacher's deepest stage, pooled (of a
+        transformer its class token), against the most similar view of the support; "subspace": what teacher patches
+        have beyond the principal subspace of the support's. Of several names, "ssd" and "tsd" make one part,
+        SSD + lam * TSD, and each other one a part; each is divided by what it reads on the support's held-out views,
+        and they are added by their weights (the next two parameters; "patch" and "subspace" have 1). A dict gives the
+        weights of a sum of unscaled maps. "auto" is "patch", with "ssd" and "tsd" where a student is asked for, and
+        with "embedding" where that is given a weight.
+    student_weight : float, optional
+        Weight of the student's part, "ssd" and "tsd", where that of "patch" is 1; 0 leaves it out, and costs nothing.
+        By default 0.1 where a student is asked for: by `evidence`, `lam`, `init`, `student`, `weighting`, `n_steps` or
+        `auxiliary`; else 0.
+    embedding_weight : float, optional
+        Weight of "embedding", likewise: by default 0.2 where `evidence` names it, else 0. It helps where an image
+        differs as a whole, as in histology.
     aggregation : {"max", "mean"} or float, default=0.01
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
+    upsampling : {"half_pixel", "align_corners"}, default="half_pixel"
+        How coarse maps become pixels: with their edges on those of the image, or with the centres of their corner
+        pixels on each other, as the published code does (which also blurs the map's edge in another way).
     blur_sigma : float, default=4.0
         Gaussian blur of the map, within each image: pixels of a map of 128 x 128, in proportion for others. 0 is none.
     border_weight : float in [0, 1], default=0.5
         Weight of the map's edge in the image score, from where it rises to 1 within an eighth of each side: features
         there are partly of the padding. 1 makes no difference between edge and middle. The map stays as it is.
-    contrast : float in [0, 1], default=0.5
-        Share of the map's mean that is taken off the image score: what stands out in an image counts for more than
-        what is a little unusual everywhere.
+    contrast : float in [0, 1], default=0.0
+        Share of the map's mean that is taken off the image score: what stands out in an image then counts for more
+        than what is a little unusual everywhere.
     n_steps : "auto" or int, default="auto"
         Most training steps of a student. 0 makes none, as published: fitting only stores the support under a pretrained
         student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is trained on the
@@ -105,10 +129,13 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     tol : float, default=1e-3
         Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before.
     augment : bool, default=True
-        Whether "patch" and "embedding" also see the support turned by 90, 180 and 270 degrees and mirrored, and whether
-        a student that is trained on the support sees slightly changed views of it.
+        Whether "patch", "embedding" and "subspace" also see the support turned by 90, 180 and 270 degrees and mirrored,
+        and whether a student that is trained on the support sees slightly changed views of it.
     max_patches : int, default=2048
         Most patches that are kept of the support, of all images and views: those that cover the others best.
+    n_support : int, optional
+        How many of the normal images `fit` draws for its support, by `random_state`; all images by default. In a search
+        with `KShotSplit(n_shots=4)`, 4 refits on as many images as were measured. `partial_fit` adds all it is given.
     contamination : "auto" or float in (0, 0.5], default="auto"
         "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support images, each
         scored against the others, is called anomalous.
@@ -146,6 +173,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         The fitted state, frozen. The other attributes are read from it.
     offset_ : float
         `decision_function` is `score_samples` minus this. It may be set; the other attributes are read-only.
+    calibration_ : method.calibration.Calibration
+        What the threshold comes of, after `calibrate`.
+    classes_ : ndarray of shape (2,)
+        -1 and 1, after `calibrate` with images of both kinds.
     support_scores_ : ndarray of shape (K,)
         `score_samples` of each support image, scored against the other support images.
     support_ : ndarray of shape (K, 3, H, W), or list of K of shape (3, H, W)
@@ -154,6 +185,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         `evidence`, as "auto" was resolved.
     lam_ : float
         Weight of TSD beside SSD in the score.
+    layers_ : tuple of int
+        The teacher's layers that were taken.
     scales_ : dict
         What each kind of evidence is divided by.
     loss_curve_ : list of float
@@ -208,7 +241,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         backbone: str = "compact",
         *,
         weights: str | os.PathLike[str] | None = None,
-        image_size: int | tuple[int, int] = 128,
+        layers: str | Sequence[int] = "auto",
+        image_size: str | int | tuple[int, int] = "auto",
         aspect: str = "keep",
         student: str = "decoder",
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
@@ -218,16 +252,20 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         sharpness: float = 1.0,
         loss: str = "position",
         evidence: str | Sequence[str] | Mapping[str, float] = "auto",
+        student_weight: float | None = None,
+        embedding_weight: float | None = None,
         aggregation: str | float = 0.01,
+        upsampling: str = "half_pixel",
         blur_sigma: float = 4.0,
         border_weight: float = 0.5,
-        contrast: float = 0.5,
+        contrast: float = 0.0,
         n_steps: str | int = "auto",
         batch_size: int = 16,
         learning_rate: float = 1e-3,
         tol: float = 1e-3,
         augment: bool = True,
         max_patches: int = 2048,
+        n_support: int | None = None,
         contamination: str | float = "auto",
         image_shape: tuple[int, ...] | None = None,
         value_range: tuple[float, float] | None = None,
@@ -242,6 +280,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     ) -> None:
         self.backbone = backbone
         self.weights = weights
+        self.layers = layers
         self.image_size = image_size
         self.aspect = aspect
         self.student = student
@@ -252,7 +291,10 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.sharpness = sharpness
         self.loss = loss
         self.evidence = evidence
+        self.student_weight = student_weight
+        self.embedding_weight = embedding_weight
         self.aggregation = aggregation
+        self.upsampling = upsampling
         self.blur_sigma = blur_sigma
         self.border_weight = border_weight
         self.contrast = contrast
@@ -262,6 +304,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.tol = tol
         self.augment = augment
         self.max_patches = max_patches
+        self.n_support = n_support
         self.contamination = contamination
         self.image_shape = image_shape
         self.value_range = value_range
@@ -293,12 +336,44 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         DualDistillationDetector
         """
         setting: dict[str, Any] = {  # in full, whatever the defaults are or will be
-            "image_size": 128, "aspect": "square", "student": "decoder", "decoder_blocks": PAPER_BLOCKS, "lam": 0.1,
-            "weighting": "attention", "sharpness": 1.0, "loss": "flattened", "evidence": "ssd", "aggregation": "max",
+            "layers": "auto", "image_size": 128, "aspect": "square", "student": "decoder",
+            "decoder_blocks": PAPER_BLOCKS, "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
+            "loss": "flattened", "evidence": "ssd", "aggregation": "max", "upsampling": "align_corners",
             "blur_sigma": 4.0, "border_weight": 1.0, "contrast": 0.0, "batch_size": 16, "learning_rate": 1e-4,
             "tol": 0.0,
         }  # fmt: skip
         return cls(backbone, **{**setting, **parameters})
+
+    @classmethod
+    def recipe(cls, name: str, **parameters: Any) -> DualDistillationDetector:
+        """Make a detector after a recipe of others; further parameters override it.
+
+        docs/choosing.md describes the recipes, and docs/differences.md says what is done otherwise here.
+
+        Parameters
+        ----------
+        name : {"anomalydino", "subspacead"}
+            AnomalyDINO compares the last tokens of DINOv2 S/14 with those of the support; SubspaceAD measures what the
+            tokens of DINOv2-reg G/14 have beyond the principal subspace of the support's.
+        **parameters
+            Any of the constructor's, such as `weights`, or another transformer as `backbone`.
+
+        Returns
+        -------
+        DualDistillationDetector
+
+        Raises
+        ------
+        ValueError
+            There is no recipe of this name.
+
+        Examples
+        --------
+        >>> from fewshot_ad import DualDistillationDetector
+        >>> DualDistillationDetector.recipe("anomalydino", image_size=672).evidence
+        'patch'
+        """
+        return cls(**{**parameters_of(name), **parameters})
 
     def fit(self, X: Any, y: Any = None, *, auxiliary: Mapping[str, Any] | None = None) -> DualDistillationDetector:
         """Fit on normal images.
@@ -345,6 +420,54 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         self.fitted_ = fitted
         return self
 
+    def calibrate(
+        self, X: Any, y: Any = None, *, false_alarm_rate: float = 0.05, goal: str = "false_alarm_rate"
+    ) -> DualDistillationDetector:
+        """Choose the threshold by fresh images; nothing but `offset_` moves, and what tells how rare a score is.
+
+        With normal images alone, the threshold is a quantile of their scores (split conformal): the probability that a
+        fresh normal image is called anomalous is at most `false_alarm_rate`, whatever the distribution, if these images
+        are drawn as later ones are. n images can promise 1 / (n + 1) at best: 5 % takes 19, 2 % takes 49, 1 % takes 99.
+        With fewer a log-normal distribution is fitted to the scores, with a warning. `partial_fit` calibrates anew, or
+        brings the threshold to the new scale, with a warning; `fit`, and setting `offset_`, end the calibration.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`. Images that the detector was fitted on, and repeated ones, are left out with a warning.
+        y : array-like of shape (n_samples,), optional
+            +1 for normal, -1 for anomalous images. Without it all are normal. With anomalous ones, `calibration_` says
+            how many of them are found, and `predict_proba` is there.
+        false_alarm_rate : float in (0, 0.5], default=0.05
+            Share of fresh normal images that may be called anomalous.
+        goal : {"false_alarm_rate", "f1"}, default="false_alarm_rate"
+            "false_alarm_rate": of the thresholds that keep this rate, the one with the highest recall. "f1": the one
+            with the best F1 on these images, whatever its rate; anomalous ones are needed.
+
+        Returns
+        -------
+        DualDistillationDetector
+            The detector itself; `calibration_` says what to expect.
+
+        Raises
+        ------
+        ValueError, ImageError
+            A rate, goal or label that is not accepted; no fresh normal image; an image that cannot be read.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_sample_image
+        >>> photograph = load_sample_image("china.jpg")
+        >>> images = [photograph[200:360, x : x + 160] for x in range(100, 124)]
+        >>> det = DualDistillationDetector(evidence="patch", random_state=0).fit(images[:4])
+        >>> det.calibrate(images[4:], false_alarm_rate=0.1).calibration_.expected_rate
+        0.09523809523809523
+        """
+        session = self.session()
+        with own_torch_state():
+            self.fitted_ = calibrated(session, X, y, false_alarm_rate, goal)
+        return self
+
     def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> np.ndarray:
         """Fit, and label the same images, each compared with the others.
 
@@ -365,8 +488,30 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         X = list(X) if isinstance(X, Iterator) else X
         return self.fit(X, y, **fit_params).predict(X)
 
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> np.ndarray:
+        """Fit, and describe the same images, also those that are not fitted on.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+        y : array-like of shape (n_samples,), optional
+            As for `fit`.
+        **fit_params
+            Passed on to `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, C), float64
+            As of `transform`.
+        """
+        X = list(X) if isinstance(X, Iterator) else X
+        return self.fit(X, y, **fit_params).transform(X)
+
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
         """Add support images without training again; the threshold follows, unless the user has set it.
+
+        One from `calibrate` is calibrated anew where the images are at hand, else brought to the new scale; it warns.
 
         An image that is in the support already changes nothing, with a warning. Before `fit` this is `fit`.
 
@@ -391,7 +536,7 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             return self.fit(X, y)
         session = self.session()
         with own_torch_state():
-            fitted = extend_support(session, X, y)
+            fitted = extend_support(session, X, y).fitted
         return self if fitted is session.fitted else self._take(fitted)
 
     def save_student(self, path: str | os.PathLike[str]) -> None:
@@ -558,6 +703,65 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
+    def normal_pvalue(self, X: Any) -> np.ndarray:
+        """Tell how often a normal image would score as high an anomaly score, or a higher one.
+
+        After `calibrate` these are conformal p-values, (1 + calibration images that score as high) / (n + 1): among
+        fresh normal images a share of at most p has a value of p or less. They take n + 1 values, and none is below
+        1 / (n + 1). Before, they come of Student's t, fitted to the logarithms of the support's scores with a prior on
+        their spread: with a few images an estimate, and 0.05 at the automatic threshold. It is not the probability that
+        an image is normal.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), float64
+            In (0, 1]; low = anomalous. NaN for an unreadable image with on_error="skip".
+        """
+        return pvalues(self.session(), X)
+
+    @available_if(saw_both_kinds)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Give the probability that images are anomalous; only after `calibrate` saw images of both kinds.
+
+        A logistic function of the logarithm of the anomaly score, fitted with a mild prior. It holds for images mixed
+        as those that were calibrated on. `predict` goes by the threshold, not by this.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, 2), float64
+            Of the anomalous and the normal class, as `classes_` has them; rows sum to 1. NaN for an unreadable image
+            with on_error="skip".
+        """
+        return probabilities(self.session(), X)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Describe images by the teacher's embedding, for other estimators.
+
+        It depends on the teacher and on how images are resized, not on the support, and not on `evidence`.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, C), float64
+            The teacher's deepest stage, averaged over positions; rows of norm 1. NaN for an unreadable image with
+            on_error="skip". A data frame after `set_output(transform="pandas")`.
+        """
+        return embed(self.session(), X)
+
     def anomaly_map(self, X: Any, *, size: str | None = None) -> np.ndarray | list[np.ndarray]:
         """Map where images are anomalous; high = anomalous.
 
@@ -578,6 +782,50 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         """
         return self.session().anomaly_map(X, size)
 
+    def regions(self, X: Any, *, min_area: float = 0, level: float | None = None) -> list[list[Region] | None]:
+        """Find the regions where images are anomalous.
+
+        A region is a connected part (8-neighbourhood) of an image where its map, the border faded by `border_weight` as
+        in the score, is above a level. By default that is half the map's height, half way between its mean and its
+        peak: whether an image is anomalous is for its score to say, and where, for the shape of its map. So an
+        anomalous image has at least one region, in which its hot spot lies, and a normal image has none.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`.
+        min_area : float, default=0
+            Regions of fewer pixels, of the image as it was given, are left out.
+        level : float, optional
+            One level for all images, normal ones too, on the scale of `Region.score`: 1 is the threshold, 1.2 a fifth
+            above it.
+
+        Returns
+        -------
+        list of lists of Region
+            One list for each image, the highest peak first; it may be empty. None for an unreadable image with
+            on_error="skip".
+
+        Raises
+        ------
+        ValueError
+            `min_area` is below 0, or `level` is not finite.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from fewshot_ad import DualDistillationDetector, demo
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = demo.write_images(folder, n_normal=5, n_anomalous=1)
+        ...     normal, bad = (sorted((root / kind).glob("*.png")) for kind in ("good", "bad"))
+        ...     det = DualDistillationDetector(random_state=0).fit(normal[:4])
+        ...     found = det.regions([normal[4], bad[0]])
+        >>> [len(regions) for regions in found]
+        [0, 1]
+        >>> top, left, bottom, right = found[1][0].box
+        """
+        return self.session().regions(X, min_area, level)
+
     def support_weights(self, X: Any) -> np.ndarray:
         """Tell how much each support image counted for each query.
 
@@ -590,7 +838,8 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples, K), float64
             Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of patches that
-            found their match in each image; of "embedding" alone, 1 for the most similar one.
+            found their match in each image; without "patch", 1 for the one that "embedding" finds most similar; of
+            "subspace" alone all are equal.
         """
         return self.session().support_weights(X)
 
@@ -611,6 +860,33 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
             One for each image. None for an unreadable image with on_error="skip".
         """
         return self.session().explain(X, max_side)
+
+    def drift(self, X: Any) -> Drift:
+        """Tell whether new images, as a whole, left the range of the support: another light, focus, camera or product.
+
+        Each of five statistics is compared with those of the support by a t-test (docs/method.md). An anomaly or two
+        among many images are no drift.
+
+        Parameters
+        ----------
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`: at least 5 that can be read, better 20, as they come.
+
+        Returns
+        -------
+        drift.Drift
+            `p_value`, `drifted` (p below 0.01), which `statistic` says so, and `text`. Unreadable images are left out
+            with on_error="skip". After `load` light and focus are NaN, and not compared, unless the support images are
+            in the file; "score" is NaN where the support is a single image.
+
+        Raises
+        ------
+        ImageError
+            Fewer than 5 images that can be read.
+        ValueError
+            There is nothing to compare with: a single support image, and it is not in the file.
+        """
+        return drift.measure(self.session(), X)
 
     def session(self, **of_the_call: Any) -> Session:
         """Put the fitted state to work: for tools, and for several questions to one state.
@@ -635,11 +911,14 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
     support_scores_ = FittedAttribute[np.ndarray](lambda f: f.scores)
     evidence_ = FittedAttribute[str | tuple[str, ...] | dict[str, float]](lambda f: f.evidence)
     lam_ = FittedAttribute[float](lambda f: f.lam)
+    layers_ = FittedAttribute[tuple[int, ...]](lambda f: f.layers.numbers)
     scales_ = FittedAttribute[dict[str, float]](lambda f: dict(f.scales))
     loss_curve_ = FittedAttribute[list[float]](lambda f: list(f.loss_curve))
     experts_ = FittedAttribute[list[Expert]](lambda f: list(f.experts))
     patches_ = FittedAttribute[torch.Tensor | None](lambda f: f.patches and f.patches.features)
     embeddings_ = FittedAttribute[torch.Tensor | None](lambda f: f.embeddings)
+    calibration_ = FittedAttribute[Calibration](lambda f: f.calibration, may_lack=True)
+    classes_ = FittedAttribute[np.ndarray](classes, may_lack=True, hint=BOTH_KINDS)
     teacher_fingerprint_ = FittedAttribute[str](lambda f: f.teacher_fingerprint)
     row_range_ = FittedAttribute[tuple[float, float] | None](lambda f: f.table and f.table.value_range)
     n_features_in_ = FittedAttribute[int](lambda f: f.table and f.table.n_features, may_lack=True)
@@ -660,7 +939,11 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         if not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"offset_={value!r} was given; accepted is a finite number.")
-        self.fitted_ = replace(self.fitted_, offset=float(value), offset_given=True)
+        self.fitted_ = self.fitted_.with_offset(float(value))
+
+    @property
+    def _n_features_out(self) -> int:
+        return count_columns(self.session())
 
     def __getstate__(self) -> dict[str, Any]:
         """Say which release wrote a pickle."""
@@ -693,7 +976,9 @@ class DualDistillationDetector(OutlierMixin, BaseEstimator):
         return bundle
 
     def __sklearn_tags__(self) -> Any:
-        """Say that images may be passed, besides rows."""
+        """Say that images may be passed, besides rows; and that what gives probabilities is a binary classifier."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        if hasattr(self, "classes_"):
+            tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags(multi_class=False)
         return tags

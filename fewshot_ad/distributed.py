@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .data.formats import Frame
 from .data.listing import list_images, say_left_out
 from .exceptions import ImageError, ImageSkippedWarning, warn
 from .files import checkpoints
+from .regions import Region
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
@@ -34,6 +35,7 @@ def score(
     num_cpus: int = 1,
     batch_size: int = 64,
     maps: bool = False,
+    regions: bool = False,
     out: str | os.PathLike[str] | None = None,
     address: str | None = None,
 ) -> Any:
@@ -58,6 +60,8 @@ def score(
         Files that an actor is handed at a time. Scores do not depend on it.
     maps : bool, optional
         Whether to return the anomaly maps too.
+    regions : bool, optional
+        Whether to return the regions too.
     out : path, optional
         Folder to write, of Parquet files. It is there whole, or not at all. All machines must reach it.
     address : str, optional
@@ -70,7 +74,8 @@ def score(
         `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous files, null for
         unreadable ones; "hot_spot", row and column of the hottest place in the image's pixels, or null; "error", null
         or why the file could not be read; and with `maps` "map", (H, W) float32 as from `anomaly_map`, of NaN for an
-        unreadable file.
+        unreadable file. With `regions` "regions", a list of what `Region` holds, by the names of its attributes, and
+        "size", height and width of the image as it was given; both null for an unreadable file.
         Ray hands maps out as arrays of their own shapes; programs that read the Parquet files without Ray find "data",
         a flat list, and "shape" in each. On the CPU the numbers are, bit for bit, those of the detector itself with as
         many threads.
@@ -100,7 +105,13 @@ def score(
     paths.context.execution_options.preserve_order = True
     scored = paths.map_batches(
         _Actor,
-        fn_constructor_kwargs={"detector": [ray.put(sent)], "maps": maps, "num_cpus": num_cpus, "cwd": os.getcwd()},
+        fn_constructor_kwargs={
+            "detector": [ray.put(sent)],
+            "maps": maps,
+            "regions": regions,
+            "num_cpus": num_cpus,
+            "cwd": os.getcwd(),
+        },
         batch_size=batch_size,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_actors),
@@ -177,11 +188,11 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
 class _Actor:
     """A detector in a process of its own."""
 
-    def __init__(self, detector: list[Any], maps: bool, num_cpus: int, cwd: str) -> None:
+    def __init__(self, detector: list[Any], maps: bool, regions: bool, num_cpus: int, cwd: str) -> None:
         import ray
 
         settle(num_cpus, cwd)
-        self.session, self.maps = ray.get(detector[0]).session(), maps
+        self.session, self.maps, self.regions = ray.get(detector[0]).session(), maps, regions
 
     def __call__(self, batch: Any) -> Any:
         import pyarrow
@@ -189,7 +200,7 @@ class _Actor:
         items = batch["path"].to_pylist()
         if "index" in batch.column_names:
             items = list(map(_join, items, batch["index"].to_pylist()))
-        scored = list(self.session.score_each(items, maps=self.maps))
+        scored = list(self.session.score_each(items, maps=self.maps, regions=self.regions))
         found = {
             "path": pyarrow.array([one.path for one in scored], pyarrow.string()),
             "score": pyarrow.array([one.score for one in scored], pyarrow.float64(), from_pandas=False),
@@ -198,6 +209,10 @@ class _Actor:
             # With its type said: in most batches there is none.
             "error": pyarrow.array([one.error for one in scored], pyarrow.string()),
         }
+        if self.regions:
+            rows = [None if one.regions is None else list(map(_plain, one.regions)) for one in scored]
+            found["regions"] = pyarrow.array(rows, pyarrow.list_(_type_of_regions()))
+            found["size"] = pyarrow.array([one.size for one in scored], pyarrow.list_(pyarrow.int64()))
         if self.maps:
             found["map"] = self._column([one.map for one in scored])
         return pyarrow.table(found)
@@ -211,6 +226,43 @@ class _Actor:
         for i, one in enumerate(maps):
             column[i] = missing if one is None else one
         return ArrowVariableShapedTensorArray.from_numpy(column)
+
+
+def _plain(region: Region) -> dict[str, Any]:
+    return {**vars(region), "polygon": region.polygon.tolist()}
+
+
+def _type_of_regions() -> Any:
+    import pyarrow
+
+    whole, real = pyarrow.int64(), pyarrow.float64()
+    return pyarrow.struct({
+        "box": pyarrow.list_(whole), "area": whole, "peak": real, "peak_at": pyarrow.list_(whole), "mean": real,
+        "centroid": pyarrow.list_(real), "score": real, "polygon": pyarrow.list_(pyarrow.list_(real)),
+    })  # fmt: skip
+
+
+def with_regions(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a row of `score`, computed with `regions`, hold the regions themselves.
+
+    Parameters
+    ----------
+    row : mapping
+        From `Dataset.iter_rows`.
+
+    Returns
+    -------
+    dict
+    """
+    found = row["regions"]
+    size = None if row["size"] is None else (int(row["size"][0]), int(row["size"][1]))
+    return {**row, "size": size, "regions": None if found is None else [_whole(one) for one in found]}
+
+
+def _whole(one: Mapping[str, Any]) -> Region:
+    places = {name: tuple(map(int, one[name])) for name in ("box", "peak_at")}
+    polygon = np.array([list(corner) for corner in one["polygon"]], np.float64)
+    return Region(**{**one, **places, "centroid": tuple(map(float, one["centroid"])), "polygon": polygon})
 
 
 def _write(dataset: Any, out: Path) -> None:

@@ -1,32 +1,27 @@
-"""How well a detector does on a folder of normal and anomalous images: draws of the support, and their metrics."""
+"""How well a detector does on folders of normal and anomalous images, and whether another does better."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from PIL import Image
-from sklearn.base import clone
-from sklearn.metrics import roc_auc_score
-from torch.nn import functional as F
+from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
-from .data.datasets import ImageFolder, load_folder, read_mask
-from .data.listing import LeftOut, say_left_out
-from .exceptions import ImageError, ImageSkippedWarning, warn
-from .metrics import aupro
+from . import draws
+from .data.layouts import categories, is_labelled
+from .data.listing import LeftOut
+from .scored import Scored
 
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
 
-# Of a folder that is not split: at most so many images are tested on.
-N_NORMAL, N_ANOMALOUS = 150, 100
-# Side at which maps and masks are compared, pixels.
-PIXELS = 256
-METRICS = ("image_auroc", "pixel_auroc", "aupro", "false_alarms", "recall")
+METRICS = (
+    "image_auroc", "average_precision", "f1_max", "recall_at_5", "pixel_auroc", "aupro", "false_alarms", "recall",
+)  # fmt: skip
 
 
 def evaluate(
@@ -62,10 +57,11 @@ def evaluate(
     -------
     list of dict
         One for each number of shots and each seed: "shots", "seed", "n_normal", "n_anomalous", "n_failed" (unreadable,
-        not counted elsewhere), "failed" (these, and why), "image_auroc", "pixel_auroc" and "aupro" (false-positive rate
-        up to 0.3; both at 256 pixels over the normal images and those with a mask, None without masks), "false_alarms"
-        and "recall" (shares of the normal and of the anomalous images that `predict` calls anomalous), "fit_seconds",
-        "score_seconds". None is what unreadable images left nothing to measure by.
+        not counted elsewhere), "failed" (these, and why), "image_auroc", "average_precision", "f1_max" (the best over
+        all thresholds), "recall_at_5" (the highest recall with at most 5 % false alarms), "pixel_auroc" and "aupro"
+        (false-positive rate up to 0.3; both at 256 pixels over the normal images and those with a mask, None without
+        masks), "false_alarms" and "recall" (shares of the normal and of the anomalous images that `predict` calls
+        anomalous), "fit_seconds", "score_seconds". None is what unreadable images left nothing to measure by.
 
     Raises
     ------
@@ -92,118 +88,8 @@ def evaluate(
     >>> [(row["shots"], row["n_normal"], row["n_anomalous"]) for row in rows]
     [(2, 4, 3), (4, 2, 3)]
     """
-    n_shots = list(dict.fromkeys(_at_least_one("n_shots", k) for k in _sequence("n_shots", n_shots)))
-    _at_least_one("n_seeds", n_seeds)
-    folder = load_folder(root, on_error="skip")
-    y, split = folder.y, bool(folder.train.any())
-    pool = np.flatnonzero((y == 1) & (folder.train | (not split)))
-    tested = np.flatnonzero(~folder.train if split else y == -1)
-    least = max(n_shots) + (not split)
-    if len(pool) < least or not (y[tested] == -1).any() or (split and not (y[tested] == 1).any()):
-        raise ValueError(
-            f"{root} has {len(pool)} normal images to draw from, and {np.sum(y[tested] == -1)} anomalous ones to test "
-            f"on; needed are {least} normal ones, and images of both kinds to test on."
-        )
-    counted = pool if not split else tested[:0]
-    truth = _truth(folder, np.concatenate([counted, tested if split else tested[:N_ANOMALOUS]]))
-    if left_out is not None:
-        left_out += folder.skipped
-    plan = [(k, seed) for k in n_shots for seed in range(n_seeds)]
-    rows = []
-    for k, seed in tqdm(plan, desc="draws", disable=not progress):
-        drawn = pool[np.random.default_rng(seed).permutation(len(pool))]
-        queries = tested if split else np.concatenate([drawn[k : k + N_NORMAL], tested[:N_ANOMALOUS]])
-        det = clone(detector).set_params(random_state=seed)
-        rows.append({"shots": k, "seed": seed, **_one_draw(det, folder, truth, drawn[:k], queries)})
-    return rows
-
-
-def _sequence(name: str, value: Any) -> list[Any]:
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str) or len(value) == 0:
-        raise ValueError(f"{name}={value!r} was given; accepted is a sequence of integers, such as (2, 4).")
-    return list(value)
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} was given; accepted is an integer of at least 1.")
-    return int(value)
-
-
-def _truth(folder: ImageFolder, tested: np.ndarray) -> dict[int, np.ndarray]:
-    """Read the masks of the images to be tested, (PIXELS, PIXELS) bool, and warn of what is left out.
-
-    An anomalous image without a good mask has none; wrong ones join `folder.skipped`.
-    """
-    truth: dict[int, np.ndarray] = {}
-    for i in tested.tolist():
-        mask, anomalous = folder.masks[i], folder.y[i] == -1
-        if not anomalous:
-            truth[i] = np.zeros((PIXELS, PIXELS), bool)
-        if mask is None:
-            continue
-        try:
-            marked = Image.fromarray(read_mask(mask).astype(np.uint8))
-            small = np.asarray(marked.resize((PIXELS, PIXELS), Image.Resampling.NEAREST)) > 0
-        except ImageError as error:
-            folder.skipped.append((mask, getattr(error, "reason", "a mask that cannot be read")))
-            continue
-        if anomalous and not small.any():
-            folder.skipped.append((mask, "a mask without an anomalous pixel"))
-            continue
-        truth[i] = small
-    said = list(say_left_out(folder.skipped))
-    bare = [str(folder.paths[i]) for i in tested.tolist() if folder.y[i] == -1 and i not in truth]
-    if bare and any(folder.masks):
-        more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
-        said.append(
-            f"{len(bare)} of {np.sum(folder.y[tested] == -1)} anomalous images have no mask, and do not count in "
-            f"pixel_auroc and aupro: {', '.join(bare[:5])}{more}"
-        )
-    for line in said:
-        warn(line, ImageSkippedWarning)
-    return truth
-
-
-def _one_draw(
-    det: DualDistillationDetector,
-    folder: ImageFolder,
-    truth: Mapping[int, np.ndarray],
-    support: np.ndarray,
-    queries: np.ndarray,
-) -> dict[str, Any]:
-    start = time.perf_counter()
-    det.fit([folder.paths[i] for i in support])
-    fitted = time.perf_counter()
-    found_of = list(det.session().score_each([str(folder.paths[i]) for i in queries], maps=True))
-    scored = time.perf_counter()
-    read = np.array([one.error is None for one in found_of])
-    known = [one for one in found_of if one.error is None]
-    y = folder.y[queries][read]
-    called = np.array([one.label == -1 for one in known], bool)
-    both = len(np.unique(y)) == 2
-    found: dict[str, Any] = {
-        "n_normal": int(np.sum(y == 1)), "n_anomalous": int(np.sum(y == -1)), "n_failed": int(np.sum(~read)),
-        "failed": {one.path: one.error for one in found_of if one.error is not None},
-        "image_auroc": float(roc_auc_score(y, [one.score for one in known])) if both else None,
-        "pixel_auroc": None, "aupro": None,
-        "false_alarms": _share(called[y == 1]), "recall": _share(called[y == -1]),
-        "fit_seconds": fitted - start, "score_seconds": scored - fitted,
-    }  # fmt: skip
-    places = queries[read].tolist()
-    located = [i for i, place in enumerate(places) if place in truth]
-    marked = np.array([truth[places[i]] for i in located], bool)
-    if marked.any():
-        maps = torch.stack([torch.from_numpy(known[i].map) for i in located])[:, None]
-        shown = F.interpolate(maps, size=(PIXELS, PIXELS), mode="bilinear", align_corners=False)[:, 0].numpy()
-        if not marked.all():
-            found["pixel_auroc"] = float(roc_auc_score(marked.ravel(), shown.ravel()))
-            found["aupro"] = aupro(marked, shown)
-    return found
-
-
-def _share(called: np.ndarray) -> float | None:
-    return float(called.mean()) if len(called) else None
+    drawn = draws.draw(root, n_shots, n_seeds, left_out)
+    return [draws.run(detector, drawn, one)[0] for one in tqdm(drawn.plan, desc="draws", disable=not progress)]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -231,3 +117,250 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
             line[name] = (float(np.mean(values)), float(error))
         yield line
+
+
+def tasks(root: Any) -> list[Path]:
+    """List the folders that `evaluate` takes: a folder itself, or those in it that hold images by kind.
+
+    Parameters
+    ----------
+    root : path
+        A task, or a folder of tasks.
+
+    Returns
+    -------
+    list of Path
+        By name. The folder itself where it is laid out as `datasets.load_folder` expects it, and where none in it is.
+    """
+    root = Path(root)
+    if not root.is_dir() or is_labelled(root):
+        return [root]
+    return categories(root) or [root]
+
+
+def across(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Average the rows of `evaluate` over tasks, with confidence intervals over draws.
+
+    Parameters
+    ----------
+    results : mapping of str to sequence of dict
+        From `evaluate`, by the name of the task; all with the same `n_shots` and `n_seeds`.
+
+    Yields
+    ------
+    dict
+        For each number of shots: "shots", "n_tasks", "n_seeds"; "worst", the name of the task with the lowest mean
+        image AUROC; and by each metric's name its mean over tasks and draws, and the lower and upper end of a 95 %
+        interval of it (Student's t, over draws of the mean over tasks, cut at 0 and 1; NaN for one draw). The interval
+        says what other draws of the support would do on these tasks, not what other tasks would. A metric is averaged
+        over the tasks that measured it in all draws, and None where there are none.
+    """
+    first = next(iter(results.values()))
+    for shots in dict.fromkeys(row["shots"] for row in first):
+        own = {name: [row for row in rows if row["shots"] == shots] for name, rows in results.items()}
+        line: dict[str, Any] = {"shots": shots, "n_tasks": len(own), "n_seeds": max(map(len, own.values()))}
+        measured = {
+            metric: {
+                name: [row[metric] for row in rows]
+                for name, rows in own.items()
+                if all(row[metric] is not None for row in rows)
+            }
+            for metric in METRICS
+        }
+        aurocs = {name: float(np.mean(values)) for name, values in measured["image_auroc"].items()}
+        line["worst"] = min(aurocs, key=lambda name: aurocs[name]) if aurocs else None
+        for metric, found in measured.items():
+            line[metric] = _interval(np.mean(list(found.values()), axis=0)) if found else None
+        yield line
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % interval."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean, max(mean - half, 0.0), min(mean + half, 1.0)  # no metric goes beyond
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Image AUROC of two detectors on the same draws and images.
+
+    Attributes
+    ----------
+    first, second : float
+        Mean image AUROC over draws.
+    difference : float
+        `second` less `first`.
+    low, high : float
+        95 % interval of the difference.
+    samples : ndarray of shape (n_resamples,)
+        Differences of the bootstrap, of which the interval is made.
+    rows : tuple of two lists of dict
+        As `evaluate` gives them, of either.
+    """
+
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    samples: np.ndarray = field(repr=False)
+    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = field(repr=False)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        """Say in a sentence which one is better, and whether that is clear."""
+        said = "higher" if self.difference > 0 else "lower"
+        judged = f"clearly {said}" if self.clear else "not clear, as the interval holds 0"
+        return (
+            f"The second's image AUROC is {self.second:.3f}, the first's {self.first:.3f}: difference "
+            f"{self.difference:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f}), {judged}."
+        )
+
+
+def compare(
+    detector: DualDistillationDetector,
+    other: DualDistillationDetector,
+    root: Any,
+    *,
+    n_shots: int = 4,
+    n_seeds: int = 5,
+    n_resamples: int = 2000,
+    progress: bool = False,
+    left_out: LeftOut | None = None,
+) -> Comparison:
+    """Compare the image AUROC of two detectors: fitted on the same images of a folder, and tested on the same others.
+
+    The interval of the difference is made by a paired bootstrap: draws of the support and test images, normal and
+    anomalous ones apart, are drawn again with replacement, the same for both. Images that either of them cannot read do
+    not count.
+
+    Parameters
+    ----------
+    detector, other : DualDistillationDetector
+        Are cloned for each draw, which is their `random_state`.
+    root : path
+        As for `evaluate`.
+    n_shots : int, default=4
+        Normal images to fit on.
+    n_seeds : int, default=5
+        Draws.
+    n_resamples : int, default=2000
+        Of the bootstrap.
+    progress, left_out : optional
+        As for `evaluate`.
+
+    Returns
+    -------
+    Comparison
+        `str` of it says in words what came out. The same call gives the same numbers.
+
+    Raises
+    ------
+    ImageError, ValueError
+        As of `evaluate`; a number below 1; a draw in which not both kinds of images could be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fewshot_ad import DualDistillationDetector
+    >>> from fewshot_ad.demo import write_images
+    >>> from fewshot_ad.evaluation import compare
+    >>> coarse = DualDistillationDetector(image_size=64)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     root = write_images(folder, n_normal=5, n_anomalous=3)
+    ...     found = compare(DualDistillationDetector(), coarse, root, n_shots=2, n_seeds=1)
+    >>> found.low <= found.difference <= found.high
+    True
+    """
+    draws.at_least_one("n_resamples", n_resamples)
+    drawn = draws.draw(root, [draws.at_least_one("n_shots", n_shots)], n_seeds, left_out)
+    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    pairs: list[Pairs] = []
+    for one in tqdm(drawn.plan, desc="draws", disable=not progress):
+        scored = []
+        for det, own in zip((detector, other), rows, strict=True):
+            row, found = draws.run(det, drawn, one)
+            own.append(row)
+            scored.append(found)
+        pairs.append(Pairs(one.queries, drawn.folder.y[one.queries], scored))
+    difference, samples = bootstrap(pairs, n_resamples)
+    first, second = (float(np.mean([pair.auroc[i] for pair in pairs])) for i in (0, 1))
+    return _comparison(first, second, difference, samples, rows)
+
+
+def _comparison(first: float, second: float, difference: float, samples: np.ndarray, rows: Any) -> Comparison:
+    low, high = np.quantile(samples, (0.025, 0.975)).tolist()
+    return Comparison(first, second, difference, low, high, samples, rows)
+
+
+def joined(comparisons: Sequence[Comparison]) -> Comparison:
+    """Average comparisons of the same detectors over tasks.
+
+    Parameters
+    ----------
+    comparisons : sequence of Comparison
+        One for each task, with the same `n_resamples`.
+
+    Returns
+    -------
+    Comparison
+        Of the mean over these tasks.
+    """
+    first, second, difference = (
+        float(np.mean([getattr(one, name) for one in comparisons])) for name in ("first", "second", "difference")
+    )
+    rows = tuple([row for one in comparisons for row in one.rows[i]] for i in (0, 1))
+    return _comparison(first, second, difference, np.mean([one.samples for one in comparisons], axis=0), rows)
+
+
+class Pairs:
+    """Pairs of a normal and an anomalous image of one draw, and by how much more the second detector orders right."""
+
+    def __init__(self, places: np.ndarray, y: np.ndarray, scored: Sequence[Sequence[Scored]]) -> None:
+        scores = np.array([[one.score for one in found] for found in scored])
+        read = np.isfinite(scores).all(0)
+        self.normal, self.anomalous = (np.flatnonzero(read & (y == kind)) for kind in (1, -1))
+        if not len(self.normal) or not len(self.anomalous):
+            raise ValueError("A draw has no images of both kinds that could be read, and cannot be compared.")
+        # 1 where a pair is in order, 1/2 where it is tied: the mean is the AUROC.
+        right = [
+            (np.sign(own[self.normal] - own[self.anomalous][:, None]) + 1) / 2 for own in scores
+        ]  # (anomalous, normal)
+        self.auroc = [float(one.mean()) for one in right]
+        self.gain = right[1] - right[0]
+        self.normal, self.anomalous = places[self.normal], places[self.anomalous]
+
+
+def bootstrap(pairs: Sequence[Pairs], n_resamples: int) -> tuple[float, np.ndarray]:
+    """Draw again with replacement draws and images; return the mean gain, and (n_resamples,) of the drawn ones."""
+    rng = np.random.default_rng(0)
+    chosen = rng.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), n_resamples)
+    # An image that is in several draws is drawn for all of them alike.
+    weights = [_drawn_again([getattr(pair, kind) for pair in pairs], rng, n_resamples) for kind in _KINDS]
+    gained, counted = np.zeros(n_resamples), np.zeros(n_resamples)
+    for i, pair in enumerate(pairs):
+        anomalous, normal = (found[i] for found in weights)
+        n_pairs = anomalous.sum(1) * normal.sum(1)
+        # A resample without any image of a kind in this draw tells nothing of it.
+        told = chosen[:, i] * (n_pairs > 0)
+        gained += told * ((anomalous @ pair.gain) * normal).sum(1) / np.maximum(n_pairs, 1)
+        counted += told
+    samples = np.divide(gained, counted, out=np.zeros(n_resamples), where=counted > 0)
+    return float(np.mean([pair.gain.mean() for pair in pairs])), samples
+
+
+_KINDS = ("anomalous", "normal")
+
+
+def _drawn_again(places: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> list[np.ndarray]:
+    """Count how often each image of each draw is drawn, (n_resamples, n_images) each."""
+    union = np.unique(np.concatenate(places))
+    counts = rng.multinomial(len(union), np.full(len(union), 1 / len(union)), n_resamples).astype(np.float64)
+    return [counts[:, np.searchsorted(union, one)] for one in places]

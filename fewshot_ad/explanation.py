@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,15 +12,15 @@ import torch
 from torch.nn import functional as F
 
 from .data.images import Loaded
+from .drawing import FILL, outlined, warm
 from .method.coreset import Patches
 from .method.features import FeatureExtractor
 from .method.matching import Match, best_match, patch_at, support_patches
 from .method.memory import describe_views
 from .method.scoring import Read, Scorer
+from .regions import Region, check_options, find_regions, half_height
 from .support import FittedSupport
 
-# Hardly any tissue or material is of this blue, and colour-blind readers see it.
-COLOUR = (0, 200, 255)
 # Numbers of the support's patches that are held while images are explained.
 _MOST_HELD = 2**25
 
@@ -51,11 +52,12 @@ class Explanation:
         Row and column of the highest pixel of `faded`; the first of equally high ones. In pixels of `image`.
     matches : Match or None
         The patch of the support that is most like the patch at `hot_spot`; None where "patch" is not among the
-        evidence. It may be in another support image than the one that counted most.
+        evidence ("subspace" compares with no single patch). It may be in another support image than the one that
+        counted most.
     patch_size : float
-        Side of the square, in pixels of `image`, that one patch stands for: the stride of the teacher's middle stage.
+        Side of the square, in pixels of `image`, that one patch stands for: the stride of the teacher's middle layer.
         A patch's descriptor also depends on what is around this square: it joins averages over 3x3 neighbours in each
-        stage, and the teacher itself looks farther.
+        stage (of a transformer the tokens alone), and the teacher itself looks farther.
     faded : ndarray of shape (H, W), float32
         The map as the score sees it: its border faded by `border_weight`.
     level : float
@@ -87,6 +89,45 @@ class Explanation:
     def excess(self) -> np.ndarray:
         """`faded` less `level`, (H, W) float32; its `aggregation` is minus `decision`."""
         return self.faded - np.float32(self.level)
+
+    @functools.cached_property
+    def regions(self) -> list[Region]:
+        """Where the image is anomalous, as `DualDistillationDetector.regions` tells; none for a normal image."""
+        return self.find_regions()
+
+    def find_regions(self, *, min_area: float = 0, level: float | None = None) -> list[Region]:
+        """Find regions, in the pixels of the image as it was given; see `DualDistillationDetector.regions`.
+
+        Parameters
+        ----------
+        min_area : float, default=0
+            Smaller ones are left out.
+        level : float, optional
+            1 is the threshold. By default half the map's height, and no region of a normal image.
+
+        Returns
+        -------
+        list of Region
+            The highest peak first.
+        """
+        check_options(min_area, level)
+        faded = torch.from_numpy(self.faded)
+        return _regions(faded, self.original_size, self.score, self.decision, self.level, min_area, level)
+
+    def outlines(self, shape: Sequence[int]) -> list[np.ndarray]:
+        """Scale the regions' polygons to a picture of the image.
+
+        Parameters
+        ----------
+        shape : sequence of two ints
+            Height and width of the picture.
+
+        Returns
+        -------
+        list of ndarray of shape (n, 2)
+            Rows and columns of corners, pixels from the upper left corner; closed.
+        """
+        return [region.polygon * np.divide(shape, self.original_size) for region in self.regions]
 
     @property
     def hot_box(self) -> Box:
@@ -146,6 +187,23 @@ def relative_score(scores: Any, offset: float) -> np.ndarray:
     relative = scores / offset if offset < 0 else 1 + (offset - scores)
     # A score just beyond the threshold may round to 1; 0.0 is added to a zero with a sign.
     return np.where((scores < offset) & (relative <= 1), np.nextafter(1, 2), relative) + 0.0
+
+
+def moved_offset(threshold: float, offset: float) -> float:
+    """Find the offset whose threshold is where `relative_score` is `threshold` now.
+
+    Parameters
+    ----------
+    threshold : float
+        Above 0; 1 changes nothing.
+    offset : float
+        Threshold of the scores, `offset_`.
+
+    Returns
+    -------
+    float
+    """
+    return threshold * offset if offset < 0 else offset - (threshold - 1)
 
 
 class Gallery:
@@ -244,11 +302,46 @@ def explain(
         support_weights=weights,
         support_index=int(weights.argmax()),
         hot_spot=spot,
-        matches=best(patch_at(read.maps, size, spot).cpu()),
-        patch_size=size[0] / read.maps[1].shape[2],
+        matches=best(patch_at(read.maps, size, spot, scorer.layers).cpu()),
+        patch_size=size[0] / scorer.layers.middle(read.maps).shape[2],
         faded=faded.numpy().astype(np.float32),
-        level=float(scorer.reduction.peak(fused)) + decision,
+        level=threshold_of(scorer, fused, decision),
     )
+
+
+def threshold_of(scorer: Scorer, fused: torch.Tensor, decision: float) -> float:
+    """Tell what the hottest pixels of a map (H, W) are compared with; see `Explanation.level`."""
+    return float(scorer.reduction.peak(fused)) + decision
+
+
+def regions_in(
+    scorer: Scorer, read: Read, loaded: Loaded, offset: float, min_area: float = 0, level: float | None = None
+) -> list[Region]:
+    """Find the regions of an image by what was read of it; see `DualDistillationDetector.regions`."""
+    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.judge(read.evidence)[0])
+    threshold, size = threshold_of(scorer, fused, score - offset), (loaded.height, loaded.width)
+    return _regions(scorer.reduction.fade(fused).float(), size, score, score - offset, threshold, min_area, level)
+
+
+def _regions(
+    faded: torch.Tensor,
+    size: tuple[int, int],
+    score: float,
+    decision: float,
+    threshold: float,
+    min_area: float,
+    level: float | None,
+) -> list[Region]:
+    """Find regions by a map (H, W), its border faded, and by the numbers of an `Explanation`."""
+    if level is None and decision >= 0:
+        return []
+    values = enlarged(faded[None], size)[0].numpy()
+    unit = decision - score if decision > score else 1.0
+    if level is not None:
+        least = threshold + (level - 1) * unit
+    else:  # a map that is the same everywhere is nowhere above half its height
+        least = min(half_height(values), float(np.nextafter(values.max(), np.float32(-np.inf))))
+    return find_regions(values, least, min_area=min_area, threshold=threshold, unit=unit)
 
 
 def enlarged(maps: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -280,7 +373,7 @@ def opacity(found: Explanation) -> np.ndarray:
 
 
 def overlay(found: Explanation) -> np.ndarray:
-    """Lay the map over its picture, in one colour, so that the picture still shows.
+    """Lay the map over its picture in warm colours, at most 40 % of them, and outline the regions.
 
     Parameters
     ----------
@@ -293,8 +386,10 @@ def overlay(found: Explanation) -> np.ndarray:
         Of the size of `Explanation.picture`: in the proportions of the image as it was given.
     """
     height, width = found.picture.shape[:2]
-    alpha = 0.7 * enlarged(torch.from_numpy(opacity(found))[None], (height, width))[0].numpy()[..., None]
-    return np.rint((1 - alpha) * found.picture + alpha * np.array(COLOUR, np.float32)).astype(np.uint8)
+    shares = enlarged(torch.from_numpy(opacity(found))[None], (height, width))[0].numpy()
+    alpha = FILL * shares[..., None]
+    tinted = np.rint((1 - alpha) * found.picture + alpha * warm(shares)).astype(np.uint8)
+    return outlined(tinted, found.outlines((height, width)))
 
 
 def as_uint8(image: torch.Tensor) -> np.ndarray:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .data import datasets, images
+from .data import datasets, images, layouts
 from .data.listing import SUFFIXES, LeftOut, list_images, say_left_out
 from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, warn
+from .explanation import moved_offset
 from .files import model_file
 from .files.header import LEFT_OUT
 from .session import Session
 from .settings import RULES
+from .support import FittedSupport
 
 # scikit-learn takes a second to import, and what scores images with a model does without.
 if TYPE_CHECKING:
@@ -38,14 +40,21 @@ def fit_on(support: Sequence[Any], settings: dict[str, Any]) -> DualDistillation
 def open_detector(
     paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
 ) -> tuple[DualDistillationDetector, Sequence[Path]]:
-    """Load the model that is named first, or fit on the support; and return the paths that are to be looked at."""
-    model = _model(paths, support)
-    if model is None:
-        return fit_on([item for item, _ in list_given(support or ()).items], settings), paths
-    from .detector import DualDistillationDetector
+    """Load the model that is named first, or fit on the support; and return the paths that are to be looked at.
 
-    det = DualDistillationDetector.load(model, weights=settings["weights"])
-    return det.set_params(n_jobs=settings.get("n_jobs"), verbose=settings["verbose"]), paths[1:]
+    Of the settings, "threshold" is where its threshold is moved to, as `relative_score` has it.
+    """
+    model = _model(paths, support)
+    parameters = {name: value for name, value in settings.items() if name != "threshold"}
+    if model is None:
+        det = fit_on([item for item, _ in list_given(support or ()).items], parameters)
+    else:
+        from .detector import DualDistillationDetector
+
+        det = DualDistillationDetector.load(model, weights=settings["weights"])
+        det.set_params(n_jobs=settings.get("n_jobs"), verbose=settings["verbose"])
+    det.fitted_ = _moved(det.fitted_, settings)
+    return det, paths if model is None else paths[1:]
 
 
 def open_session(
@@ -59,7 +68,13 @@ def open_session(
         det, given = open_detector(paths, support, settings)
         return det.session(), given
     of_here = {"n_jobs": settings.get("n_jobs"), "memory": None, "verbose": settings["verbose"]}
-    return Session(model_file.load(model, of_here, weights=settings["weights"])), paths[1:]
+    return Session(_moved(model_file.load(model, of_here, weights=settings["weights"]), settings)), paths[1:]
+
+
+def _moved(fitted: FittedSupport, settings: dict[str, Any]) -> FittedSupport:
+    """Move the threshold of a fitted state, where that is asked for."""
+    threshold = settings.get("threshold", 1.0)
+    return fitted if threshold == 1 else fitted.with_offset(moved_offset(threshold, fitted.offset))
 
 
 def _model(paths: Sequence[Path], support: Sequence[Path] | None) -> Path | None:
@@ -130,12 +145,15 @@ def list_given(paths: Sequence[Path]) -> Listed:
 def list_labelled(paths: Sequence[Path]) -> tuple[list[Any], list[int] | None, LeftOut]:
     """List images, and their labels where a single folder is laid out as `load_folder` expects it."""
     root = paths[0]
-    if len(paths) > 1 or not any((root / good).is_dir() for good in ("good", "test/good")):
+    if len(paths) > 1 or not root.is_dir() or not layouts.is_labelled(root):
         listed = list_given(paths)
         return [item for item, _ in listed.items], None, listed.left_out
     folder = datasets.load_folder(root, on_error="skip")
     labels = {path: label for path, label, train in zip(folder.paths, folder.y, folder.train, strict=True) if not train}
-    left_out = [*folder.skipped, *((path, "to fit on, in train/") for path in folder.paths if path not in labels)]
+    left_out = [
+        *folder.skipped,
+        *((path, "a training image") for path in folder.paths if path not in labels),
+    ]
     for line in say_left_out(left_out):
         warn(line, ImageSkippedWarning)
     items = images.frames(labels)

@@ -1,4 +1,4 @@
-"""Model selection with few images: K-shot splits, and a scorer that needs no anomalous image."""
+"""Model selection with few images: K-shot splits, scorers of anomalies, and one that needs no anomalous image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.metrics import average_precision_score, f1_score, make_scorer
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, column_or_1d
@@ -95,6 +96,17 @@ class KShotSplit(BaseCrossValidator):
         for _ in range(self.n_splits):
             train = np.sort(rng.choice(normal, self.n_shots, replace=False))
             yield train, np.setdiff1d(np.arange(len(labels)), train)
+
+
+def _average_precision(y_true: Any, decision: np.ndarray) -> float:
+    return float(average_precision_score(np.asarray(y_true) == -1, -decision))
+
+
+# With scikit-learn's "f1" and "average_precision" the normal images, labelled +1, are the positive class.
+anomaly_f1 = make_scorer(f1_score, pos_label=-1, zero_division=0.0)
+anomaly_f1.__doc__ = "F1 at the threshold, the anomaly being the positive class; 0 where nothing is called anomalous."
+anomaly_average_precision = make_scorer(_average_precision, response_method="decision_function")
+anomaly_average_precision.__doc__ = "Average precision of the scores, the anomaly being the positive class."
 
 
 class SyntheticAnomalyScorer(BaseEstimator):

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
-from sklearn.metrics import roc_auc_score
+from PIL import Image, features
 from sklearn.utils.validation import check_consistent_length
 from tqdm.auto import tqdm
 
 from . import __version__
 from .data import images
+from .data.geometry import Geometry
 from .data.listing import LeftOut
+from .drawing import CONTOUR, FILL, WARM, warm
 from .exceptions import ImageError
 from .explanation import as_uint8, opacity, relative_score
 from .files import checkpoints
+from .report_curves import Curves, curves
 from .session import Session
-from .settings import Settings
 from .support import FittedSupport
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 # Less than an image takes up in any report, bytes: a disk with less room is refused at once.
 _LEAST = 2000
 _QUALITY = 80
+# Of a map's opacity.
+_STEPS = 64
+# Contours are in this part of a pixel, so that they need no decimal points.
+_TENTHS = 10
 
 
 def write_report(
@@ -50,11 +55,12 @@ def write_report(
     max_side: int | None = 640,
     progress: bool = False,
     left_out: LeftOut | None = None,
+    moved: float = 1.0,
 ) -> list[tuple[str, str]]:
     """Score images and write a report to look through: one HTML file that needs no network.
 
-    It shows the images, most anomalous first, under their anomaly maps, with a slider for the threshold, a histogram
-    of the scores, and for each image where the support has what is most like its hottest spot.
+    It shows each image, its anomaly map and the normal image that counted most side by side; a histogram of the scores
+    with a threshold to drag, and the command line's flag for it; and marks, normal or anomalous, to set and to export.
 
     Parameters
     ----------
@@ -65,7 +71,8 @@ def write_report(
     out : path
         The file to write, in a folder that exists. It is there whole, or not at all.
     y : array-like of shape (n_samples,), optional
-        +1 normal, -1 anomalous, 0 not known. With it the report tells sensitivity and specificity at any threshold.
+        +1 normal, -1 anomalous, 0 not known. With it the report tells sensitivity and specificity at any threshold, and
+        draws the ROC and the precision-recall curve.
     title : str, optional
         By default "Anomaly report".
     force : bool, default=False
@@ -77,6 +84,9 @@ def write_report(
         Whether to show a progress bar.
     left_out : list of (path, str), optional
         Files that were not to be scored, and why; the report lists them.
+    moved : float, default=1
+        What the threshold of the model's file was multiplied by (`--threshold`): the flag for the command line counts
+        from there.
 
     Returns
     -------
@@ -97,8 +107,9 @@ def write_report(
     Notes
     -----
     Scores are those of `explanation.relative_score`: 1 is the detector's threshold, high = anomalous. An image takes up
-    10 to 100 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
-    image's `level`, which its hottest places are above where it is called anomalous.
+    4 to 80 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
+    image's `level`, which its hottest places are above where it is called anomalous. Its regions are outlined. The file
+    names the images by the paths that were given.
     """
     size = None if max_side is None else images.FigureSize(max_side)
     items = images.as_items(paths)
@@ -110,9 +121,10 @@ def write_report(
     records, unreadable = _collect(session, items, _names(items), labels, size, progress)
     if not records:
         raise ImageError(f"None of the {len(items)} files could be read: {' '.join(unreadable[0])}")
-    data = _data(session.fitted, records, unreadable, title, labels is not None)
+    drawn = curves(*(np.array([record[key] for record in records]) for key in ("label", "score")))
+    data = _data(session.fitted, records, unreadable, title, labels is not None, drawn, moved)
     data["left_out"] = [[str(path), reason] for path, reason in left_out or ()]
-    checkpoints.write_atomically(out, _document(data).encode("utf-8", "replace"))
+    checkpoints.write_atomically(out, _document(data, drawn.svg if drawn else "").encode("utf-8", "replace"))
     return unreadable
 
 
@@ -153,6 +165,7 @@ def _collect(
     for i, explanation in tqdm(found, total=len(items), desc="report", disable=not progress):
         records.append({
             "name": names[i],
+            "path": images.label(items[i], i),
             "label": 0 if labels is None else int(labels[i]),
             **_shown(explanation.picture),
             "score": float(relative_score(explanation.score, session.fitted.offset)),
@@ -169,7 +182,8 @@ def _explained(found: Explanation) -> dict[str, Any]:
     """Encode an explanation, so that its arrays need not be kept."""
     match = found.matches
     return {
-        "map": _mask(found),
+        "map": _heat(found),
+        "contour": _contour(found),
         "hot": _box(found.hot_box),
         "weights": [round(float(weight), 4) for weight in found.support_weights],
         "support": int(found.support_index),
@@ -186,24 +200,31 @@ def _box(box: Box | None) -> list[float] | None:
 def _shown(picture: np.ndarray) -> dict[str, Any]:
     """Encode a picture; its size is told too, so that nothing moves when it appears."""
     height, width = picture.shape[:2]
-    return {"picture": _jpeg(picture), "aspect": round(width / height, 4), "size": [height, width]}
+    return {"picture": _encoded(picture), "aspect": round(width / height, 4), "size": [height, width]}
 
 
-def _jpeg(pixels: np.ndarray) -> str:
-    picture = Image.fromarray(pixels)
-    if (pixels == pixels[..., :1]).all():
-        picture = picture.convert("L")
+def _encoded(pixels: np.ndarray) -> str:
+    """Encode a picture as WebP, which takes up half of what JPEG does; as JPEG where Pillow was built without."""
+    kind = "webp" if features.check("webp") else "jpeg"
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_QUALITY, optimize=True)
-    return _url("jpeg", file)
+    Image.fromarray(pixels).save(file, kind, quality=_QUALITY)
+    return _url(kind, file)
 
 
-def _mask(found: Explanation) -> str:
-    """Make a map the transparency of the colour that is laid over the image."""
-    alpha = Image.fromarray(np.rint(255 * opacity(found)).astype(np.uint8))
+def _heat(found: Explanation) -> str:
+    """Draw a map in warm colours, more or less opaque; a palette takes up little."""
+    steps = np.linspace(0, 1, _STEPS)
+    picture = Image.fromarray(np.rint(opacity(found) * (_STEPS - 1)).astype(np.uint8), "P")
+    picture.putpalette(np.rint(warm(steps)).astype(np.uint8).tobytes())
     file = io.BytesIO()
-    Image.merge("LA", (Image.new("L", alpha.size), alpha)).save(file, "PNG", optimize=True)
+    picture.save(file, "PNG", optimize=True, transparency=np.rint(255 * steps).astype(np.uint8).tobytes())
     return _url("png", file)
+
+
+def _contour(found: Explanation) -> str:
+    """Outline the regions, as an SVG path in parts of a pixel of the picture."""
+    outlines = (np.rint(one * _TENTHS).astype(int).tolist() for one in found.outlines(found.picture.shape[:2]))
+    return "".join("M" + "L".join(f"{x} {y}" for y, x in corners) + "Z" for corners in outlines)
 
 
 def _url(kind: str, file: io.BytesIO) -> str:
@@ -216,22 +237,25 @@ def _data(
     unreadable: list[tuple[str, str]],
     title: str | None,
     labelled: bool,
+    drawn: Curves | None,
+    moved: float,
 ) -> dict[str, Any]:
     """Put together what the template's script reads."""
     n_support = len(records[0]["weights"])
-    known = [(record["label"], -record["score"]) for record in records if record["label"]]
-    auroc = float(roc_auc_score(*zip(*known, strict=True))) if len({label for label, _ in known}) == 2 else None
     settings, evidence = fitted.settings, fitted.evidence
     return {
         "title": title or "Anomaly report",
-        "summary": f"{_number(len(records), 'image')}, most anomalous first; "
-        f"judged by {_number(n_support, 'normal image')}.",
+        "summary": f"{_number(len(records), 'image')}, judged by {_number(n_support, 'normal image')}.",
         "labelled": labelled,
-        "auroc": auroc,
+        "moved": moved,
+        "auroc": drawn and drawn.auroc,
+        "average_precision": drawn and drawn.average_precision,
+        "colours": {"warm": WARM, "contour": CONTOUR, "fill": round(100 * FILL), "scale": _TENTHS},
         "detector": [
             ["fewshot_ad", __version__],
             ["Teacher", f"{settings.backbone}, {fitted.teacher_fingerprint[:12]}"],
-            ["Image size", _image_size(settings)],
+            ["Image size", _image_size(fitted.geometry)],
+            ["Layers", ", ".join(map(str, fitted.layers.numbers))],
             ["Evidence", evidence if isinstance(evidence, str) else ", ".join(evidence)],
             ["lambda", f"{fitted.lam:g}"],
             ["offset_", f"{fitted.offset:.6g}"],
@@ -239,24 +263,23 @@ def _data(
         "names": _names(fitted.names),
         # As the detector saw them, where it still holds them.
         "support": fitted.images and [_shown(as_uint8(image)) for image in fitted.images],
+        "reference": relative_score(fitted.scores, fitted.offset).tolist(),
         "images": sorted(records, key=lambda record: -record["score"]),
         "unreadable": unreadable,
     }
 
 
-def _image_size(settings: Settings) -> str:
-    size = settings.image_size
-    height, width = size if isinstance(size, tuple) else (size, size)
-    if isinstance(size, tuple) or settings.aspect == "square":
-        return f"{height} x {width} px"
-    return f"own proportions, area of {height} x {width} px"
+def _image_size(geometry: Geometry) -> str:
+    if geometry.fixed is not None:
+        return f"{geometry.fixed[0]} x {geometry.fixed[1]} px"
+    return f"own proportions, area of {geometry.image_size} x {geometry.image_size} px"
 
 
 def _number(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def _document(data: dict[str, Any]) -> str:
+def _document(data: dict[str, Any], svg: str) -> str:
     """Fill the template; its policy lets no script or style run but its own."""
     template = resources.files(__package__).joinpath("templates", "report.html").read_text("utf-8")
 
@@ -271,6 +294,7 @@ def _document(data: dict[str, Any]) -> str:
         "title": html.escape(data["title"]),
         "style-hash": allowed("style"),
         "script-hash": allowed("script"),
+        "curves": svg,
         "data": embedded,
     }
     return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: values[match[1]], template)

@@ -6,19 +6,22 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from .data import images, views
+from .data.labels import read_normal
 from .data.rows import Table, read_rows
-from .exceptions import ImageError, warn
-from .explanation import Explanation, Gallery, enlarged, explain, highest
+from .exceptions import ImageError
+from .explanation import Explanation, Gallery, enlarged, explain, regions_in
 from .method.features import in_batches
 from .method.scoring import Read, Scorer
+from .regions import Region, check_options
 from .runtime import Runtime, in_own_torch_state, is_out_of_memory, own_torch_state, resolve_runtime
+from .scored import Scored, failed, scored
 from .settings import Settings, check
 from .support import FittedSupport, find_teacher
 from .threads import computed, count_workers, one_thread
@@ -31,39 +34,6 @@ _WINDOW = 2**20
 _SHOWN = images.FigureSize()
 _Result = TypeVar("_Result")
 OnError = str | Callable[[int, ImageError], None]
-
-
-class Scored(NamedTuple):
-    """What came of one image.
-
-    Attributes
-    ----------
-    path : str
-        What the image is called.
-    score : float
-        As `score_samples` gives it, high = normal; NaN for an unreadable image.
-    decision : float
-        `score` less the threshold: below 0 = anomaly.
-    hot_spot : tuple of (int, int), or None
-        Row and column of the highest place of the map, its border faded as in the score; in the pixels of the image as
-        it was given, upright.
-    map : numpy.ndarray of shape (H, W), float32, or None
-        As `anomaly_map` gives it, where maps were asked for.
-    error : str or None
-        Why the image has no score.
-    """
-
-    path: str
-    score: float
-    decision: float
-    hot_spot: tuple[int, int] | None
-    map: np.ndarray | None
-    error: str | None
-
-    @property
-    def label(self) -> int:
-        """+1 for a normal image; -1 for an anomalous one, and for one that is not known to be normal."""
-        return 1 if self.decision >= 0 else -1
 
 
 def split_input(
@@ -97,70 +67,6 @@ def split_input(
     if settings.value_range is None:
         options.update(value_range=table.value_range, margin=_ROW_MARGIN)
     return list(rows), options, table
-
-
-def read_normal(
-    items: Sequence[Any], y: Any, on_error: OnError, options: dict[str, Any], *, rows: bool = False
-) -> tuple[list[torch.Tensor], list[int]]:
-    """Read the images that are not labelled anomalous.
-
-    Parameters
-    ----------
-    items : sequence
-    y : array-like of shape (n,), or None
-        +1 for normal, -1 for anomalous images.
-    on_error : {"raise", "skip"} or callable
-    options : dict
-        For `images.load_each`.
-    rows : bool, optional
-        Whether the items are rows of a table. scikit-learn hands a detector of rows any y, and does not mean it.
-
-    Returns
-    -------
-    images : list of torch.Tensor
-        (3, H, W) each, in [0, 1].
-    places : list of int
-        Of each in `items`.
-
-    Raises
-    ------
-    ValueError
-        Other labels, or none that is +1.
-    ImageError
-        An image cannot be read.
-    """
-    chosen = list(range(len(items)))
-    if y is not None:
-        from sklearn.utils.validation import check_consistent_length
-
-        check_consistent_length(items, y)
-        chosen = np.flatnonzero(_is_normal(np.asarray(y).ravel(), rows)).tolist()
-        if not chosen:
-            raise ValueError("y labels every image -1: no normal image is left to fit on.")
-    read = images.load_each(items, on_error, only=chosen, **options)
-    loaded = [(i, one.image) for i, one in read if one is not None]
-    if not loaded:
-        raise ImageError(f"None of the {len(chosen)} images could be read: there is nothing to fit on.")
-    return [image for _, image in loaded], [i for i, _ in loaded]
-
-
-def _is_normal(labels: np.ndarray, rows: bool) -> np.ndarray:
-    known = np.isin(labels, (-1, 1)) if labels.dtype.kind in "iuf" else np.zeros(len(labels), bool)
-    if labels.dtype.kind == "O":
-        known = np.array([type(label) is not bool and label in (-1, 1) for label in labels])
-    if known.all():
-        return labels == 1
-    shown = np.unique(labels[~known].astype(str))[:5].tolist()
-    if not (rows and labels.dtype.kind in "iuf"):
-        raise ValueError(
-            f"Unknown label type: y has the labels {', '.join(shown)}; accepted are +1 for normal and -1 for anomalous "
-            "images. Write numpy.where(is_normal, 1, -1), or leave y out if all images are normal."
-        )
-    warn(
-        f"y has the labels {', '.join(shown)}, and was not used: all rows are fitted on. Pass +1 for normal and -1 for "
-        "anomalous rows."
-    )
-    return np.ones(len(labels), bool)
 
 
 class Session:
@@ -224,6 +130,15 @@ class Session:
         missing = np.full(shapes.pop() if len(shapes) == 1 else self.fitted.geometry.usual, np.nan, np.float32)
         return together([missing if one is None else one for one in maps])
 
+    def regions(self, X: Any, min_area: float = 0, level: float | None = None) -> list[list[Region] | None]:
+        """Find where images are anomalous; see `DualDistillationDetector.regions`."""
+        check_options(min_area, level)
+
+        def find(scorer: Scorer, one: Read, loaded: images.Loaded) -> list[Region] | None:
+            return regions_in(scorer, one, loaded, self.fitted.offset, min_area, level)
+
+        return self._collect(X, find, None)
+
     def support_weights(self, X: Any) -> np.ndarray:
         """Tell how much each support image counted, (n_samples, K) float64; rows sum to 1."""
         nothing = np.full(len(self.fitted.names), np.nan)
@@ -239,6 +154,13 @@ class Session:
             for row, result in self._each(items, self.settings.on_error, options, reduce):
                 results[row] = result
         return results
+
+    def each(
+        self, X: Any, on_error: OnError, reduce: Callable[[Scorer, Read, images.Loaded], _Result]
+    ) -> Iterator[tuple[int, _Result]]:
+        """Reduce what is read of each image; in their order, each with its place in X. Unreadable ones are left out."""
+        items, options = self.items(X)
+        return in_own_torch_state(self._each(items, on_error, options, reduce))
 
     def _each(
         self,
@@ -320,7 +242,7 @@ class Session:
 
         return in_own_torch_state(self._each(items, on_error, options, reduce))
 
-    def score_each(self, X: Any, *, maps: bool = False, keep: bool = False) -> Iterator[Scored]:
+    def score_each(self, X: Any, *, maps: bool = False, keep: bool = False, regions: bool = False) -> Iterator[Scored]:
         """Score images one after the other, and tell of each that cannot be read why, whatever `on_error` is.
 
         Parameters
@@ -331,6 +253,8 @@ class Session:
         keep : bool, optional
             Once some images are scored: whether those that memory does not suffice for have an error, instead of
             ending everything.
+        regions : bool, optional
+            Whether regions are wanted.
 
         Yields
         ------
@@ -338,29 +262,25 @@ class Session:
             In the order of X.
         """
         items, options = self.items(X)
-        return in_own_torch_state(self._score_each(items, options, maps, keep))
+        return in_own_torch_state(self._score_each(items, options, keep, maps=maps, regions=regions))
 
-    def _score_each(self, items: Sequence[Any], options: dict[str, Any], maps: bool, keep: bool) -> Iterator[Scored]:
+    def _score_each(
+        self, items: Sequence[Any], options: dict[str, Any], keep: bool, **wanted: bool
+    ) -> Iterator[Scored]:
         names = [images.label(item, i) for i, item in enumerate(items)]
         errors: dict[int, str] = {}
         done = 0
 
-        def failed(end: int) -> Iterator[Scored]:
-            for i in range(done, end):
-                yield Scored(names[i], np.nan, np.nan, None, None, errors[i])
+        def left(end: int) -> Iterator[Scored]:
+            return (failed(names[i], errors[i]) for i in range(done, end))
 
-        def reduce(scorer: Scorer, one: Read, image: images.Loaded) -> tuple[float, tuple[int, int], np.ndarray | None]:
-            fused, score = scorer.fuse(one.evidence)[0], -float(scorer.judge(one.evidence)[0])
-            row, column = highest(scorer.reduction.fade(fused).numpy())
-            # The middle of that pixel, in those of the image as it was given.
-            spot = int((row + 0.5) / len(fused) * image.height), int((column + 0.5) / fused.shape[1] * image.width)
-            return score, spot, fused.numpy().astype(np.float32) if maps else None
+        def reduce(scorer: Scorer, one: Read, image: images.Loaded) -> Scored:
+            return scored(names[image.index], scorer, one, image, self.fitted.offset, **wanted)
 
         try:
-            read = self._each(items, lambda i, error: errors.update({i: str(error)}), options, reduce)
-            for row, (score, spot, shown) in read:
-                yield from failed(row)
-                yield Scored(names[row], score, score - self.fitted.offset, spot, shown, None)
+            for row, found in self._each(items, lambda i, error: errors.update({i: str(error)}), options, reduce):
+                yield from left(row)
+                yield found
                 done = row + 1
         except (RuntimeError, MemoryError) as error:
             if not keep or not done or not is_out_of_memory(error):
@@ -368,7 +288,7 @@ class Session:
             for i in range(done, len(items)):
                 said = f"{names[i]} was not scored: memory ran out. Score it again with more memory free."
                 errors.setdefault(i, said)
-        yield from failed(len(items))
+        yield from left(len(items))
 
     def synthetic_auroc(self, X: Any, y: Any, n_views: int, rng: np.random.Generator) -> float:
         """Compute the AUROC between views of normal images and the same views, corrupted (`SyntheticAnomalyScorer`)."""

@@ -89,6 +89,10 @@ def _is_blocks(value: Any) -> bool:
     return whole and value[0] > 0 and (value[1] > 0 or value[2] == 0)
 
 
+def _is_layers(value: Any) -> bool:
+    return _is_sequence(value) and bool(value) and all(integer(0).holds(n) for n in value)
+
+
 def _is_size(value: Any) -> bool:
     return _is_sequence(value) and len(value) == 2 and all(integer(8).holds(n) for n in value)
 
@@ -141,7 +145,10 @@ class Settings:
 
     backbone: Annotated[str, Rule(lambda v: isinstance(v, str) and bool(v), "'compact' or the name of a timm network")]
     weights: Annotated[str | os.PathLike[str] | None, either(NOTHING, PATH)]
-    image_size: Annotated[int | tuple[int, int], either(integer(8), Rule(_is_size, "(H, W), two such integers"))]
+    layers: Annotated[str | tuple[int, ...], either(one_of("auto", "last"), Rule(_is_layers, "a tuple of integers"))]
+    image_size: Annotated[
+        str | int | tuple[int, int], either(_AUTO, integer(8), Rule(_is_size, "(H, W), two such integers"))
+    ]
     aspect: Annotated[str, one_of("keep", "square")]
     student: Annotated[str, one_of("decoder", "encoder")]
     decoder_blocks: Annotated[tuple[int, int, int], _BLOCKS]
@@ -151,7 +158,10 @@ class Settings:
     sharpness: Annotated[float, number(0)]
     loss: Annotated[str, one_of("position", "flattened")]
     evidence: Annotated[str | tuple[str, ...] | dict[str, float], either(_AUTO, _EVIDENCE)]
+    student_weight: Annotated[float | None, either(NOTHING, number(0))]
+    embedding_weight: Annotated[float | None, either(NOTHING, number(0))]
     aggregation: Annotated[str | float, either(one_of("max", "mean"), number(0, 1, open_low=True))]
+    upsampling: Annotated[str, one_of("half_pixel", "align_corners")]
     blur_sigma: Annotated[float, number(0, 10_000)]
     border_weight: Annotated[float, number(0, 1)]
     contrast: Annotated[float, number(0, 1)]
@@ -161,6 +171,7 @@ class Settings:
     tol: Annotated[float, number(0)]
     augment: Annotated[bool, YES_OR_NO]
     max_patches: Annotated[int, integer(1)]
+    n_support: Annotated[int | None, either(NOTHING, integer(1))]
     contamination: Annotated[str | float, either(_AUTO, number(0, 0.5, open_low=True))]
     image_shape: Annotated[tuple[int, ...] | None, either(NOTHING, Rule(_is_shape, "(H, W), (H, W, 1) or (H, W, 3)"))]
     value_range: Annotated[tuple[float, float] | None, either(NOTHING, WINDOW)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +14,18 @@ from .data import views
 from .data.geometry import Geometry
 from .data.rows import Table
 from .exceptions import WeightsNotFoundError
+from .history import Addition
 from .method import calibration
+from .method.calibration import Calibration, Predictive
 from .method.coreset import Patches
 from .method.duplicates import alike, near_duplicates, one_of_each
-from .method.evidence import kinds, needs_student, parse_evidence
+from .method.evidence import kinds, needs_student, parse_evidence, weights_of_parts
 from .method.features import FeatureExtractor, image_hash
-from .method.memory import describe_support, prepare_memory, show_support
+from .method.layers import N_SCALES, Layers
+from .method.memory import Description, describe_support, prepare_memory, show_support
 from .method.reduction import Reduction
 from .method.scoring import Evidence, Expert, Memory, Scorer
+from .method.subspace import Subspaces, find_subspaces
 from .method.teacher import Backbone
 from .method.teachers import load_teacher
 from .runtime import Runtime
@@ -29,17 +33,12 @@ from .settings import Settings
 from .threads import one_thread
 
 _HELD_OUT_VIEWS = 2
-# A support image that reads so many times the median of all is named in a warning. On eleven tasks, four images: in 1
-# of 33 draws of normal ones, and for 1 of 8 anomalous ones among three normal (docs/experiments.md).
-_ODD = 2.5
 # What lam="auto" chooses from, by so many views of each support image; what it trains with, and stays with unless the
 # AUROC of another is larger by the margin: smaller differences are of the few views (docs/experiments.md).
 _LAMS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _SYNTHETIC_VIEWS = 4
 USUAL_LAM = 0.1
 _LAM_MARGIN = 0.15
-# Values of an image that differ by less were one value before it was resized.
-_ONE_VALUE = 1e-5
 # Patches of the support among which its images look for near-duplicates.
 _COMPARED = 32_768
 # A cosine of float32 tells no smaller angle from none, and what is divided by less would be rounding, enlarged.
@@ -66,6 +65,10 @@ class FittedSupport:
         The teacher's patches that are kept of the support and its views.
     embeddings : torch.Tensor or None
         (K, views, channels): pooled embeddings of the support and its views.
+    subspaces : Subspaces or None
+        Those that the support's patches span, of all images and without each.
+    layers : Layers
+        The teacher's layers that were taken.
     experts : tuple of Expert
         The students.
     evidence : str, tuple of str, or dict
@@ -90,6 +93,14 @@ class FittedSupport:
         What was noted of the columns, where rows were fitted on.
     held_out_seed : int
         Of the views that scales are measured on.
+    predictive : Predictive
+        What a further normal image is expected to read, by the support alone.
+    calibration : Calibration or None
+        What the threshold comes of, where it was calibrated on fresh images.
+    calibration_images : pair of tuples of torch.Tensor, or None
+        Those, normal and anomalous; None where they are too many to be kept, or a file did not hold them.
+    history : tuple of Addition
+        What `fewshot-ad update` added since the fit.
     """
 
     settings: Settings
@@ -99,6 +110,8 @@ class FittedSupport:
     images: tuple[torch.Tensor, ...] | None
     patches: Patches | None
     embeddings: torch.Tensor | None
+    subspaces: Subspaces | None
+    layers: Layers
     experts: tuple[Expert, ...]
     evidence: str | tuple[str, ...] | dict[str, float]
     lam: float
@@ -111,6 +124,10 @@ class FittedSupport:
     teacher_fingerprint: str
     table: Table | None
     held_out_seed: int
+    predictive: Predictive
+    calibration: Calibration | None = None
+    calibration_images: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None = None
+    history: tuple[Addition, ...] = ()
     # By runtime: the memory on its device, and the teacher, which lives as long as this.
     _prepared: dict[Runtime, tuple[Memory, Backbone]] = field(default_factory=dict, init=False, repr=False)
 
@@ -123,7 +140,8 @@ class FittedSupport:
         """Make what scores, on the device of the teacher; the memory is prepared once for each runtime."""
         runtime = extract.runtime
         if runtime not in self._prepared:
-            memory = prepare_memory(self.experts, self.patches, self.embeddings, len(self.names), runtime)
+            held = self.patches, self.embeddings, self.subspaces
+            memory = prepare_memory(self.experts, *held, len(self.names), runtime)
             self._prepared[runtime] = memory, extract.teacher
         weights = _weights(self.evidence, self.lam, self.scales)
         return Scorer(extract, self._prepared[runtime][0], weights, self.reduction)
@@ -131,6 +149,14 @@ class FittedSupport:
     def exclude(self, batch: Iterable[torch.Tensor]) -> torch.Tensor:
         """Mark the support images that each of N images is a copy of, and their near-duplicates, (N, K)."""
         return _copies(batch, self.hashes, self.groups)
+
+    def pvalue(self, scores: np.ndarray) -> np.ndarray:
+        """Tell how often normal images have such scores (high = normal), or lower ones."""
+        return (self.calibration or self.predictive).pvalue(scores)
+
+    def with_offset(self, offset: float) -> FittedSupport:
+        """Set the threshold by hand; what was calibrated is no more."""
+        return replace(self, offset=offset, offset_given=True, calibration=None, calibration_images=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is only prepared: it belongs to a device, and is made again."""
@@ -170,13 +196,19 @@ def find_teacher(
     """
     embedding = "embedding" in kinds(evidence) or (needs_student(evidence) and settings.student == "decoder")
     teacher, fingerprint = load_teacher(
-        settings.backbone, settings.image_size, settings.weights, embedding, runtime, settings.aspect == "square"
-    )
+        settings.backbone, settings.image_size, settings.weights, embedding, runtime, settings.aspect == "square",
+        settings.layers,
+    )  # fmt: skip
     if expected not in (None, fingerprint):
         raise WeightsNotFoundError(
             f"The weights of {settings.backbone!r} ({settings.weights or 'from the hub'}) are not those that this "
             f"detector was fitted with: fingerprint {fingerprint[:12]}, expected {str(expected)[:12]}. Set weights= to "
             "the file used then, or fit again."
+        )
+    if needs_student(evidence) and len(teacher.layers.numbers) < N_SCALES:
+        raise ValueError(
+            f"layers={settings.layers!r} was given, and evidence={evidence!r} needs a student, which imitates "
+            f"{N_SCALES} layers. Pass {N_SCALES} layers or more, or evidence=('patch', 'embedding')."
         )
     memory = settings.memory
     if memory is not None and not hasattr(memory, "cache"):
@@ -207,12 +239,10 @@ def build(
     settings : Settings
     support : sequence of torch.Tensor
         (3, H, W) each, in [0, 1].
-    names : sequence of str
-        What the images are called.
+    names, evidence, loss_curve, table, held_out_seed
+        See `FittedSupport`.
     experts : sequence of Expert
         Trained; their maps of the support are computed here.
-    evidence, loss_curve, table, held_out_seed
-        See `FittedSupport`.
     extract : FeatureExtractor
     fingerprint : str
         Of the teacher.
@@ -222,9 +252,13 @@ def build(
     FittedSupport
     """
     hashes = tuple(map(image_hash, support))
-    patches, embeddings = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches)
+    described = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches)
     shown = tuple(show_support(expert, support, extract) for expert in experts)
-    memory = prepare_memory(shown, patches, embeddings, len(support), extract.runtime)
+
+    def remember(found: Description, own: torch.Tensor) -> tuple[Memory, Subspaces | None]:
+        subspaces = None if found.moments is None else find_subspaces(found.moments, own)
+        held = found.patches, found.embeddings, subspaces
+        return prepare_memory(shown, *held, len(support), extract.runtime), subspaces
 
     held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(held_out_seed))
 
@@ -240,24 +274,30 @@ def build(
         # What stands for an image may be far from its like: all patches of the images as they are.
         whole = describe_support(support, extract, kinds(evidence), False, _COMPARED)
         extract.keep(held_out)
-        found = measure(prepare_memory(shown, *whole, len(support), extract.runtime), own)
+        found = measure(remember(whole, own)[0], own)
         of_views = found.of_views.reshape(len(support), -1).mean(1)
         ratios = np.divide(found.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
         groups = near_duplicates(may_be, ratios)
         own = _copies(support, hashes, groups)
+    memory, subspaces = remember(described, own)
     measured = measure(memory, own)
     scores = measured.scores
     scores.flags.writeable = False
     if own.any():
-        told = one_of_each(scores, groups) if settings.contamination == "auto" else scores
+        distinct = one_of_each(scores, groups)
+        told = distinct if settings.contamination == "auto" else scores
         offset = calibration.offset(told, settings.contamination)
+        predictive = calibration.predictive(distinct)
     else:  # no support image has another to be compared with: its changed views must do
         offset = calibration.offset(measured.of_views, settings.contamination, of_views=True)
+        predictive = calibration.predictive(measured.of_views, of_views=True)
     fitted = FittedSupport(
         settings=settings, names=tuple(names), hashes=hashes, geometry=extract.teacher.geometry, images=tuple(support),
-        patches=patches, embeddings=embeddings, experts=shown, evidence=evidence, lam=measured.lam,
+        patches=described.patches, embeddings=described.embeddings, subspaces=subspaces,
+        layers=extract.teacher.layers, experts=shown, evidence=evidence, lam=measured.lam,
         scales=measured.scales, scores=scores, groups=tuple(groups), offset=offset, offset_given=False,
         loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table, held_out_seed=held_out_seed,
+        predictive=predictive,
     )  # fmt: skip
     fitted._prepared[extract.runtime] = memory, extract.teacher
     return fitted
@@ -295,46 +335,15 @@ def _measure(
         read = [plain.read_all(batch, others) for batch in (normal, corrupted)]
         found = {}
         for candidate in sorted(_LAMS, key=lambda one: abs(np.log(one / USUAL_LAM))):
-            of_lam = scorer(candidate, _scales(evidence, candidate, plain, read[0]))
+            of_lam = scorer(candidate, _scales(settings, evidence, candidate, plain, read[0]))
             scored = torch.cat([of_lam.score(e) for e in read]).numpy()
             found[candidate] = roc_auc_score(np.repeat([0, 1], len(normal)), scored)
         best = max(found, key=lambda one: found[one])
         lam = best if found[best] > found[USUAL_LAM] + _LAM_MARGIN else USUAL_LAM
-    scales = _scales(evidence, lam, plain, of_views)
+    scales = _scales(settings, evidence, lam, plain, of_views)
     final = scorer(lam, scales)
     read_again = final.score(final.read_all(support, own)), final.score(of_views)
     return _Measured(lam, scales, *(-scores.double().numpy() for scores in read_again))
-
-
-def doubts(fitted: FittedSupport) -> Iterator[str]:
-    """Say what about a support should make its user doubt the threshold, or an image of it."""
-    guess = ": how much normal images differ cannot be seen, and thresholds are guesses."
-    k, images = len(fitted.hashes), fitted.images
-    if k == 1:
-        yield f"The support is a single image{guess}"
-    elif len(set(fitted.hashes)) == 1:
-        yield f"All {k} support images are the same{guess}"
-    elif len(set(fitted.groups)) < k:
-        twins = [[n for n, group in zip(fitted.names, fitted.groups, strict=True) if group == g] for g in fitted.groups]
-        named = "; ".join(dict.fromkeys(" and ".join(names[:5]) for names in twins if len(names) > 1))
-        end = guess if len(set(fitted.groups)) == 1 else ". They count as one for the threshold; pass different images."
-        yield f"{named} are nearly the same image{end}"
-    # A row of a table may well be of one value, or be one value.
-    shown = () if images is None or fitted.table is not None else images
-    constant = [i for i, image in enumerate(shown) if (image.amax((1, 2)) - image.amin((1, 2))).max() < _ONE_VALUE]
-    if constant:
-        yield (
-            f"{fitted.names[constant[0]]}"
-            + (f" and {len(constant) - 1} more of {k} support images have" if len(constant) > 1 else " has")
-            + " one value at every pixel: scores say little of what is normal. Check the image, and value_range."
-        )
-    middle = np.median(fitted.scores)
-    for i in np.flatnonzero(fitted.scores < _ODD * middle) if k > 2 and middle < 0 else ():
-        yield (
-            f"{fitted.names[i]} looks unlike the rest of the support: it reads {fitted.scores[i] / middle:.1f} "
-            "times as anomalous as the middle one. If it is not normal, fit without it: what looks like it passes "
-            "for normal."
-        )
 
 
 def training_lam(settings: Settings) -> float:
@@ -343,8 +352,8 @@ def training_lam(settings: Settings) -> float:
 
 
 def _reduction(settings: Settings) -> Reduction:
-    final = float(settings.blur_sigma), float(settings.border_weight), float(settings.contrast)
-    return Reduction(settings.aggregation, *final)
+    sigma, border = float(settings.blur_sigma), float(settings.border_weight)
+    return Reduction(settings.aggregation, sigma, border, float(settings.contrast), settings.upsampling)
 
 
 def _weights(
@@ -361,11 +370,16 @@ def _copies(batch: Iterable[torch.Tensor], hashes: Sequence[str], groups: Sequen
 
 
 def _scales(
-    evidence: str | Sequence[str] | Mapping[str, float], lam: float, scorer: Scorer, normal: Sequence[Evidence]
+    settings: Settings,
+    evidence: str | Sequence[str] | Mapping[str, float],
+    lam: float,
+    scorer: Scorer,
+    normal: Sequence[Evidence],
 ) -> dict[str, float]:
-    """Compute what each kind of evidence is divided by, from that of normal images."""
+    """Compute what each kind of evidence is divided by, from that of normal images and the weight of its part."""
     weights, parts = parse_evidence(evidence, lam)
+    shares = weights_of_parts(parts, settings.student_weight, settings.embedding_weight)
     scales = dict.fromkeys(weights, 1.0)
-    for part, share in parts.items():
+    for part, share in shares.items():
         scales |= dict.fromkeys(part, max(scorer.mean_of(normal, part, weights), _LEAST_SCALE) / share)
     return scales

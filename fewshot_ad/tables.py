@@ -33,6 +33,9 @@ class Row(NamedTuple):
         Row and column of the map's hottest place, in pixels of the image as it was given.
     error : str or None
         Why the image could not be read.
+    regions : sequence of four integers each, or None
+        Boxes of the regions where the image is anomalous: top, left, bottom, right in its pixels. A table has their
+        number.
     """
 
     path: str
@@ -41,6 +44,7 @@ class Row(NamedTuple):
     label: int | None
     hot_spot: Sequence[int] | None
     error: str | None
+    regions: Sequence[Sequence[int]] | None = None
 
 
 class Table:
@@ -96,7 +100,7 @@ class Table:
     def write(self, row: Row) -> None:
         """Write a row."""
         spot = None if row.hot_spot is None else " ".join(map(str, row.hot_spot))
-        self._put(row._replace(hot_spot=spot))  # type: ignore[arg-type]
+        self._put(row._replace(hot_spot=spot, regions=_count(row.regions)))  # type: ignore[arg-type]
         self.rows.append(row)
 
     def _put(self, values: tuple[Any, ...]) -> None:
@@ -134,11 +138,19 @@ class Table:
     def _write_parquet(self) -> None:
         import pyarrow
 
-        kinds = ("string", "float64", "float64", "int64", pyarrow.list_(pyarrow.int64()), "string")
+        kinds = ("string", "float64", "float64", "int64", pyarrow.list_(pyarrow.int64()), "string", "int64")
         schema = pyarrow.schema(zip(Row._fields, kinds, strict=True))
         # Its text is UTF-8, which names of files need not be.
-        utf8 = [row._replace(path=_utf8(row.path), error=row.error and _utf8(row.error))._asdict() for row in self.rows]
+        utf8 = [
+            {**row._asdict(), "path": _utf8(row.path), "error": row.error and _utf8(row.error),
+             "regions": _count(row.regions)}
+            for row in self.rows
+        ]  # fmt: skip
         import_parquet().write_table(pyarrow.Table.from_pylist(utf8, schema), self.partial)
+
+
+def _count(regions: Sequence[Any] | None) -> int | None:
+    return None if regions is None else len(regions)
 
 
 def _utf8(text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import spoilt, stripes, write_random_weights
+from helpers import PROXIES, spoilt, stripes, write_random_weights
+from huggingface_hub import constants
 
 # Toy maps are too small to share between threads, and idle threads that wait for a busy core make them many times
 # slower.
@@ -66,3 +68,20 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def off_line(monkeypatch, tmp_path):
+    """An empty cache, no variable that says so, and nobody who knows an address."""
+
+    def fail(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    return tmp_path

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 # The hub's client reads it when it is imported: a test that needs the network must fail at once, not after its retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Variables that would lead a connection elsewhere.
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
 import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import build_model_with_cfg, register_model
+from timm.layers import LayerNorm
+from timm.models import build_model_with_cfg, eva, generate_default_cfgs, register_model, vision_transformer
 from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
 
 
 @register_model
@@ -23,6 +29,48 @@ def toy_resnet(pretrained: bool = False, **options) -> ResNet:
         "block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_width": 8, **options,
     }  # fmt: skip
     return build_model_with_cfg(ResNet, "toy_resnet", pretrained, **options)
+
+
+# timm takes what a network is of the module that registers it.
+default_cfgs = generate_default_cfgs({
+    "toy_dinov2.none": {"input_size": (3, 70, 70), "fixed_input_size": True},
+    "toy_dinov2_reg.none": {"input_size": (3, 70, 70), "fixed_input_size": True},
+    "toy_dinov3.none": {"input_size": (3, 64, 64), "fixed_input_size": True},
+})  # fmt: skip
+
+
+def _transformer(name: str, module, network: type, pretrained: bool, **options):
+    """Build a transformer as timm builds its own; its blocks count for more than freshly initialised ones do."""
+    return build_model_with_cfg(
+        network, name, pretrained, feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        pretrained_filter_fn=module.checkpoint_filter_fn, **{"num_heads": 3, "init_values": 0.5, **options},
+    )  # fmt: skip
+
+
+@register_model
+def toy_dinov2(pretrained: bool = False, **options) -> VisionTransformer:
+    """DINOv2's architecture in small: patches of 14 px, 12 blocks, a class token."""
+    options = {"patch_size": 14, "img_size": 70, "embed_dim": 96, "depth": 12, **options}
+    return _transformer("toy_dinov2", vision_transformer, VisionTransformer, pretrained, **options)
+
+
+@register_model
+def toy_dinov2_reg(pretrained: bool = False, **options) -> VisionTransformer:
+    """The same with four register tokens, and four blocks."""
+    options = {"patch_size": 14, "img_size": 70, "embed_dim": 24, "depth": 4, **options}
+    registers = {"reg_tokens": 4, "no_embed_class": True}
+    return _transformer("toy_dinov2_reg", vision_transformer, VisionTransformer, pretrained, **registers, **options)
+
+
+@register_model
+def toy_dinov3(pretrained: bool = False, **options) -> eva.Eva:
+    """DINOv3's architecture in small: patches of 16 px, 4 blocks, rotary positions, class and register tokens."""
+    options = {
+        "patch_size": 16, "img_size": 64, "dynamic_img_size": True, "embed_dim": 48, "depth": 4, "qkv_bias": False,
+        "rope_type": "dinov3", "rope_temperature": 100, "use_rot_pos_emb": True, "use_abs_pos_emb": False,
+        "rope_rotate_half": True, "use_fc_norm": False, "num_reg_tokens": 4, **options,
+    }  # fmt: skip
+    return _transformer("toy_dinov3", eva, eva.Eva, pretrained, norm_layer=partial(LayerNorm, eps=1e-5), **options)
 
 
 def write_random_weights(name: str, path: Path, seed: int = 0, **options) -> Path:

@@ -12,6 +12,7 @@ from fewshot_ad import DualDistillationDetector
 
 GOLDEN = Path(__file__).with_name("golden.json")
 EVIDENCE = ("ssd", "tsd", "patch", "embedding", "all")
+CASES = (*EVIDENCE, "paper")
 
 
 def compute() -> dict[str, dict[str, list[float]]]:
@@ -20,12 +21,18 @@ def compute() -> dict[str, dict[str, list[float]]]:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         weights = write_random_weights("toy_resnet", Path(folder, "toy.safetensors"))
-        for evidence in EVIDENCE:
-            det = DualDistillationDetector(
-                "toy_resnet", weights=weights, image_size=32, n_steps=3, batch_size=4, precision="float64",
-                random_state=0, blur_sigma=16.0, evidence=EVIDENCE[:-1] if evidence == "all" else evidence,
-            ).fit(stripes(4))  # fmt: skip
-            results[evidence] = {
+        common = {
+            "weights": weights, "image_size": 32, "n_steps": 3, "batch_size": 4, "precision": "float64",
+            "random_state": 0, "blur_sigma": 16.0, "embedding_weight": 0.2,
+        }  # fmt: skip
+        for case in CASES:
+            if case == "paper":
+                det = DualDistillationDetector.paper("toy_resnet", **common)
+            else:
+                evidence = EVIDENCE[:-1] if case == "all" else case
+                det = DualDistillationDetector("toy_resnet", **common, contrast=0.5, evidence=evidence)
+            det.fit(stripes(4))
+            results[case] = {
                 "score_samples": det.score_samples(queries).tolist(),
                 "offset_": [det.offset_],
                 "map_means": det.anomaly_map(queries).astype(float).mean((1, 2)).tolist(),

@@ -378,7 +378,7 @@ def labelled(tmp_path) -> Path:
     return tmp_path
 
 
-@follows("Pass a folder with {_LAYOUTS}.")
+@follows("Pass a folder with {LAYOUTS}.")
 def test_a_folder_of_labelled_images(labelled):
     refusal(lambda: images_of(labelled / "good" / "good.png"), "Pass a folder with good/ with bad/")
     refusal(lambda: images_of(labelled / "none"), "or train/good/ and test/good/ with test/DEFECT/")
@@ -653,6 +653,37 @@ def test_a_size_that_patches_divide(tmp_path):
     refusal(lambda: build_backbone("test_vit3", 65, weights=weights), fitting, error=ValueError)
     build_backbone("test_vit3", 64, weights=weights)
     build_backbone("test_vit3", 80, weights=weights)
+
+
+@follows("Pass layers='auto' or a tuple of these, or the name of a transformer as backbone")
+def test_the_last_block_of_what_has_none(make, normal, tmp_path):
+    said = refusal(lambda: make(layers="last").fit(normal[:3]), "stages 1 to 4", error=ValueError)
+    assert "tuple of these" in said
+    weights = write_random_weights("toy_dinov3", tmp_path / "w.safetensors")
+    for changed in ({"layers": "auto"}, {"layers": (1, 4)}, {"backbone": "toy_dinov3", "weights": weights}):
+        make(**{"layers": "last", **changed}).fit(normal[:3])
+
+
+@follows("layers or more, or evidence=('patch', 'embedding')")
+def test_a_student_of_too_few_layers(make, normal):
+    options = {"layers": (2, 3), "evidence": "tsd"}
+    refusal(lambda: make(**options).fit(normal[:3]), "Pass 3 layers or more", error=ValueError)
+    make(**{**options, "layers": (1, 2, 4)}).fit(normal[:3])
+    make(**{**options, "evidence": ("patch", "embedding")}).fit(normal[:3])
+
+
+def test_layers_that_are_there_are_named(make, normal, capsys, tmp_path):
+    said = refusal(lambda: make(layers=(3, 9)).fit(normal[:3]), "choice is layers=(3, 4)", error=ValueError)
+    assert "has stages 1 to 4" in said
+    make(layers=(3, 4)).fit(normal[:3])
+    for i, image in enumerate(normal[:2]):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    command = ["fit", str(tmp_path), "-o", str(tmp_path / "m.fsad"), "--image-size", "32", "--quiet"]
+    assert cli.main([*command, "--layers", "3,9"]) == 2
+    assert "choice is --layers 3,4" in capsys.readouterr().err
+    assert cli.main([*command, "--layers", "3,4"]) == 0
+    assert cli.main([*command, "--layers", "last", "--force"]) == 2
+    assert "--layers last was given, but 'compact' has no tokens" in capsys.readouterr().err
 
 
 @follows("Pass the path of a safetensors file in timm's naming for this very network, or weights=None")
@@ -969,6 +1000,15 @@ def test_maps_that_are_not_finite():
     metrics.aupro(masks[[0, 2]], maps[[0, 2]])
 
 
+@follows("Write numpy.where(is_anomalous, -1, 1).", "are not finite; leave them out, with their labels.")
+def test_labels_and_scores_of_metrics():
+    is_anomalous, scores = np.array([False, True, True]), np.array([0.1, np.nan, 0.9])
+    refusal(lambda: metrics.f1_max(is_anomalous, scores), "Write numpy.where(is_anomalous, -1, 1)", error=ValueError)
+    y = np.where(is_anomalous, -1, 1)
+    refusal(lambda: metrics.f1_max(y, scores), "leave them out, with their labels", error=ValueError)
+    assert metrics.f1_max(y[[0, 2]], scores[[0, 2]]).value == 1
+
+
 @follows("is not a folder. Pass a folder of images, or a list of paths.", "There are no image files in {source}")
 def test_sources_of_a_cluster(normal, tmp_path):
     (path,) = save_pictures(tmp_path / "a", normal[:1])
@@ -1181,6 +1221,7 @@ ELSEWHERE = {
     "Open the file in binary mode": "test_streams::test_text_is_refused_with_the_way_out",
     "Read it once, and pass its bytes": "test_streams::test_an_empty_or_used_up_pipe_is_told",
     "Pass a file that is open for reading in binary mode": "test_streams::test_members_of_an_archive",
+    "Pass None for an image without one": "test_plotting::test_masks_are_outlined_on_the_map",
     "If it lies on its side, save it again upright": "test_pictures::test_the_advice_about_the_orientation_is_good",
     "pass aspect='square', or image_size=(H, W)": "test_proportions::test_a_network_that_takes_squares_only_says_so",
     "Fit with aspect='square', or with image_size=(H, W)": (
@@ -1189,9 +1230,57 @@ ELSEWHERE = {
     "save it as a TIFF for the extra": "test_pictures::test_the_advice_about_depth_is_good",
     "Set it with pydicom, ds = pydicom.dcmread(path)": "test_dicom::test_a_needed_element_is_named_and_can_be_mended",
     "Save its images as pages, for instance": "test_formats::test_an_imagej_stack_behind_one_page",
-    "Bring {source} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
+    "Rename the other.": "test_layouts::test_normal_images_of_two_names",
+    "Copy it from the data set, or make an empty one": "test_layouts::test_dagm_without_labels",
+    "{what}. Rename or remove it.": "test_layouts::test_masks_of_no_image_beside_images",
+    "Copy it from the data set, or remove the image.": ("test_layouts::test_an_image_of_kolektorsdd2_without_its_mask"),
+    "Put the data set's table there.": "test_layouts::test_visa_without_its_table",
+    "of its rows needs the columns": "test_layouts::test_visa_without_its_table",
+    "Rename {root} as one of them.": "test_layouts::test_visa_without_its_table",
+    "Copy them from the data set.": "test_layouts::test_images_of_a_list_that_are_missing",
+    "and mask_path of each image. Copy it anew.": "test_layouts::test_realiad_without_its_list",
+    "Put the data set's realiad_jsons/ there": "test_layouts::test_realiad_without_its_list",
+    "or name the folders good/ and bad/.": "test_layouts::test_folders_of_realiads_names",
+    "{named}. Pass one of them.": "test_layouts::test_the_root_of_a_data_set",
+    "Run `fewshot-ad weights {name} --to DIR` on a machine": "test_fetching::test_the_way_out_leads_out",
+    "Name {found} as the backbone, or take the weights": "test_fetching::test_weights_of_another_training",
+    "Name a folder with --to.": "test_fetching::test_places_that_are_taken",
+    "Pass a name from timm.list_pretrained()": "test_fetching::test_names_that_have_no_weights",
+    "Accept them at {": "test_fetching::test_terms_that_are_to_be_accepted",
+    "Remove it, and run the command again.": "test_fetching::test_what_is_not_what_the_hub_has",
+    "Bring {source.url} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
     "Go on with the same arguments and resume.": "test_pretraining::test_signals_write_a_checkpoint",
     "Pass the name of a new folder with -o.": "test_cli::test_demo",
+    "them fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",
+    "Give one of them a weight above 0": "test_evidence::test_something_must_have_a_weight",
+    "Pass more of them, or set n_support to at most": "test_labels::test_more_than_there_are",
+    "Do not pass --no-keep-support to fit, or": "test_update::test_a_model_without_its_images_is_refused",
+    "Save the detector with support=True where it was fitted, or": (
+        "test_update::test_a_model_without_its_images_is_refused"
+    ),
+    "{len(found)}. Pass more of them.": "test_drift::test_few_images_are_too_few",
+    "detector with support=True where it was fitted, or fit on several images.": (
+        "test_drift::test_a_single_support_image"
+    ),
+    "which a DICOM object that refers to it needs. Set it with pydicom": (
+        "test_dicom_out::test_what_must_be_there_is_named_and_can_be_set"
+    ),
+    "Mend that with pydicom, or take --format pictures.": (
+        "test_dicom_out::test_what_highdicom_refuses_is_named_and_can_be_mended"
+    ),
+    "Name DICOM files alone, or take --format pictures.": (
+        "test_dicom_out::test_a_source_that_is_no_dicom_is_named_before_anything_is_written"
+    ),
+    "Call calibrate(X, y) after fit": "test_calibrate::test_probabilities_are_there_after_labels_of_both_kinds",
+    "pass FrozenEstimator(det)": "test_calibrate::test_a_clone_is_not_calibrated_and_is_told_so",
+    "Pass them in X, labelled -1 in y.": "test_calibrate::test_the_advice_about_images_is_good",
+    "Name them after --bad.": "test_calibrate::test_the_command_says_what_is_wrong",
+    "Pass some of them too.": "test_calibrate::test_the_advice_about_images_is_good",
+    "Pass normal images that the detector was not fitted on.": "test_calibrate::test_the_advice_about_images_is_good",
+    "Check the labels; +1 is normal": "test_calibrate::test_labels_that_are_the_wrong_way_round",
+    "Leave out the one that is labelled wrongly.": "test_calibrate::test_an_image_counts_once",
+    "For a guarantee pass at least": "test_calibrate::test_nineteen_images_cannot_promise_two_per_cent",
+    "Call calibrate again": "test_calibrate::test_without_its_images_the_threshold_keeps_its_proportion",
 }
 # Nothing that a test could do.
 EXEMPT = {

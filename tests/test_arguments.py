@@ -28,7 +28,21 @@ def test_options_stand_anywhere():
 )  # fmt: skip
 def test_lists_do_not_take_the_paths(line):
     found = parse(line.split())
-    assert (found["folder"], found["shots"], found["evidence"]) == (Path("folder"), [2, 4], ["patch", "ssd"])
+    assert (found["folders"], found["shots"], found["evidence"]) == ([Path("folder")], [2, 4], ["patch", "ssd"])
+
+
+@pytest.mark.parametrize("line", [
+    "evaluate a b --against aspect=square image_size=96x256 lam=0.3",
+    "evaluate --against aspect=square image_size=96x256 lam=0.3 a b",
+    "--against aspect=square image_size=96x256 lam=0.3 evaluate a -- b",
+])  # fmt: skip
+def test_parameters_to_compare_with(line):
+    found = parse(line.split())
+    assert found["folders"] == [Path("a"), Path("b")]
+    assert found["against"] == [("aspect", "square"), ("image_size", (96, 256)), ("lam", 0.3)]
+    assert parse(["evaluate", "a", "--against", 'evidence=["patch"]', "init=null"])["against"] == [
+        ("evidence", ["patch"]), ("init", None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("word", ["-1e3", "-1E+3", "-1000", "-1000.0", "-.1e4", "-1.e3", "-10000e-1"])
@@ -45,6 +59,18 @@ def test_sizes(command):
         assert parse([*command.split(), "--image-size", text])["image_size"] == size
     assert parse(command.split())["aspect"] == "keep"
     assert parse([*command.split(), "--aspect", "square"])["aspect"] == "square"
+
+
+@pytest.mark.parametrize("command", ["fit normal -o m.fsad", "evaluate folder"])
+def test_layers(command, capsys):
+    for text, layers in (("4,5,7,10", (4, 5, 7, 10)), ("3", (3,)), ("auto", "auto"), ("last", "last")):
+        assert parse([*command.split(), "--layers", text])["layers"] == layers
+    assert parse(command.split())["layers"] == parse(command.split())["image_size"] == "auto"
+    assert parse([*command.split(), "--evidence", "subspace", "patch"])["evidence"] == ["subspace", "patch"]
+    for text in ("4;5", "first", "", "4,", "-1"):
+        with pytest.raises(SystemExit):
+            parse([*command.split(), f"--layers={text}"])
+        assert "accepted is auto, last, or numbers, as 4,5,7,10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [

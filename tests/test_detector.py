@@ -12,8 +12,10 @@ import pytest
 import torch
 from helpers import spoilt, stripes, write_random_weights
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from torch.nn import functional as F
 
 from fewshot_ad import DualDistillationDetector, support
 from fewshot_ad.data import images, views
@@ -27,7 +29,7 @@ from fewshot_ad.exceptions import (
     WeightsNotFoundError,
 )
 from fewshot_ad.method.features import FeatureExtractor
-from fewshot_ad.method.scoring import Evidence
+from fewshot_ad.method.scoring import Evidence, run_student
 from fewshot_ad.training import students
 
 EVIDENCE = ["ssd", "tsd", "patch", "embedding", ("ssd", "tsd", "patch", "embedding"), {"ssd": 1.0, "tsd": 0.1}]
@@ -208,8 +210,29 @@ def test_paper_setting():
     det = DualDistillationDetector.paper()
     assert det.backbone == "wide_resnet50_2.tv_in1k"
     assert (det.evidence, det.aggregation, det.blur_sigma, det.loss, det.lam) == ("ssd", "max", 4.0, "flattened", 0.1)
-    assert (det.border_weight, det.contrast) == (1, 0)
+    assert (det.border_weight, det.contrast, det.upsampling) == (1, 0, "align_corners")
     assert DualDistillationDetector.paper("resnet18", lam=1.0).lam == 1.0
+
+
+def test_the_papers_map_is_that_of_the_published_code(toy, normal, anomalous):
+    """Cosine distances, enlarged with aligned corners, added, and blurred by scipy, one image at a time."""
+    det = DualDistillationDetector.paper(**{**toy, "precision": "float64", "blur_sigma": 16.0}).fit(normal[:4])
+    scorer = det.session().scorer
+    batch = torch.stack([images.load(image, 0, det.fitted_.geometry) for image in anomalous[:2]])
+    read = scorer.read(batch, torch.zeros(2, 4, dtype=torch.bool))
+    for one, shown, score in zip(read, det.anomaly_map(anomalous[:2]), det.anomaly_score(anomalous[:2]), strict=True):
+        distance = 0.0
+        for expert in scorer.memory.experts:
+            own = run_student(expert.student, batch, one.maps, scorer.extract.runtime)
+            shapes = expert.support(own)
+            references, _ = expert.student.weighting(own, shapes.maps, shapes.keys, torch.zeros(1, 4, dtype=torch.bool))
+            for maps, reference in zip(own, references, strict=True):
+                found = 1 - F.cosine_similarity(maps, reference, dim=1)
+                large = F.interpolate(found[:, None], size=shown.shape, mode="bilinear", align_corners=True)[0, 0]
+                distance = distance + large.double().numpy() / len(scorer.memory.experts)
+        published = gaussian_filter(distance, 16.0 * 32 / 128)
+        np.testing.assert_allclose(shown, published, rtol=0, atol=1e-5)
+        assert score == pytest.approx(published.max(), abs=1e-5)
 
 
 def test_patch_alone_trains_nothing(make, normal):
@@ -592,10 +615,14 @@ def test_verbose_shows_progress(make, normal, capsys):
 @pytest.mark.parametrize(
     ("asked", "kinds"),
     [
-        ({}, ("patch", "embedding")),  # no student comes with this teacher
-        ({"n_steps": 2}, ("ssd", "tsd", "patch", "embedding")),
-        ({"init": None}, ("ssd", "tsd", "patch", "embedding")),
-        ({"weighting": "uniform"}, ("ssd", "tsd", "patch", "embedding")),
+        ({}, ("patch",)),
+        ({"n_steps": 2}, ("ssd", "tsd", "patch")),
+        ({"lam": 1.0}, ("ssd", "tsd", "patch")),
+        ({"student_weight": 0.1}, ("ssd", "tsd", "patch")),
+        ({"student_weight": 0.0, "lam": 1.0}, ("patch",)),
+        ({"embedding_weight": 0.1}, ("patch", "embedding")),
+        ({"init": None}, ("ssd", "tsd", "patch")),
+        ({"weighting": "uniform"}, ("ssd", "tsd", "patch")),
         ({"evidence": ["patch", "tsd"]}, ("patch", "tsd")),
     ],
 )
@@ -612,6 +639,6 @@ def test_a_student_is_trained_only_where_it_is_asked_for(toy, normal, monkeypatc
 def test_auxiliary_images_ask_for_a_student(toy, normal, anomalous):
     toy = {name: value for name, value in toy.items() if name != "n_steps"}
     det = DualDistillationDetector(**toy)
-    assert det.fit(normal[:3]).evidence_ == ("patch", "embedding")
+    assert det.fit(normal[:3]).evidence_ == ("patch",)
     det.set_params(n_steps=2).fit(normal[:3], auxiliary={"other": anomalous})
     assert "ssd" in det.evidence_

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import itertools
+import json
 import os
 import signal
 import sys
@@ -105,6 +109,48 @@ def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
     spots = [one.hot_spot for one in session.score_each([row["path"] for row in readable])]
     assert [tuple(row["hot_spot"]) for row in readable] == spots
     assert failed["error"].startswith(f"{broken} could not be read")
+
+
+def test_regions_go_through_a_table_and_come_back(fitted, tmp_path):
+    """What an actor does, here."""
+    pyarrow = pytest.importorskip("pyarrow")
+    paths = write_images(tmp_path / "images", 4)
+    (tmp_path / "images" / "0001.png").write_bytes(b"no image")
+    det = copy.copy(fitted)
+    readable = [paths[i] for i in (0, 2, 3)]
+    det.offset_ = float(np.median(det.score_samples(readable))) * 1.0001  # some are anomalous
+    actor = object.__new__(distributed._Actor)
+    actor.session, actor.maps, actor.regions = det.session(), False, True
+    table = actor(pyarrow.table({"path": paths}))
+    rows = [distributed.with_regions(row) for row in table.to_pylist()]
+    assert rows[1]["regions"] is rows[1]["size"] is None
+    found = [row["regions"] for row in rows if row["error"] is None]
+    expected = det.regions(readable)
+    assert [len(one) for one in found] == [len(one) for one in expected]
+    assert sum(map(len, found)) > 0
+    for one, other in zip(*map(itertools.chain.from_iterable, (found, expected)), strict=True):
+        assert {**vars(one), "polygon": 0} == {**vars(other), "polygon": 0}
+        np.testing.assert_array_equal(one.polygon, other.polygon)
+    assert rows[0]["size"] == next(det.session().score_each(paths[:1])).size
+    actor.session = fitted.session()
+    actor.session.fitted = dataclasses.replace(fitted.fitted_, offset=-1e9)
+    assert actor(pyarrow.table({"path": paths[:1]})).schema == table.schema  # also where there are none
+
+
+@pytest.mark.slow
+def test_the_command_scores_on_a_cluster_with_regions(ray, fitted, tmp_path, capsys):
+    paths = write_images(tmp_path / "images", 6)
+    det = copy.copy(fitted)
+    det.offset_ = float(np.median(det.score_samples(paths)))
+    det.save(tmp_path / "m.fsad")
+    words = ["score", str(tmp_path / "m.fsad"), str(tmp_path / "images"), "--quiet", "--json"]
+    told = []
+    for engine in ("local", "ray"):
+        out = tmp_path / f"{engine}.json"
+        assert cli.main([*words, "--engine", engine, "--regions", str(out)]) == 0
+        told.append((json.loads(capsys.readouterr().out)["images"], out.read_bytes()))
+    assert told[0] == told[1]
+    assert b'"bbox"' in told[0][1]
 
 
 @pytest.mark.slow

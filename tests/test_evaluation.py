@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -10,8 +11,9 @@ from helpers import spoilt, stripes
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from fewshot_ad import DualDistillationDetector, evaluation
+from fewshot_ad import DualDistillationDetector, evaluation, metrics
 from fewshot_ad.exceptions import ImageSkippedWarning
+from fewshot_ad.scored import Scored
 
 
 def write(folder, pictures):
@@ -48,6 +50,10 @@ def test_a_draw_is_what_its_seed_says(det, root):
     queries = [*(good[i] for i in order[2:]), *bad]
     y = np.repeat([1, -1], [7, 5])
     assert rows[1]["image_auroc"] == roc_auc_score(y, det.score_samples(queries))
+    anomaly = det.anomaly_score(queries)
+    assert rows[1]["average_precision"] == metrics.average_precision(y, anomaly)
+    assert rows[1]["f1_max"] == metrics.f1_max(y, anomaly).value
+    assert rows[1]["recall_at_5"] == metrics.recall_at(y, anomaly, false_alarm_rate=0.05)
     called = det.predict(queries) == -1
     assert (rows[1]["false_alarms"], rows[1]["recall"]) == (called[:7].mean(), called[7:].mean())
     shown = det.anomaly_map(queries[:-1])
@@ -153,7 +159,7 @@ def test_unreadable_images_are_named(det, root):
     for file in (root / "bad").iterdir():
         file.write_bytes(b"not an image")
     (row,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
-    assert [row[name] for name in evaluation.METRICS] == [None, None, None, row["false_alarms"], None]
+    assert [row[name] for name in evaluation.METRICS] == [*[None] * 6, row["false_alarms"], None]
     assert 0 <= row["false_alarms"] <= 1
 
 
@@ -175,3 +181,129 @@ def test_impossible_numbers(det, root, options, said):
 def test_a_number_of_shots_counts_once(det, root):
     rows = evaluation.evaluate(det, root, n_shots=np.array([2, 2]), n_seeds=1)
     assert [row["shots"] for row in rows] == [2]
+
+
+def test_maps_of_several_shapes_are_compared_with_their_masks(det, root):
+    """Images keep their proportions: so do their maps."""
+    for kind, name in (("good", "8.png"), ("bad", "2.png"), ("masks", "2.png")):
+        file = root / kind / name
+        Image.open(file).resize((40, 80)).save(file)
+    (row,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
+    assert row["pixel_auroc"] > 0.5
+    assert 0 <= row["aupro"] <= 1
+
+
+def test_tasks_are_found_in_a_folder(tmp_path):
+    for task in ("b", "a"):
+        write(tmp_path / task / "good", stripes(1))
+    write(tmp_path / "c" / "train" / "good", stripes(1))
+    (tmp_path / "notes").mkdir()
+    assert evaluation.tasks(tmp_path) == [tmp_path / name for name in "abc"]
+    assert evaluation.tasks(tmp_path / "a") == [tmp_path / "a"]
+    assert evaluation.tasks(tmp_path / "notes") == [tmp_path / "notes"]  # `evaluate` says what is missing
+    assert evaluation.tasks(tmp_path / "nowhere") == [tmp_path / "nowhere"]
+
+
+def test_intervals_over_draws_and_the_worst_task():
+    def rows(values, **more):
+        same = dict.fromkeys(evaluation.METRICS, 0.5)
+        return [{"shots": 4, **same, "image_auroc": value, **more} for value in values]
+
+    (line,) = evaluation.across({"a": rows([0.9, 0.7, 0.8]), "b": rows([0.5, 0.6, 0.7], aupro=None)})
+    assert (line["shots"], line["n_tasks"], line["n_seeds"], line["worst"]) == (4, 2, 3, "b")
+    # Means of the draws are .7, .65 and .75; Student's t with two degrees of freedom is 4.303 at 97.5 %.
+    half = 4.302653 * 0.05 / np.sqrt(3)
+    assert line["image_auroc"] == pytest.approx((0.7, 0.7 - half, 0.7 + half))
+    assert line["aupro"] == (0.5, 0.5, 0.5)  # of the task that has it
+    (wide,) = evaluation.across({"a": rows([1.0, 0.5])})
+    assert wide["image_auroc"] == (0.75, 0, 1)
+    (one,) = evaluation.across({"a": rows([0.9], recall=None)})
+    assert one["image_auroc"][0] == 0.9
+    assert np.isnan(one["image_auroc"][1:]).all()
+    assert one["recall"] is None
+
+
+@pytest.fixture(scope="module")
+def compared(toy, tmp_path_factory):
+    """A detector against one whose score says nothing of the square: it looks at the mean of the whole map."""
+    root = tmp_path_factory.mktemp("compared")
+    write(root / "good", stripes(14))
+    write(root / "bad", spoilt(stripes(8, seed=1), side=4))
+    det = DualDistillationDetector(**toy, evidence="patch")
+    dull = DualDistillationDetector(**toy | {"image_size": 32}, evidence="patch", aggregation="mean")
+    return root, det, dull
+
+
+def test_a_comparison_is_of_the_same_draws_and_images(compared):
+    root, det, dull = compared
+    found = evaluation.compare(det, dull, root, n_shots=4, n_seeds=2, n_resamples=500)
+    for one, rows in zip((det, dull), found.rows, strict=True):
+        expected = evaluation.evaluate(one, root, n_shots=(4,), n_seeds=2)
+        assert [row["image_auroc"] for row in rows] == [row["image_auroc"] for row in expected]
+    assert found.first == pytest.approx(np.mean([row["image_auroc"] for row in found.rows[0]]))
+    assert found.second == pytest.approx(np.mean([row["image_auroc"] for row in found.rows[1]]))
+    assert found.difference == pytest.approx(found.second - found.first)
+    assert found.low <= found.difference <= found.high
+    assert len(found.samples) == 500
+
+
+def test_a_detector_is_no_better_than_itself(compared):
+    root, det, _ = compared
+    found = evaluation.compare(det, det, root, n_shots=2, n_seeds=2, n_resamples=100)
+    assert (found.low, found.difference, found.high) == (0, 0, 0)
+    assert not found.clear
+    assert "not clear, as the interval holds 0" in str(found)
+
+
+def made_up(*, swapped: bool) -> list[evaluation.Pairs]:
+    """Three draws: the second detector orders all pairs right, the first by chance; or the other way round."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for draw in range(3):
+        y = np.repeat([1, -1], [30, 20])
+        scores = [[Scored("", value, 0.0, None, None, None) for value in values]
+                  for values in (rng.normal(size=50), y + 0.1 * rng.normal(size=50))]  # fmt: skip
+        places = np.r_[30 * draw : 30 * draw + 30, 100:120]
+        pairs.append(evaluation.Pairs(places, y, scores[::-1] if swapped else scores))
+    return pairs
+
+
+def test_a_bootstrap_is_the_same_each_time_and_either_way():
+    difference, samples = evaluation.bootstrap(made_up(swapped=False), 100)
+    np.testing.assert_array_equal(evaluation.bootstrap(made_up(swapped=False), 100)[1], samples)
+    back = evaluation.bootstrap(made_up(swapped=True), 100)
+    assert back[0] == -difference
+    np.testing.assert_array_equal(back[1], -samples)
+
+
+def test_a_clear_difference_is_called_so():
+    pairs = made_up(swapped=False)
+    difference, samples = evaluation.bootstrap(pairs, 1000)
+    one = evaluation.Comparison(0.5, 1.0, difference, *np.quantile(samples, (0.025, 0.975)), samples, ([], []))
+    assert difference == pytest.approx(np.mean([pair.auroc[1] - pair.auroc[0] for pair in pairs]))
+    assert samples.mean() == pytest.approx(difference, abs=0.02)
+    assert one.clear
+    assert "clearly higher" in str(one)
+    # As wide as the spread of an AUROC of 20 against 30 images tells, and narrower than of one draw.
+    assert 0.02 < samples.std() < 0.1
+    several = evaluation.joined([one, dataclasses.replace(one, difference=0.0, samples=samples * 0)])
+    assert several.difference == pytest.approx(difference / 2)
+    assert several.samples.std() == pytest.approx(samples.std() / 2)
+
+
+def test_images_that_one_of_both_cannot_read_do_not_count():
+    y = np.array([1, 1, -1, -1])
+    whole, broken = ([Scored("", value, 0.0, None, None, None) for value in values]
+                     for values in ([4.0, 1.0, 2.0, 3.0], [4.0, np.nan, 2.0, 3.0]))  # fmt: skip
+    assert evaluation.Pairs(np.arange(4), y, [whole, whole]).auroc == [0.5, 0.5]
+    assert evaluation.Pairs(np.arange(4), y, [whole, broken]).auroc == [1, 1]
+    with pytest.raises(ValueError, match="no images of both kinds that could be read"):
+        evaluation.Pairs(np.arange(2), y[1:3], [broken[1:3], whole[1:3]])
+
+
+@pytest.mark.parametrize("options", [{"n_shots": 0}, {"n_shots": (2, 4)}, {"n_seeds": 0}, {"n_resamples": 0}])
+def test_impossible_comparisons(compared, options):
+    root, det, dull = compared
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} was given")):
+        evaluation.compare(det, dull, root, **options)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data import images
 from fewshot_ad.data.views import turned_and_mirrored
+from fewshot_ad.drawing import warm
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, ImageWarning
 from fewshot_ad.explanation import opacity, overlay, relative_score
 from fewshot_ad.method import matching, reduction
@@ -324,10 +325,13 @@ def test_the_map_is_laid_on_the_picture_pixel_by_pixel(fitted, anomalous):
     e = dataclasses.replace(e, picture=np.zeros((64, 96, 3), np.uint8), faded=0.7 + 0.6 * ramp, level=1.0)
     np.testing.assert_allclose(opacity(e), ramp, atol=1e-6)
     # A ramp stays one: pixels keep their places, to a fraction of one.
-    blue = (((np.arange(64) + 0.5) / 2 - 0.5) / 31).clip(0, 1)[:, None] * 0.7 * 255
-    np.testing.assert_allclose(overlay(e)[..., 2], np.repeat(blue, 96, 1), atol=1)
+    shares = (((np.arange(64) + 0.5) / 2 - 0.5) / 31).clip(0, 1)[:, None].repeat(96, 1)
+    expected = 0.4 * shares[..., None] * warm(shares)
+    np.testing.assert_allclose(overlay(dataclasses.replace(e, decision=1.0)), expected, atol=1)
+    assert (overlay(e) == [255, 176, 0]).all(-1).any()  # an anomalous image has an outline
+    e = dataclasses.replace(e, decision=1.0)
     np.testing.assert_array_equal(overlay(dataclasses.replace(e, level=2.0)), 0)
-    np.testing.assert_array_equal(overlay(dataclasses.replace(e, level=0.0))[..., 1], 70)
+    np.testing.assert_array_equal(overlay(dataclasses.replace(e, level=0.0)), np.full((64, 96, 3), [51, 28, 5]))
 
 
 def test_boxes_are_patches_in_pixels_of_the_picture(fitted, anomalous):

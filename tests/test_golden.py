@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from make_golden import EVIDENCE, GOLDEN, compute
+from make_golden import CASES, GOLDEN, compute
 
 
 @pytest.fixture(scope="module")
@@ -14,11 +14,9 @@ def computed():
     return compute()
 
 
-@pytest.mark.parametrize("evidence", EVIDENCE)
-def test_golden_values(computed, evidence):
-    golden = json.loads(GOLDEN.read_text())[evidence]
+@pytest.mark.parametrize("case", CASES)
+def test_golden_values(computed, case):
+    golden = json.loads(GOLDEN.read_text())[case]
     for name, expected in golden.items():
         # Other processors and releases of torch round differently, and training carries that on.
-        np.testing.assert_allclose(
-            computed[evidence][name], expected, rtol=1e-6, atol=1e-12, err_msg=f"{evidence} {name}"
-        )
+        np.testing.assert_allclose(computed[case][name], expected, rtol=1e-6, atol=1e-12, err_msg=f"{case} {name}")

@@ -16,26 +16,35 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["arguments"],
+    ["options"],
+    ["argument_types"],
     ["commands"],
-    ["inputs"],
-    ["tables"],
-    ["evaluation", "plotting", "report", "model_selection", "distributed", "demo"],
+    ["upkeep_commands"],
+    ["outcome", "map_files", "upkeep"],
+    ["inputs", "evaluating"],
+    ["tables", "coco"],
+    ["evaluation", "plotting", "report", "model_selection", "labelled", "distributed", "demo", "dicom_out"],
+    ["report_curves"],
+    ["draws"],
     ["detector"],
-    ["attributes", "training"],
+    ["attributes", "drift", "embedding", "training"],
     ["files"],
     ["session"],
+    ["scored"],
     ["explanation"],
+    ["regions"],
+    ["doubts"],
     ["support"],
-    ["settings"],
+    ["history", "recipes", "settings"],
     ["method"],
     ["images"],
     ["data"],
     ["threads"],
-    ["metrics", "cluster", "runtime"],
+    ["metrics", "cluster", "drawing", "runtime"],
     ["exceptions"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LONGEST = {"detector": 700}
+LONGEST = {"detector": 1000}
 
 
 def room(module: str) -> str:

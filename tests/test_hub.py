@@ -10,32 +10,11 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
 from helpers import write_random_weights
-from huggingface_hub import constants
 
 from fewshot_ad.exceptions import WeightsNotFoundError
 from fewshot_ad.method import hub
 from fewshot_ad.method.teacher import build_backbone
-
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-
-
-@pytest.fixture
-def off_line(monkeypatch, tmp_path):
-    """An empty cache, no variable that says so, and nobody who knows an address."""
-
-    def fail(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
-    for name in PROXIES:
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    return tmp_path
 
 
 def refusal(name: str, size: int = 64) -> str:
@@ -115,7 +94,7 @@ def test_the_hubs_client_does_not_tell_that_it_tries_again(monkeypatch, off_line
         logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
         raise OSError("no way")
 
-    monkeypatch.setattr(hub, "_why_unreachable", lambda _: None)
+    monkeypatch.setattr(hub.Probe, "problem", lambda _: None)
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: fail() if k.get("pretrained") else create(*a, **k))

@@ -7,9 +7,10 @@ import torch
 
 from fewshot_ad.exceptions import OutOfMemoryError
 from fewshot_ad.method import lcnet
+from fewshot_ad.method.folding import fold_batch_norms
 from fewshot_ad.method.lcnet import build_lcnet
 from fewshot_ad.method.packaged import PACKAGED
-from fewshot_ad.method.teacher import build_backbone, fold_batch_norms
+from fewshot_ad.method.teacher import build_backbone
 from fewshot_ad.method.teachers import TEACHERS, load_teacher
 from fewshot_ad.runtime import resolve_runtime
 

@@ -1,10 +1,10 @@
-"""AUPRO, against values that can be counted by hand."""
+"""Metrics, against values that can be counted by hand, and against scikit-learn's."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from fewshot_ad.metrics import aupro
+from fewshot_ad.metrics import aupro, average_precision, f1_max, per_region_overlap, recall_at
 
 
 def test_one_region_is_roc():
@@ -59,3 +59,115 @@ def test_curve_is_cut_between_two_points():
 def test_errors(masks, maps, options, message):
     with pytest.raises(ValueError, match=message):
         aupro(masks, maps, **options)
+
+
+def labelled(seed: int, *, ties: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = np.where(rng.random(40) < 0.3, -1, 1)
+    y[:2] = 1, -1
+    scores = rng.normal(size=40) + (y < 0)
+    return y, scores.round(0) if ties else scores
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_image_metrics_are_scikit_learns_with_the_anomaly_as_positive(seed, ties):
+    y, scores = labelled(seed, ties=ties)
+    assert average_precision(y, scores) == pytest.approx(average_precision_score(y == -1, scores))
+    best = f1_max(y, scores)
+    each = [f1_score(y == -1, scores >= at) for at in scores]
+    assert best.value == pytest.approx(max(each))
+    assert f1_score(y == -1, scores > best.threshold) == pytest.approx(best.value)
+    # As `predict` does after `det.offset_ = -threshold`.
+    assert f1_score(y == -1, -scores < -best.threshold) == pytest.approx(best.value)
+    false_alarms, recall, _ = roc_curve(y == -1, scores, drop_intermediate=False)
+    for rate in (0, 0.05, 0.1, 0.5, 1):
+        assert recall_at(y, scores, false_alarm_rate=rate) == pytest.approx(recall[false_alarms <= rate + 1e-12].max())
+
+
+def test_equal_scores_are_called_together():
+    y = [1, 1, -1, -1]
+    assert average_precision(y, [0, 0, 0, 0]) == 0.5
+    assert f1_max(y, [3, 3, 3, 3])[0] == pytest.approx(2 / 3)
+    assert f1_max(y, [3, 3, 3, 3]).threshold < 3
+    assert recall_at(y, [0, 5, 5, 9], false_alarm_rate=0.4) == 0.5
+    assert recall_at(y, [0, 5, 5, 9], false_alarm_rate=0.5) == 1
+    assert recall_at(y, [9, 9, 1, 1], false_alarm_rate=0.9) == 0
+
+
+def test_a_rate_that_is_reached_exactly_is_allowed():
+    y = np.repeat([1, -1], [100, 1])
+    scores = np.r_[np.arange(100.0), 70.5]
+    assert recall_at(y, scores, false_alarm_rate=0.29) == 1  # 0.29 * 100 is below 29 in floating point
+    assert recall_at(y, scores, false_alarm_rate=0.28) == 0
+
+
+def test_a_threshold_between_neighbouring_numbers():
+    low = 1.0
+    found = f1_max([1, -1], [low, np.nextafter(low, 2)])
+    assert found.value == 1
+    assert low <= found.threshold < np.nextafter(low, 2)
+    assert f1_max([-1, -1], [1.0, 2.0]).threshold < 1
+
+
+def test_overlap_of_regions_is_the_mean_over_these():
+    masks = np.zeros((2, 6, 6), bool)
+    masks[0, 0, 0] = masks[0, 1, 1] = True  # one region, by its corner
+    masks[0, 4:, :4] = masks[1, 2, 2] = True
+    maps = np.zeros(masks.shape)
+    maps[0, 0, 0], maps[0, 4:, :3], maps[1, 2, 2] = 1, 1, 0.5
+    assert per_region_overlap(masks, maps, 0.4) == pytest.approx((0.5 + 0.75 + 1) / 3)
+    assert per_region_overlap(masks, maps, 0.5) == pytest.approx((0.5 + 0.75 + 0) / 3)  # above, not at
+
+
+def test_overlap_is_what_aupro_is_the_area_of():
+    rng = np.random.default_rng(1)
+    masks = rng.random((2, 12, 12)) < 0.1
+    maps = (rng.random(masks.shape) + 0.5 * masks).round(2)
+    levels = [np.inf, *np.unique(maps)[::-1], -np.inf]
+    rate = [(maps[~masks] > at).mean() for at in levels]
+    assert aupro(masks, maps, max_fpr=1.0) == pytest.approx(
+        np.trapezoid([per_region_overlap(masks, maps, at) for at in levels], rate)
+    )
+
+
+@pytest.mark.parametrize("metric", [average_precision, f1_max, recall_at])
+@pytest.mark.parametrize(
+    ("y", "scores", "message"),
+    [
+        ([0, 1], [0.1, 0.2], "y has the labels 0, 1; accepted are \\+1, normal, and -1, anomalous"),
+        (["good", "bad"], [0.1, 0.2], "labels bad, good"), ([True, False], [0.1, 0.2], "labels False, True"),
+        ([1, -1, 1], [0.1, 0.2], r"shape \(3,\), scores \(2,\)"), ([[1, -1]], [[0.1, 0.2]], r"shape \(1, 2\)"),
+        ([1, -1], [0.1, np.nan], r"Scores \[1\] are not finite"), ([1, -1], [np.inf, 0], r"Scores \[0\] are not"),
+        ([1, 1], [0.1, 0.2], "needs anomalous images, labelled -1"), ([], [], "needs anomalous images"),
+    ],
+)  # fmt: skip
+def test_what_images_cannot_be_measured_by(metric, y, scores, message):
+    with pytest.raises(ValueError, match=message):
+        metric(y, scores)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, np.nan, "0.05", True, None])
+def test_rates_that_are_none(rate):
+    with pytest.raises(ValueError, match=f"false_alarm_rate={rate!r} was given".replace("(", "[(]")):
+        recall_at([1, -1], [0, 1], false_alarm_rate=rate)
+
+
+def test_recall_at_a_rate_needs_normal_images():
+    with pytest.raises(ValueError, match="needs normal images"):
+        recall_at([-1, -1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("masks", "maps", "threshold", "message"),
+    [
+        (np.ones((1, 2, 2)), np.ones((1, 2, 3)), 0.5, r"\(1, 2, 2\), maps \(1, 2, 3\)"),
+        (np.eye(2)[None], np.full((1, 2, 2), np.nan), 0.5, r"Maps \[0\] are not finite"),
+        (np.zeros((1, 2, 2)), np.ones((1, 2, 2)), 0.5, "needs an anomalous pixel"),
+        (np.eye(2)[None], np.ones((1, 2, 2)), np.nan, "threshold=nan"),
+        (np.eye(2)[None], np.ones((1, 2, 2)), None, "threshold=None"),
+    ],
+)
+def test_overlaps_that_cannot_be(masks, maps, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        per_region_overlap(masks, maps, threshold)

@@ -141,3 +141,15 @@ def test_a_search_in_threads_is_the_serial_one(toy, normal):
     with joblib.parallel_config(backend="threading"):
         found = search.set_params(n_jobs=4).fit(normal[:6]).cv_results_["mean_test_score"]
     assert np.array_equal(found, expected)
+
+
+def test_a_search_refits_on_as_many_images_as_it_measured(toy, normal, anomalous):
+    X, y = np.concatenate([normal, anomalous[:4]]), np.repeat([1, -1], [len(normal), 4])
+    det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd"), "n_support": 4})
+    search = GridSearchCV(det, {"lam": [0.1, 10.0]}, cv=KShotSplit(4, 2, random_state=0), scoring="roc_auc").fit(X, y)
+    assert len(search.best_estimator_.support_scores_) == 4
+    again = clone(det).set_params(**search.best_params_).fit(X, y)
+    np.testing.assert_array_equal(again.score_samples(X), search.best_estimator_.score_samples(X))
+    plain = GridSearchCV(clone(det).set_params(n_support=None), {"lam": [0.1]}, cv=search.cv, scoring="roc_auc")
+    assert len(plain.fit(X, y).best_estimator_.support_scores_) == len(normal)
+    assert plain.cv_results_["mean_test_score"][0] == search.cv_results_["mean_test_score"][0]

@@ -17,10 +17,19 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fewshot_ad import DualDistillationDetector, plotting
+from fewshot_ad.drawing import warm
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, MissingExtraError
-from fewshot_ad.plotting import AnomalyMapDisplay, ScoreHistogramDisplay, SupportWeightsDisplay
+from fewshot_ad.plotting import (
+    AnomalyMapDisplay,
+    PrecisionRecallDisplay,
+    RocCurveDisplay,
+    ScoreHistogramDisplay,
+    SupportWeightsDisplay,
+    warm_colours,
+)
 from fewshot_ad.session import Session
 
 DISPLAYS = (AnomalyMapDisplay, SupportWeightsDisplay, ScoreHistogramDisplay)
@@ -82,6 +91,8 @@ def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, querie
 
 
 def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
+    fitted = copy.copy(fitted)
+    fitted.offset_ = float(np.median(fitted.score_samples(queries)))  # something is above it
     display = AnomalyMapDisplay.from_estimator(fitted, queries)
     explained = fitted.explain(queries)
     scales = [row[1].images[1].norm for row in display.axes_]
@@ -93,8 +104,85 @@ def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
     for e, row in zip(explained, display.axes_, strict=True):
         alpha = row[1].images[1].get_alpha()
         assert (alpha[e.excess <= -reach * 1.001] == 0).all()
-        assert (alpha[e.excess > 0] > 0.35).all()
-        assert alpha.max() <= 0.8 + 1e-6
+        assert (alpha[e.excess > 0] > 0.2).all()
+        assert alpha.max() <= 0.4 + 1e-6
+    assert any((e.excess > 0).any() for e in explained)
+
+
+def test_colours_have_one_meaning_each(fitted, queries):
+    """Warm and ever lighter where anomalous; no blue in it, nor in what is neither normal nor anomalous."""
+    colours = warm_colours()(np.linspace(0, 1, 32))[:, :3]
+    assert (colours[:, 0] > 2 * colours[:, 2]).all()
+    assert (colours[:, 0] >= colours[:, 1]).all()
+    assert (np.diff(colours @ [0.2126, 0.7152, 0.0722]) > 0).all()
+    np.testing.assert_allclose(warm(np.linspace(0, 1, 32)) / 255, colours, atol=0.02)
+    (row,) = AnomalyMapDisplay.from_estimator(fitted, queries[:1]).axes_
+    assert row[1].images[1].get_cmap() == warm_colours()
+    assert {to_hex(box.get_edgecolor()) for ax in row for box in ax.patches} == {"#ffffff"}
+    table = SupportWeightsDisplay.from_estimator(fitted, queries).ax_.images[0]
+    (bars,) = ScoreHistogramDisplay.from_estimator(fitted, queries).ax_.containers
+    greys = [*table.get_cmap()(np.linspace(0, 1, 9))[:, :3], bars[0].get_facecolor()[:3]]
+    assert max(np.ptp(grey) for grey in greys) < 0.1
+
+
+def test_panels_are_chosen(toy, fitted, normal, queries):
+    display = AnomalyMapDisplay.from_estimator(fitted, queries[:2], panels=["map", "image"])
+    assert display.axes_.shape == (2, 2)
+    assert display.axes_[0, 0].get_title().startswith("score ")
+    assert display.axes_[0, 1].get_title() == "image 0"
+    assert AnomalyMapDisplay.from_estimator(fitted, queries[:1], panels=["match"]).axes_.shape == (1, 1)
+    for panels in (["heat"], [], "maps", ["image", "mask"]):
+        with pytest.raises(ValueError, match=r"accepted here are one or more of image, map, support, match\.$"):
+            AnomalyMapDisplay.from_estimator(fitted, queries[:1], panels=panels)
+    bare = AnomalyMapDisplay(fitted.explain(queries[:1]), None, panels=["support"])
+    with pytest.raises(ValueError, match=r"one or more of image, map\. Those of the support need its images"):
+        bare.plot()
+
+
+def test_masks_are_outlined_on_the_map(fitted, queries, tmp_path):
+    mask = np.zeros((40, 40), bool)
+    mask[10:20, 5:40] = True  # to the right border
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    display = AnomalyMapDisplay.from_estimator(fitted, queries[:3], masks=[tmp_path / "mask.png", None, 7 * mask])
+    plain = AnomalyMapDisplay.from_estimator(fitted, queries[:3])
+    drawn, before = ([len(row[1].collections) for row in shown.axes_] for shown in (display, plain))
+    added = np.subtract(drawn, before).tolist()
+    assert added == [2, 0, 2]  # in white, on a dark rim
+    for row in (display.axes_[0], display.axes_[2]):
+        line = row[1].collections[-1]
+        assert to_hex(line.get_edgecolor()[0]) == "#ffffff"
+        (path,) = line.get_paths()
+        (left, top), (right, bottom) = path.get_extents().min, path.get_extents().max
+        assert (left, right, top, bottom) == pytest.approx((4.5, 39.5, 9.5, 19.5), abs=0.51)
+        assert row[1].get_xlim() == (-0.5, 39.5)
+    for masks, said in (([None], "1 masks were given for 3 images"), ([np.zeros(5)] * 3, r"A mask has shape \(5,\)")):
+        with pytest.raises(ValueError, match=said):
+            AnomalyMapDisplay.from_estimator(fitted, queries[:3], masks=masks)
+    none = AnomalyMapDisplay.from_estimator(fitted, queries[:3], masks=[None] * 3)
+    assert [len(row[1].collections) for row in none.axes_] == before
+
+
+def test_masks_stay_with_their_images(skipping):
+    det, paths = skipping
+    masks = [np.ones((4, 4)), None, np.eye(4)]
+    with pytest.warns(ImageSkippedWarning):
+        display = AnomalyMapDisplay.from_estimator(det, paths[:3], masks=masks)
+    assert display.masks == masks[1:]
+
+
+@pytest.mark.parametrize("kind", DISPLAYS)
+def test_saved_text_is_text(fitted, queries, kind, tmp_path):
+    display = kind.from_estimator(
+        fitted, queries[:2], **({"ax": plt.figure().subfigures().subplots()} if kind is SupportWeightsDisplay else {})
+    )
+    before = dict(plt.rcParams)
+    display.save(tmp_path / "out.pdf")
+    assert dict(plt.rcParams) == before
+    saved = (tmp_path / "out.pdf").read_bytes()
+    assert b"/Type0" in saved
+    assert b"/Type3" not in saved
+    display.figure_.figure.savefig(tmp_path / "plain.pdf")
+    assert b"/Type3" in (tmp_path / "plain.pdf").read_bytes()  # matplotlib's own default
 
 
 @pytest.mark.parametrize("shape", [(240, 80), (80, 240), (120, 120), (360, 60), (900, 400)], ids=str)
@@ -142,6 +230,19 @@ def test_images_of_hardly_any_pixels_are_drawn(fitted, normal):
     figure = AnomalyMapDisplay.from_estimator(fitted, images).figure_
     figure.draw_without_rendering()
     assert max(figure.get_size_inches()) < 18
+
+
+def test_regions_are_outlined(fitted, queries):
+    fitted = copy.copy(fitted)
+    fitted.offset_ = float(np.sort(fitted.score_samples(queries))[-1])  # all but one are anomalous
+    display = AnomalyMapDisplay.from_estimator(fitted, queries)
+    for e, row in zip(display.explanations, display.axes_, strict=True):
+        lines = [line for line in row[1].get_lines() if line.get_gid() == "region"]
+        assert len(lines) == len(e.regions)
+        for line, region in zip(lines, e.regions, strict=True):
+            scale = np.array(e.picture.shape[:2]) / e.original_size
+            np.testing.assert_allclose(line.get_xydata()[:, ::-1] + 0.5, region.polygon * scale)
+    assert {bool(e.regions) for e in display.explanations} == {False, True}
 
 
 def test_a_threshold_of_zero_has_a_scale_too(fitted, queries):
@@ -289,3 +390,66 @@ def test_the_module_is_imported_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     spec = importlib.util.spec_from_file_location("fewshot_ad.plotting", plotting.__file__)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+# ---- curves
+
+Y = [1, 1, 1, 1, -1, -1, -1]
+SCORES = [0.1, 0.2, 0.3, 0.9, 0.25, 0.8, 1.0]
+
+
+def test_curves_have_the_anomaly_as_positive():
+    roc = RocCurveDisplay.from_scores(Y, SCORES, 0.85)
+    assert roc.auroc == roc_auc_score(np.array(Y) == -1, SCORES)
+    assert roc.point == (1 / 4, 1 / 3)
+    np.testing.assert_array_equal(roc.line_.get_xydata().T, [roc.false_alarms, roc.recall])
+    assert [text.get_text() for text in roc.ax_.get_legend().get_texts()] == [
+        "chance", f"AUROC {roc.auroc:.3f}", "threshold: 0.25, 0.33",
+    ]  # fmt: skip
+    curve = PrecisionRecallDisplay.from_scores(Y, SCORES, 0.85, name="mine")
+    assert curve.average_precision == pytest.approx(average_precision_score(np.array(Y) == -1, SCORES))
+    assert curve.point == (1 / 3, 1 / 2)
+    assert curve.prevalence == 3 / 7
+    assert f"mine (AP {curve.average_precision:.3f})" in [t.get_text() for t in curve.ax_.get_legend().get_texts()]
+    assert PrecisionRecallDisplay.from_scores(Y, SCORES, 2.0).point is None  # nothing is called anomalous
+    roc.figure_.draw_without_rendering()
+    curve.figure_.draw_without_rendering()
+
+
+@pytest.mark.parametrize("display", [RocCurveDisplay, PrecisionRecallDisplay])
+def test_curves_of_several_in_one_picture(display):
+    one = display.from_scores(Y, SCORES, name="one")
+    two = display.from_scores(Y, SCORES[::-1], ax=one.ax_, name="two", linewidth=3)
+    assert two.figure_ is one.figure_
+    assert one.line_.get_color() != two.line_.get_color()
+    assert two.line_.get_linewidth() == 3
+    assert [t.get_text() for t in one.ax_.get_legend().get_texts()].count("chance") == 1
+
+
+@pytest.mark.parametrize("display", [RocCurveDisplay, PrecisionRecallDisplay])
+def test_curves_of_a_detector_show_its_threshold(fitted, queries, display, tmp_path):
+    y, fitted = [1, 1, -1, -1], copy.copy(fitted)
+    fitted.offset_ = float(np.median(fitted.score_samples(queries)))  # two are called anomalous
+    found = display.from_estimator(fitted, queries, y)
+    called = fitted.predict(queries) == -1
+    at = dict(zip(("recall", "other"), found.point[:: -1 if display is RocCurveDisplay else 1], strict=True))
+    assert at["recall"] == called[2:].mean()
+    lenient = copy.copy(fitted).set_params(on_error="skip")
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.warns(ImageSkippedWarning):
+        less = display.from_estimator(lenient, [*queries, tmp_path / "x.png"], [*y, 1])
+    np.testing.assert_array_equal(less.recall, found.recall)
+
+
+@pytest.mark.parametrize("display", [RocCurveDisplay, PrecisionRecallDisplay])
+@pytest.mark.parametrize(
+    ("y", "scores", "said"),
+    [
+        ([1, 1], [0, 1], "images of both kinds"), ([-1, 1], [0, np.nan], "images of both kinds"),
+        ([-1, 1], [np.nan, np.nan], "None of the 2 images has a score"), (None, [0, 1], "y=None was given"),
+        ([0, 1], [0, 1], "accepted are"), ([1, -1, 1], [0, 1], "inconsistent numbers of samples"),
+    ],
+)  # fmt: skip
+def test_what_has_no_curve(display, y, scores, said):
+    with pytest.raises(ValueError, match=said):
+        display.from_scores(y, scores)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from torch.nn import functional as F
 
 from fewshot_ad.method import reduction
@@ -21,6 +21,18 @@ def test_to_pixels_is_bilinear_enlargement_then_scipys_gaussian():
             for axis, n in enumerate(shape) if sigma else ():
                 expected = gaussian_filter1d(expected, sigma, axis, mode="mirror", radius=min(int(4 * sigma), n - 1))
             np.testing.assert_allclose(one.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "sigma"), [((24, 24), 2.0), ((18, 32), 2.3), ((8, 72), 1.5), ((24, 24), 0.0)])
+def test_aligned_corners_are_torchs_and_scipys_default(shape, sigma):
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.rand(2, *small, dtype=torch.float64, generator=generator) for small in ((6, 6), (3, 5))]
+    side = (shape[0] * shape[1]) ** 0.5
+    shown = reduction.to_pixels(maps, shape, sigma * 128 / side, upsampling="align_corners")
+    large = sum(F.interpolate(m[:, None], size=shape, mode="bilinear", align_corners=True)[:, 0] for m in maps)
+    for one, plain in zip(shown, large, strict=True):
+        expected = gaussian_filter(plain.numpy(), sigma, radius=min(int(4 * sigma + 0.5), min(shape) - 1))
+        np.testing.assert_allclose(one.numpy(), expected, atol=1e-12)
 
 
 def test_blur_wider_than_the_map():

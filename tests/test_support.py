@@ -58,7 +58,8 @@ def test_the_docstring_lists_the_fitted_attributes(make, normal):
     told = DualDistillationDetector.__doc__.split("Attributes\n")[1].split("Notes\n")[0]
     listed = {name.strip() for line in told.splitlines() if " : " in line for name in line.split(" : ")[0].split(",")}
     found = {name for name in dir(det) if name.endswith("_") and not name.startswith("_")}
-    assert listed == found | {"feature_names_in_"}  # of data frames
+    # Of data frames; after `calibrate`.
+    assert listed == found | {"feature_names_in_", "calibration_", "classes_"}
 
 
 def test_what_is_not_fitted_is_not_there(make, normal):

@@ -11,20 +11,20 @@ from fewshot_ad.exceptions import DiskFullError, OutputExistsError
 from fewshot_ad.tables import Row, Table
 
 ROWS = [
-    Row("a, b.png", 0.1, 1.0, 1, (3, 4), None),
+    Row("a, b.png", 0.1, 1.0, 1, (3, 4), None, []),
     Row("c.png", None, 1.0, None, None, 'no "image"\nat all'),
-    Row("d.png", 2.0, 1.0, -1, (0, 127), None),
+    Row("d.png", 2.0, 1.0, -1, (0, 127), None, [(0, 120, 9, 128), (30, 2, 33, 9)]),
 ]
 CELLS = [
-    ["a, b.png", "0.1", "1.0", "1", "3 4", ""],
-    ["c.png", "", "1.0", "", "", 'no "image"\nat all'],
-    ["d.png", "2.0", "1.0", "-1", "0 127", ""],
+    ["a, b.png", "0.1", "1.0", "1", "3 4", "", "0"],
+    ["c.png", "", "1.0", "", "", 'no "image"\nat all', ""],
+    ["d.png", "2.0", "1.0", "-1", "0 127", "", "2"],
 ]
 
 
 def cells(text):
     rows = list(csv.reader(text.splitlines(keepends=True)))
-    assert rows[0] == ["path", "score", "threshold", "label", "hot_spot", "error"]
+    assert rows[0] == ["path", "score", "threshold", "label", "hot_spot", "error", "regions"]
     return rows[1:]
 
 
@@ -62,7 +62,7 @@ def test_a_stop_keeps_the_rows(tmp_path, ending):
         assert cells(table.partial.read_text()) == CELLS[:1]
     else:
         rows = pytest.importorskip("pyarrow.parquet").read_table(table.partial).to_pylist()
-        assert rows == [{**ROWS[0]._asdict(), "hot_spot": [3, 4]}]
+        assert rows == [{**ROWS[0]._asdict(), "hot_spot": [3, 4], "regions": 0}]
     with pytest.raises(OutputExistsError, match="the rows of a run that was stopped"):
         Table(out).check(force=False)
     Table(out).check(force=True)

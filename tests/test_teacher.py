@@ -15,7 +15,8 @@ from timm.data import resolve_data_config
 
 from fewshot_ad.exceptions import OutOfMemoryError, WeightsNotFoundError
 from fewshot_ad.method import teacher as module
-from fewshot_ad.method.teacher import build_backbone, fold_batch_norms
+from fewshot_ad.method.folding import fold_batch_norms
+from fewshot_ad.method.teacher import build_backbone
 
 # name, image size, channels, sides and strides of the maps, timm's numbers of the stages
 NETWORKS = [
@@ -24,7 +25,6 @@ NETWORKS = [
     ("mobilenetv2_100", 72, (24, 32, 96, 320), (18, 9, 5, 3), (4, 8, 16, 32), (1, 2, 3, 4)),
     ("convnext_atto", 64, (40, 80, 160, 320), (16, 8, 4, 2), (4, 8, 16, 32), (0, 1, 2, 3)),
     ("swin_s3_tiny_224", 64, (96, 192, 384, 768), (16, 8, 4, 2), (4, 8, 16, 32), (0, 1, 2, 3)),
-    ("vit_tiny_patch16_224", 64, (192,) * 4, (4,) * 4, (16,) * 4, (2, 5, 8, 11)),
 ]
 
 
@@ -63,22 +63,6 @@ def test_stages(random_weights, name, size, channels, sides, strides, indices):
     config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
     torch.testing.assert_close(backbone.mean.ravel(), torch.tensor(config["mean"]))
     torch.testing.assert_close(backbone.std.ravel(), torch.tensor(config["std"]))
-
-
-@pytest.mark.parametrize(
-    ("strides", "embedding", "expected"),
-    [
-        ([2, 4, 8, 16, 32], True, (1, 2, 3, 4)),
-        ([2, 4, 8, 16, 32], False, (1, 2, 3)),
-        ([4, 8, 16, 32], True, (0, 1, 2, 3)),
-        ([14] * 24, True, (5, 11, 17, 23)),
-        ([16] * 12, False, (2, 5, 8)),
-        ([3, 6, 12, 24, 48], True, (1, 2, 3, 4)),  # none of the strides wanted
-        ([16, 32, 64], True, (0, 1, 2)),  # no stage is left for the embedding
-    ],
-)
-def test_chosen_stages(strides, embedding, expected):
-    assert module._choose_stages(strides, embedding) == expected
 
 
 def test_frozen_in_eval_mode(toy_weights):

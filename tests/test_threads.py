@@ -136,7 +136,8 @@ def test_scores_do_not_depend_on_workers_or_torchs_threads(normal):
     found = []
     for n_jobs, n_threads in ((None, 2), (1, 2), (1, 1), (3, 1)):
         torch.set_num_threads(n_threads)
-        det = DualDistillationDetector(image_size=64, n_jobs=n_jobs, random_state=0).fit(normal[:4])
+        weights = {"student_weight": 0.1, "embedding_weight": 0.2}
+        det = DualDistillationDetector(image_size=64, n_jobs=n_jobs, random_state=0, **weights).fit(normal[:4])
         assert set(det.scales_) == {"ssd", "tsd", "patch", "embedding"}
         found.append((det.score_samples(queries), det.offset_, det.support_scores_, det.support_weights(queries)))
         found[-1] += tuple(det.anomaly_map(queries))

@@ -49,7 +49,7 @@ def main() -> None:
     for i, shot in enumerate(shots):
         picture.paste(Image.open(io.BytesIO(shot)), (0, i * HEIGHT))
     small = picture.resize((WIDTH * 3 // 5, 2 * HEIGHT * 3 // 5), Image.Resampling.LANCZOS)
-    small.quantize(160, dither=Image.Dither.NONE).save(args.out, optimize=True)
+    small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(args.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pictures import load_photographs, random_crop, render
 from fewshot_ad import pretrain
 from fewshot_ad.data.views import random_views
 from fewshot_ad.files.checkpoints import FORMAT, load_student, save
-from fewshot_ad.method.student import N_SCALES
+from fewshot_ad.method.student import count_scales
 
 
 def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -46,15 +46,16 @@ def deepest(
     tensors: dict[str, torch.Tensor], header: dict[str, Any], n_scales: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Leave out the shallow scales of a student."""
+    left_out = max(0, count_scales(header["decoder_blocks"]) - n_scales)
     kept = {}
     for name, tensor in tensors.items():
         parts = name.split(".")
         if parts[:2] == ["net", "stages"] and int(parts[2]) >= n_scales:
             continue
         if parts[:2] == ["weighting", "phi"]:  # shallow to deep, the stages deep to shallow
-            if int(parts[2]) < N_SCALES - n_scales:
+            if int(parts[2]) < left_out:
                 continue
-            parts[2] = str(int(parts[2]) - (N_SCALES - n_scales))
+            parts[2] = str(int(parts[2]) - left_out)
         kept[".".join(parts)] = tensor
     blocks = [n if i < n_scales else 0 for i, n in enumerate(header["decoder_blocks"])]
     return kept, {**header, "decoder_blocks": blocks}

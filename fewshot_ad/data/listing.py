@@ -22,6 +22,7 @@ _OTHER_FORMATS = (
 MASK_FOLDERS = ("masks", "ground_truth")
 # What the command `map` writes beside each other; a name that ends so is no image to score.
 OVERLAY, MAP = ".overlay.png", ".map.tiff"
+SEGMENTATION, PARAMETRIC_MAP = ".seg.dcm", ".pmap.dcm"
 # Bytes of a DICOM file before its mark.
 _PREAMBLE = 128
 _NAMED = 5
@@ -108,7 +109,7 @@ def _look_at(entry: Path) -> tuple[str | None, bool]:
 def _why_not(file: Path) -> str | None:
     """Tell why a regular file is not an image; None if it is one."""
     name = file.name.lower()
-    if name.endswith((OVERLAY, MAP)):
+    if name.endswith((OVERLAY, MAP, SEGMENTATION, PARAMETRIC_MAP)):
         return "written by `fewshot-ad map`"
     if name.endswith(SUFFIXES):
         return None

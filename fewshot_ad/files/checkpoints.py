@@ -225,6 +225,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
         file.close()
+        with contextlib.suppress(OSError):  # a file that is replaced keeps its rights
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from .. import __version__
 from ..exceptions import MissingExtraError
 from ..method.scoring import Scorer
-from ..method.student import N_SCALES
 from ..runtime import alone, resolve_runtime
 from ..settings import Settings
 from ..support import FittedSupport, find_teacher
@@ -54,9 +53,10 @@ class Graph(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score images (N, 3, H, W) in [0, 1]: (N,), high = normal, and maps (N, H, W), high = anomalous."""
         maps = self.teacher(image)
-        shapes = [m.shape[2:] for m in maps[:N_SCALES]]
+        shown = self.scorer.layers.for_student(maps)
+        shapes = [m.shape[2:] for m in shown[:-1]]
         students = (expert.student for expert in self.scorer.memory.experts)
-        seen = [student(student.inputs(image, maps), shapes) for student in students]
+        seen = [student(student.inputs(image, shown), shapes) for student in students]
         nothing = image.new_zeros(image.shape[0], self.n_support, dtype=torch.bool)
         evidence, _ = self.scorer.compare(maps, seen, nothing, image.shape[2:])
         return -self.scorer.judge(evidence), self.scorer.fuse(evidence)
@@ -96,11 +96,13 @@ def _model(fitted: FittedSupport, settings: Settings) -> Any:
     free: dict[int, Any] = {0: torch.export.Dim("n")}
     shape = geometry.fixed
     if shape is None:
-        # timm's names for layers that pad by the size of what comes in: tracing them with free sides does not end.
-        if any(type(module).__name__.endswith("Same") for module in graph.modules()):
+        # timm's names for layers that pad by the size of what comes in, and for rotary positions, as DINOv3 has them:
+        # tracing the former with free sides does not end, and the latter would keep the size that they were traced at.
+        kinds = [type(module).__name__ for module in graph.modules()]
+        if any(kind.endswith("Same") or kind.startswith("Rotary") for kind in kinds):
             raise ValueError(
-                f"{settings.backbone!r} pads by the size of an image, and cannot be exported for images of any "
-                "proportions. Fit with aspect='square', or with image_size=(H, W)."
+                f"{settings.backbone!r} pads or numbers positions by the size of an image, and cannot be exported for "
+                "images of any proportions. Fit with aspect='square', or with image_size=(H, W)."
             )
         free |= {2 + i: geometry.multiple * torch.export.Dim(name) for i, name in enumerate(("rows", "columns"))}
         shape = 5 * geometry.multiple, 7 * geometry.multiple
@@ -134,11 +136,12 @@ def _about(fitted: FittedSupport) -> dict[str, Any]:
         "fewshot_ad": __version__,
         "offset": fitted.offset,
         "sign": SIGN,
-        "image_size": settings.image_size,
+        "image_size": fitted.geometry.image_size,
         "aspect": settings.aspect,
         "value_range": settings.value_range,
         "evidence": fitted.evidence,
         "backbone": settings.backbone,
+        "layers": fitted.layers.numbers,
         "teacher_fingerprint": fitted.teacher_fingerprint,
         "n_support": len(names),
         "support_names": names,

@@ -15,6 +15,8 @@ from ..method.reduction import USUAL_SIDE, Reduction
 
 FORMAT = "fewshot_ad model 1"
 _VIEWS = 8
+# What that release could not do otherwise.
+_FIXED = {"aspect": "square", "student_weight": 0.1, "embedding_weight": 0.2, "upsampling": "half_pixel"}
 _LEAST_FACTOR = 1e-3
 
 
@@ -46,7 +48,9 @@ def upgrade(
         The threshold of that release was not usable.
     """
     side = header["parameters"]["image_size"]
-    given = {**defaults, **header["parameters"], "aspect": "square"}
+    if not isinstance(side, int):
+        raise CheckpointError(f"{path} cannot be right: image_size={side}, and files of format 1 are of squares.")
+    given = {**defaults, **_FIXED, **header["parameters"]}
     # The blur was in pixels.
     given["blur_sigma"] = given["blur_sigma"] * USUAL_SIDE / side
     found = dict(tensors)
@@ -81,8 +85,8 @@ def _spots(per_image: int, side: int, augment: bool) -> torch.Tensor:
 def _scales(path: str | os.PathLike[str], given: Mapping[str, Any], scales: Mapping[str, float]) -> dict[str, float]:
     """Scale "embedding", which went through `contrast` and the border as a map does."""
     side = given["image_size"]
-    numbers = (float(given[name]) for name in ("blur_sigma", "border_weight", "contrast"))
-    reduction = Reduction(given["aggregation"], *numbers)
+    sigma, border, contrast = (float(given[name]) for name in ("blur_sigma", "border_weight", "contrast"))
+    reduction = Reduction(given["aggregation"], sigma, border, contrast, given["upsampling"])
     factor = reduction.reduce(torch.ones(side, side, dtype=torch.float64)).item()
     if factor < _LEAST_FACTOR and set(WHOLE) & set(scales):
         raise CheckpointError(

@@ -11,8 +11,10 @@ import numpy as np
 
 from .. import __version__
 from ..exceptions import CheckpointError
+from ..history import is_history
 from ..method.packaged import PACKAGED
 from ..settings import RULES, Rule
+from .calibration_entry import is_entry, is_predictive
 
 # Parameters that belong to a machine, not to a detector.
 LEFT_OUT = ("device", "n_jobs", "memory", "verbose")
@@ -70,7 +72,8 @@ _HEADER: dict[str, Rule] = {
     "support_images": Rule(lambda v: isinstance(v, bool), "true or false"),
     "students": Rule(lambda v: _is_list_of(v, _is_student), "a list of students"),
 }
-# The fitted state that is no tensor; the last two only where rows were fitted on.
+# The fitted state that is no tensor; "history" only after an update, "calibration" where that was done, the last two
+# only where rows were fitted on.
 _FITTED: dict[str, Rule] = {
     "teacher_fingerprint_": Rule(_is_hex, "a hexadecimal hash"),
     "offset_": _NUMBERS,
@@ -89,11 +92,17 @@ _FITTED: dict[str, Rule] = {
     "_held_out_seed": _INTEGERS,
     "groups": Rule(lambda v: _is_list_of(v, _is_integer), "a list of integers"),
     "offset_given": Rule(lambda v: isinstance(v, bool), "true or false"),
+    "history": Rule(is_history, "a list of additions"),
+    "predictive": Rule(is_predictive, "middle, scale and degrees of freedom"),
+    "calibration": Rule(is_entry, "what `calibrate` found"),
+    "layers_": Rule(lambda v: _is_list_of(v, _is_integer) and len(v) > 0, "a list of integers"),
     "n_features_in_": _INTEGERS,
     "feature_names_in_": Rule(lambda v: _is_list_of(v, _is_text), "a list of names"),
 }
-# Missing where images were fitted on, or in files of format 1.
-_OPTIONAL = ("n_features_in_", "feature_names_in_", "offset_given", "groups")
+# Missing where images were fitted on, without `calibrate`, or in earlier files.
+_OPTIONAL = (
+    "n_features_in_", "feature_names_in_", "offset_given", "groups", "history", "predictive", "calibration", "layers_",
+)  # fmt: skip
 
 
 def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
@@ -151,7 +160,7 @@ def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], ve
             raise CheckpointError(
                 f"{path} cannot be right: its parameter {name}={value!r:.80}, accepted is {RULES[name].accepted}."
             )
-    if np.max(given["image_size"]) > _MAX_SIDE:
+    if given["image_size"] != "auto" and np.max(given["image_size"]) > _MAX_SIDE:
         raise CheckpointError(f"{path} cannot be right: image_size={given['image_size']} is above {_MAX_SIDE}.")
 
 

@@ -13,27 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
+from .. import __version__, history
 from ..data.rows import Table
 from ..exceptions import CheckpointError, WeightsNotFoundError
-from ..method.coreset import Patches
 from ..method.evidence import kinds, needs_student
 from ..method.features import FeatureExtractor
-from ..method.packaged import timm_name
-from ..method.scoring import Expert
-from ..method.student import N_SCALES, Decoder, Student, build_student
+from ..method.student import Decoder
 from ..runtime import resolve_runtime
 from ..settings import Settings, checked
 from ..support import FittedSupport, find_teacher
-from . import checkpoints, format_1
+from . import calibration_entry, checkpoints, format_1
 from .header import LEFT_OUT, check_header
+from .model_tensors import Tensors, read_expert, read_patches, read_subspaces
 
 FORMAT = "fewshot_ad model 2"
 _WHAT = "a detector's model file"
-# Sides are rounded: the area of a map differs from that of a square image's by less than this factor.
-_SLACK = 2.5
-# Patches have length 1, or 0 where a teacher sees nothing; reduced precision rounds.
-_LONGEST_PATCH = 1.05
 _MADE_BY = "DualDistillationDetector.save()"
 
 
@@ -89,30 +83,40 @@ def load(
     if "n_features_in_" in found and found["row_range_"] is not None:
         names = found.get("feature_names_in_")
         table = Table(found["n_features_in_"], names and tuple(names), tuple(found["row_range_"]))
-    tensor = _Tensors(path, tensors, extract.runtime.dtype)
+    tensor = Tensors(path, tensors, extract.runtime.dtype)
     k, teacher = len(found["_support_hashes"]), extract.teacher
     scores = tensor.take("support_scores", (k,), torch.float64).numpy()
     scores.flags.writeable = False
     curve = tensor.take("loss_curve", (None,), torch.float64).tolist()
-    patches = embeddings = images = None
+    patches = embeddings = subspaces = images = None
     if "patch" in kinds(evidence) or "patches" in tensor.left:
-        patches = _patches(tensor, k, sum(teacher.channels[:N_SCALES]))
+        patches = read_patches(tensor, k, teacher)
     if "embedding" in kinds(evidence) or "embeddings" in tensor.left:
         embeddings = tensor.take("embeddings", (k, None, teacher.channels[-1]))
+    if "subspace" in kinds(evidence) or "subspace_bases" in tensor.left:
+        subspaces = read_subspaces(tensor, k, teacher)
+    if found.get("layers_", list(teacher.layers.numbers)) != list(teacher.layers.numbers):
+        raise CheckpointError(f"{path} cannot be right: it is of the layers {found['layers_']}.")
     if header["support_images"]:
         images = tuple(tensor.take(f"support.{i}", (3, None, None), torch.float32) for i in range(k))
     if needs_student(evidence) and not header["students"]:
         raise CheckpointError(f"{path} cannot be right: evidence={evidence!r} needs a student, and it has none.")
-    experts = [_expert(i, form, k, settings, extract, tensor) for i, form in enumerate(header["students"])]
+    experts = [read_expert(i, form, k, settings, extract, tensor) for i, form in enumerate(header["students"])]
+    groups = tuple(found.get("groups", range(k)))
+    calibration, calibration_images = calibration_entry.read(path, found, tensor.take, tensor.left)
     if tensor.left:
         raise CheckpointError(f"{path} cannot be right: its tensor {min(tensor.left)!r} belongs to nothing.")
     return FittedSupport(
         settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]),
-        geometry=teacher.geometry, images=images, patches=patches, embeddings=embeddings, experts=tuple(experts),
+        geometry=teacher.geometry, images=images, patches=patches, embeddings=embeddings, subspaces=subspaces,
+        layers=teacher.layers, experts=tuple(experts),
         evidence=evidence, lam=found["lam_"], scales=found["scales_"], scores=scores,
-        groups=tuple(found.get("groups", range(k))), offset=found["offset_"],
+        groups=groups, offset=found["offset_"],
         offset_given=found.get("offset_given", False), loss_curve=tuple(curve),
         teacher_fingerprint=found["teacher_fingerprint_"], table=table, held_out_seed=found["_held_out_seed"],
+        history=history.from_json(found.get("history", [])),
+        predictive=calibration_entry.predictive(found, scores, groups), calibration=calibration,
+        calibration_images=calibration_images,
     )  # fmt: skip
 
 
@@ -143,8 +147,10 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     dict
         JSON types. "format", "bytes" (of the file), "versions" (of fewshot_ad, torch and timm that wrote it),
         "backbone", "teacher_fingerprint" (sha256), "n_support", "support_names" (without folders), "support_images"
-        (whether they are in the file), `"offset_"`, `"lam_"`, `"scales_"`, `"n_features_in_"` (None unless fitted on
-        rows), "students" (form of each), "parameters" (of the constructor).
+        (whether they are in the file), `"offset_"`, `"lam_"`, `"scales_"`, `"layers_"` (None in older files),
+        `"n_features_in_"` (None unless fitted on rows), "calibration" (what `calibration_` says, but for the scores;
+        None without), "students" (form of each), "parameters" (of the constructor), "history" (what `fewshot-ad update`
+        added: a dict of "date" (UTC), "version", "added" (names) and "n_support" for each time).
 
     Raises
     ------
@@ -164,9 +170,13 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "n_support": len(fitted["_support_names"]),
         "support_names": fitted["_support_names"],
         "support_images": header["support_images"],
-        **{name: fitted.get(name) for name in ("offset_", "lam_", "scales_", "n_features_in_")},
+        **{
+            name: fitted.get(name)
+            for name in ("offset_", "lam_", "scales_", "layers_", "n_features_in_", "calibration")
+        },
         "students": header["students"],
         "parameters": header["parameters"],
+        "history": fitted.get("history", []),
     }
 
 
@@ -187,12 +197,18 @@ def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[st
         except TypeError as error:
             raise CheckpointError(f"{name}={value!r:.80} cannot be saved: {error}. Fit with a plain value.") from error
     table = fitted.table
-    state = {
+    state: dict[str, Any] = {
         "teacher_fingerprint_": fitted.teacher_fingerprint, "offset_": fitted.offset,
         "offset_given": fitted.offset_given, "evidence_": fitted.evidence, "lam_": fitted.lam,
         "scales_": fitted.scales, "row_range_": table and table.value_range, "_support_names": bare_names(fitted),
         "_support_hashes": fitted.hashes, "groups": fitted.groups, "_held_out_seed": fitted.held_out_seed,
+        "predictive": tuple(fitted.predictive),
+        "layers_": fitted.layers.numbers,
     }  # fmt: skip
+    if fitted.history:
+        state["history"] = history.to_json(fitted.history)
+    if fitted.calibration is not None:
+        state["calibration"] = calibration_entry.entry(fitted.calibration)
     if table is not None:
         state["n_features_in_"] = table.n_features
         if table.feature_names is not None:
@@ -228,12 +244,17 @@ def _tensors(fitted: FittedSupport, support: bool) -> dict[str, torch.Tensor]:
         "loss_curve": torch.tensor(fitted.loss_curve, dtype=torch.float64),
     }
     if fitted.patches is not None:
-        tensors |= {"patches": fitted.patches.features, "patch_owners": fitted.patches.owners}
-        tensors["patch_spots"] = fitted.patches.spots
+        # A transformer's are numbers of float16 already.
+        features, halved = fitted.patches.features, fitted.patches.features.half()
+        tensors["patches"] = halved if fitted.layers.tokens else features
+        tensors |= {"patch_owners": fitted.patches.owners, "patch_spots": fitted.patches.spots}
     if fitted.embeddings is not None:
         tensors["embeddings"] = fitted.embeddings
+    if fitted.subspaces is not None:
+        tensors |= {"subspace_means": fitted.subspaces.means, "subspace_bases": fitted.subspaces.bases.half()}
     if support and fitted.images is not None:
         tensors |= {f"support.{k}": image for k, image in enumerate(fitted.images)}
+    tensors |= calibration_entry.tensors(fitted, support)
     for i, expert in enumerate(fitted.experts):
         tensors |= {f"students.{i}.{name}": value for name, value in expert.student.state_dict().items()}
         for j, maps in enumerate(expert.maps):
@@ -286,93 +307,3 @@ def _extractor(
             f"{fingerprint[:12]} are not here{kept}: {error} Either pass load(..., weights=FILE), a safetensors file "
             "of them, or work where timm may fetch them from the hub or has them in its cache."
         ) from error
-
-
-class _Tensors:
-    """The tensors of a file, each taken out after a look at its shape and type."""
-
-    def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
-        self.path, self.left, self.dtype = path, dict(tensors), dtype
-
-    def take(self, name: str, shape: tuple[int | None, ...], kind: torch.dtype | None = None) -> torch.Tensor:
-        kind = self.dtype if kind is None else kind
-        if name not in self.left:
-            raise CheckpointError(f"{self.path} cannot be right: it has no tensor {name!r}.")
-        found = self.left.pop(name)
-        fits = len(found.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
-        if not fits or found.dtype != kind:
-            raise CheckpointError(
-                f"{self.path} cannot be right: its tensor {name!r} is {found.dtype} of shape {tuple(found.shape)}, "
-                f"expected {kind} of shape ({', '.join('any' if n is None else str(n) for n in shape)})."
-            )
-        if found.is_floating_point() and not found.isfinite().all():
-            raise CheckpointError(f"{self.path} cannot be right: its tensor {name!r} has values that are not finite.")
-        return found
-
-    def take_map(self, name: str, channels: int, usual: tuple[int, int], fixed: bool) -> torch.Tensor:
-        """Take a map (1, channels, H, W): of the usual shape, or of about as many positions where that is not fixed."""
-        found = self.take(name, (1, channels, *(usual if fixed else (None, None))))
-        if not 1 / _SLACK < found[0, 0].numel() / (usual[0] * usual[1]) < _SLACK:
-            raise CheckpointError(
-                f"{self.path} cannot be right: its tensor {name!r} is of shape {tuple(found.shape)}, and the map of an "
-                f"image of this image_size has about {usual[0]} x {usual[1]} positions."
-            )
-        return found
-
-
-def _patches(tensor: _Tensors, k: int, channels: int) -> Patches:
-    features = tensor.take("patches", (None, channels))
-    owners = tensor.take("patch_owners", (len(features),), torch.int64)
-    spots = tensor.take("patch_spots", (len(features), 2), torch.float32)
-    if float(features.double().norm(dim=1).max() if len(features) else 0.0) > _LONGEST_PATCH:
-        raise CheckpointError(f"{tensor.path} cannot be right: its patches are longer than 1.")
-    if not len(owners) or int(owners.min()) < 0 or int(owners.max()) >= k:
-        raise CheckpointError(f"{tensor.path} cannot be right: its patches are not of {k} support images.")
-    return Patches(features, owners, spots)
-
-
-def _expert(
-    i: int, form: Mapping[str, Any], k: int, settings: Settings, extract: FeatureExtractor, tensor: _Tensors
-) -> Expert:
-    prefix, shown = f"students.{i}.", tuple(form["shown"])
-    held = [name.removeprefix(prefix) for name in tensor.left if name.startswith(prefix)]
-    student = _student(tensor.path, form, held, settings, extract)
-    weights = student.state_dict().items()
-    student.load_state_dict({name: tensor.take(prefix + name, tuple(w.shape), w.dtype) for name, w in weights})
-    seen = tensor.take(f"{prefix}seen", (k,), torch.uint8).bool()
-    if not shown or max(shown) >= k or len(set(shown)) < len(shown):
-        raise CheckpointError(f"{tensor.path} cannot be right: a student is shown the support images {shown} of {k}.")
-    teacher = extract.teacher
-    fixed = teacher.geometry.fixed is not None
-    levels = [
-        (*like, fixed) for like in zip(student.targets(teacher.channels), student.targets(teacher.shapes), strict=True)
-    ]
-    maps = [
-        [tensor.take_map(f"{prefix}maps.{j}.{level}", *like) for level, like in enumerate(levels)]
-        for j in range(len(shown))
-    ]
-    return Expert(student, seen, shown, maps)
-
-
-def _student(
-    path: str | os.PathLike[str],
-    form: Mapping[str, Any],
-    held: list[str],
-    settings: Settings,
-    extract: FeatureExtractor,
-) -> Student:
-    """Build an untrained student of this form, if there are tensors for one: no more is built than the file fills."""
-    blocks = form["decoder_blocks"]
-    found = checkpoints.count_blocks(held)
-    if not held or blocks not in (None, found):
-        raise CheckpointError(f"{path} cannot be right: it has tensors of {found} blocks for a student of {blocks}.")
-    student = build_student(
-        form["student"],
-        extract.teacher,
-        timm_name(settings.backbone),
-        blocks=blocks or found,
-        attention=form["weighting"] == "attention",
-        sharpness=form["sharpness"],
-        seed=0,
-    )
-    return student.to(extract.runtime.dtype).eval()

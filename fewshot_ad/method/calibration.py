@@ -1,6 +1,10 @@
-"""The threshold `offset_` from normal images alone."""
+"""Thresholds: `offset_` from the support alone, or from fresh images; and how rare a score is among normal ones."""
 
 from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,42 +16,320 @@ PRIOR_WEIGHT = 1.0
 # Mean and standard deviation of the logarithm of what another normal image reads over what a changed view of the only
 # one does: of the means of eleven tasks, -0.4 to 1.3, and of the images of each, 0.3 (docs/experiments.md).
 OTHER_THAN_VIEWS = (0.75, 0.65)
-
+# Share of fresh normal images that the automatic threshold lets through as false alarms.
+AUTO = 0.05
 # Share of the median reading that counts as the lowest one.
 _LEAST = 0.05
+_TINY = float(np.finfo(float).tiny)
+# Of all intervals that are reported.
+CONFIDENCE = 0.9
+_TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+# (n + 1) * rate may be a little less than the integer that it is.
+_ROUNDING = 1e-9
+_DRAWS = 20_000
 
 
-def offset(scores: np.ndarray, contamination: str | float, of_views: bool = False) -> float:
-    """Choose the score below which an image is called anomalous.
+class Predictive(NamedTuple):
+    """What the anomaly score of a further normal image is expected to be: its logarithm follows Student's t.
+
+    Attributes
+    ----------
+    middle, scale : float
+        Of the logarithm.
+    degrees : float
+        Of freedom; inf is the normal distribution.
+    """
+
+    middle: float
+    scale: float
+    degrees: float
+
+    def threshold(self, rate: float) -> float:
+        """Return the score (high = normal) that a share `rate` of normal images is expected to be below."""
+        from scipy import stats
+
+        return -float(np.exp(self.middle + stats.t.isf(rate, self.degrees) * self.scale))
+
+    def pvalue(self, scores: np.ndarray) -> np.ndarray:
+        """Return the share of normal images that is expected to score (high = normal) as low, in (0, 1]."""
+        from scipy import stats
+
+        logs = np.log(np.maximum(-scores, _TINY))
+        found: np.ndarray = np.maximum(stats.t.sf((logs - self.middle) / self.scale, self.degrees), _TINY)
+        return found
+
+
+def predictive(scores: np.ndarray, of_views: bool = False) -> Predictive:
+    """Predict the score of a further normal image.
 
     Parameters
     ----------
     scores : numpy.ndarray
-        (K,) `score_samples` (negative, high = normal) of the support images, each held against the others.
-    contamination : "auto" or float in (0, 0.5]
-        A float is the quantile of `scores` that becomes the threshold. "auto" is the 5 % point of the predictive
-        distribution of a further normal image: the anomaly scores are taken as log-normal, their spread is estimated
-        from the support and shrunk towards a common one, and the answer is Student's t.
+        (K,) `score_samples` (negative, high = normal) of normal images that the detector did not see, or of the support
+        images, each scored against the others. Their anomaly scores are taken as log-normal, and their spread is shrunk
+        towards a common one.
     of_views : bool, optional
         `scores` are of changed views of the only image: a guess is made of what other images would read.
+
+    Returns
+    -------
+    Predictive
+    """
+    # An image that reads as good as nothing has its like in the support: that says nothing of how normal ones spread.
+    least = max(_LEAST * float(np.median(-scores)), _TINY)
+    logs = np.log(np.maximum(-scores, least))
+    if of_views:
+        mean, sd = OTHER_THAN_VIEWS
+        return Predictive(float(logs.mean()) + mean, sd, np.inf)
+    k = len(logs)
+    degrees = PRIOR_WEIGHT + k - 1
+    variance = (PRIOR_WEIGHT * PRIOR_SD**2 + ((logs - logs.mean()) ** 2).sum()) / degrees
+    return Predictive(float(logs.mean()), float(np.sqrt(variance * (1 + 1 / k))), degrees)
+
+
+def offset(scores: np.ndarray, contamination: str | float, of_views: bool = False) -> float:
+    """Choose the score below which an image is called anomalous, from the support alone.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        (K,) `score_samples` (negative, high = normal) of the support images, each scored against the others.
+    contamination : "auto" or float in (0, 0.5]
+        A float is the quantile of `scores` that becomes the threshold. "auto" is the 5 % point of `predictive`.
+    of_views : bool, optional
+        See `predictive`; a float is then a quantile of that.
 
     Returns
     -------
     float
         `offset_`.
     """
+    if contamination != "auto" and not of_views:
+        return float(np.percentile(scores, 100.0 * float(contamination)))
+    return predictive(scores, of_views).threshold(AUTO if contamination == "auto" else float(contamination))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` found. All intervals hold with 90 %.
+
+    Attributes
+    ----------
+    how : {"conformal", "predictive", "f1"}
+        "conformal": a quantile of the normal images' scores, with a guarantee: the probability that a fresh normal
+        image is called anomalous is at most `false_alarm_rate`. "predictive": there were too few normal images for
+        that, and a distribution was fitted to their scores. "f1": the threshold with the best F1.
+    false_alarm_rate : float
+        What was asked for.
+    n_normal, n_anomalous : int
+        Images that were calibrated on.
+    expected_rate : float
+        Share of fresh normal images that is expected to be called anomalous.
+    rate_interval : tuple of two floats
+        Where the true share is: it depends on which images were drawn.
+    recall : float or None
+        Share of the anomalous images that is found.
+    recall_interval : tuple of two floats, or None
+        Clopper-Pearson.
+    f1 : float or None
+        F1 of the images that were calibrated on, anomalous ones being the positive class.
+    f1_interval : tuple of two floats, or None
+        For as many images of each kind; that the threshold was chosen on these images is not counted in.
+    normal_scores : tuple of float
+        `score_samples` of the normal images, ascending.
+    logistic : tuple of two floats, or None
+        Slope and intercept of the log-odds of an anomaly over the logarithm of the anomaly score.
+    carried_over : bool
+        Whether support images were added since, when the images were not at hand any more: then scores and threshold
+        were only brought to the new scale.
+    """
+
+    how: str
+    false_alarm_rate: float
+    n_normal: int
+    n_anomalous: int
+    expected_rate: float
+    rate_interval: tuple[float, float]
+    recall: float | None
+    recall_interval: tuple[float, float] | None
+    f1: float | None
+    f1_interval: tuple[float, float] | None
+    normal_scores: tuple[float, ...] = field(repr=False)
+    logistic: tuple[float, float] | None
+    carried_over: bool = False
+
+    def pvalue(self, scores: np.ndarray) -> np.ndarray:
+        """Compute conformal p-values, (1 + images that scored as low) / (n + 1).
+
+        Parameters
+        ----------
+        scores : numpy.ndarray
+            As `score_samples` gives them, high = normal.
+
+        Returns
+        -------
+        numpy.ndarray
+            In (0, 1].
+        """
+        below = np.searchsorted(self.normal_scores, scores, side="right")
+        found: np.ndarray = (1 + below) / (1 + self.n_normal)
+        return found
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """Compute how probable it is that images are anomalous.
+
+        Parameters
+        ----------
+        scores : numpy.ndarray
+            As `score_samples` gives them, high = normal.
+
+        Returns
+        -------
+        numpy.ndarray
+            In [0, 1].
+        """
+        from scipy.special import expit
+
+        assert self.logistic is not None  # nosec B101
+        slope, intercept = self.logistic
+        found: np.ndarray = expit(slope * np.log(np.maximum(-scores, _TINY)) + intercept)
+        return found
+
+    def scaled(self, factor: float) -> Calibration:
+        """Bring the scores to another scale.
+
+        Parameters
+        ----------
+        factor : float
+            Above 0.
+
+        Returns
+        -------
+        Calibration
+        """
+        scores = tuple(factor * score for score in self.normal_scores)
+        slope, intercept = self.logistic or (0.0, 0.0)
+        logistic = self.logistic and (slope, intercept - slope * float(np.log(factor)))
+        return replace(self, normal_scores=scores, logistic=logistic, carried_over=True)
+
+
+def n_needed(rate: float) -> int:
+    """Tell how many normal images a false alarm rate can be promised with."""
+    return int(np.ceil(1 / rate - _ROUNDING)) - 1
+
+
+def calibrate(
+    normal: np.ndarray, anomalous: np.ndarray, rate: float, goal: str = "false_alarm_rate"
+) -> tuple[float, Calibration]:
+    """Choose a threshold from the scores of fresh images.
+
+    Parameters
+    ----------
+    normal : numpy.ndarray
+        (n,) `score_samples` (high = normal) of normal images, at least one.
+    anomalous : numpy.ndarray
+        (m,) of anomalous ones; "f1" needs one at least.
+    rate : float in (0, 0.5]
+        False alarms that are asked for.
+    goal : {"false_alarm_rate", "f1"}
+        "false_alarm_rate": of the thresholds that keep the rate, the one with the highest recall.
+
+    Returns
+    -------
+    offset : float
+    found : Calibration
+    """
+    ordered, n = np.sort(normal), len(normal)
+    # The image with the m-th lowest score is let through, and those below it are not.
+    m = int((n + 1) * rate + _ROUNDING)
+    if goal == "f1":
+        how, offset_ = "f1", _best_f1(normal, anomalous)
+        beyond = int((normal < offset_).sum())
+        expected, interval = (beyond + 0.5) / (n + 1), _beta(beyond + 0.5, n - beyond + 0.5)
+    elif m >= 1:
+        how, offset_ = "conformal", float(ordered[m - 1])
+        expected, interval = m / (n + 1), _beta(m, n + 1 - m)
+    else:
+        how, offset_ = "predictive", predictive(normal).threshold(rate)
+        expected, interval = rate, _rates_of_t(rate, n)
+    recall = recall_interval = f1 = f1_interval = None
+    if len(anomalous):
+        found = int((anomalous < offset_).sum())
+        recall = found / len(anomalous)
+        recall_interval = _clopper_pearson(found, len(anomalous))
+        counts = found, len(anomalous), int((normal < offset_).sum())
+        f1, f1_interval = _f1(*counts), _f1_interval(*counts, n)
+    return offset_, Calibration(
+        how=how, false_alarm_rate=float(rate), n_normal=n, n_anomalous=len(anomalous), expected_rate=expected,
+        rate_interval=interval, recall=recall, recall_interval=recall_interval, f1=f1, f1_interval=f1_interval,
+        normal_scores=tuple(ordered.tolist()), logistic=_logistic(normal, anomalous) if len(anomalous) else None,
+    )  # fmt: skip
+
+
+def _beta(a: float, b: float) -> tuple[float, float]:
+    """Return the interval of a beta distribution."""
+    from scipy.special import betaincinv
+
+    low, high = betaincinv(a, b, _TAILS)
+    return float(low), float(high)
+
+
+def _clopper_pearson(found: int, n: int) -> tuple[float, float]:
+    low = _beta(found, n - found + 1)[0] if found else 0.0
+    high = _beta(found + 1, n - found)[1] if found < n else 1.0
+    return low, high
+
+
+@functools.lru_cache(maxsize=64)
+def _rates_of_t(rate: float, n: int) -> tuple[float, float]:
+    """Return where the true rate beyond a threshold of `predictive` is, were the scores log-normal."""
     from scipy import stats
 
-    # An image that reads as good as nothing has its like in the support: that says nothing of how normal ones spread.
-    least = max(_LEAST * float(np.median(-scores)), float(np.finfo(float).tiny))
-    logs = np.log(np.maximum(-scores, least))
-    if of_views:
-        share = 0.05 if contamination == "auto" else float(contamination)
-        return -float(np.exp(logs.mean() + stats.norm(*OTHER_THAN_VIEWS).isf(share)))
-    if contamination != "auto":
-        return float(np.percentile(scores, 100.0 * float(contamination)))
-    k = len(logs)
-    degrees = PRIOR_WEIGHT + k - 1
-    variance = (PRIOR_WEIGHT * PRIOR_SD**2 + ((logs - logs.mean()) ** 2).sum()) / degrees
-    quantile = stats.t.ppf(0.95, degrees)
-    return -float(np.exp(logs.mean() + quantile * np.sqrt(variance * (1 + 1 / k))))
+    degrees = PRIOR_WEIGHT + n - 1
+    reach = stats.t.isf(rate, degrees) * np.sqrt(1 + 1 / n)
+    rng = np.random.default_rng(0)
+    # The threshold in true deviations above the true mean, given what was estimated.
+    beyond = reach * np.sqrt(rng.chisquare(degrees, _DRAWS) / degrees) - rng.standard_normal(_DRAWS) / np.sqrt(n)
+    low, high = np.quantile(stats.norm.sf(beyond), _TAILS)
+    return float(low), float(high)
+
+
+def _f1(found: Any, n_anomalous: int, alarms: Any) -> Any:
+    return 2 * found / (n_anomalous + found + alarms)
+
+
+def _f1_interval(found: int, n_anomalous: int, alarms: int, n_normal: int) -> tuple[float, float]:
+    """Return where F1 is on as many other images, by recall and rate drawn from their Jeffreys posteriors."""
+    rng = np.random.default_rng(0)
+    recall = rng.beta(found + 0.5, n_anomalous - found + 0.5, _DRAWS)
+    rate = rng.beta(alarms + 0.5, n_normal - alarms + 0.5, _DRAWS)
+    low, high = np.quantile(_f1(n_anomalous * recall, n_anomalous, n_normal * rate), _TAILS)
+    seen = _f1(found, n_anomalous, alarms)
+    return min(float(low), seen), max(float(high), seen)
+
+
+def _best_f1(normal: np.ndarray, anomalous: np.ndarray) -> float:
+    """Find the threshold with the best F1, half-way between two scores; of several the one with fewer alarms."""
+    values = np.unique(np.concatenate([normal, anomalous]))
+    if len(values) == 1:
+        return float(values[0])
+    found = np.searchsorted(np.sort(anomalous), values[1:], side="left")
+    alarms = np.searchsorted(np.sort(normal), values[1:], side="left")
+    best = int(np.argmax(_f1(found, len(anomalous), alarms)))
+    between = float(values[best] / 2 + values[best + 1] / 2)
+    return between if between > values[best] else float(values[best + 1])
+
+
+def _logistic(normal: np.ndarray, anomalous: np.ndarray) -> tuple[float, float]:
+    """Fit the log-odds of an anomaly over the logarithm of the anomaly score; never falling."""
+    from sklearn.linear_model import LogisticRegression
+
+    least = max(_LEAST * float(np.median(-normal)), _TINY)
+    logs = np.log(np.maximum(-np.concatenate([normal, anomalous]), least))
+    mean, sd = float(logs.mean()), max(float(logs.std()), PRIOR_SD)
+    is_anomalous = np.repeat([0, 1], [len(normal), len(anomalous)])
+    model = LogisticRegression().fit((logs[:, None] - mean) / sd, is_anomalous)
+    slope = float(model.coef_[0, 0]) / sd
+    if slope <= 0:
+        return 0.0, float(np.log(len(anomalous) / len(normal)))
+    return slope, float(model.intercept_[0]) - slope * mean

@@ -117,7 +117,7 @@ class FeatureExtractor:
 
         runtime, on_gpu = self.runtime, self.runtime.device.type == "cuda"
         # Some networks keep all weights, and so their fingerprint, whichever stages they return.
-        stages = ",".join(map(str, self.teacher.channels))
+        stages = f"{self.teacher.channels} {self.teacher.layers}"
         computed = f"{runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
         hardware = torch.cuda.get_device_name(runtime.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
         made_by = f"torch {torch.__version__} timm {timm.__version__}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from ..data.geometry import Geometry, asked
 from ..runtime import is_out_of_memory
+from .layers import choose, embedding_place, usual_size
 from .teacher import Backbone, no_memory, observe
 
 # What timm says of `lcnet_100`.
@@ -25,9 +26,8 @@ _STAGES = (
     (256, (5, 5, 5, 5), 1, False),
     (512, (5, 5), 2, True),
 )
-# Those at strides 4, 8 and 16, and the embedding.
-_RETURNED, _EMBEDDING = (1, 2, 4), 5
-_MULTIPLE = 16
+# Those that end a stride, and their strides.
+_ENDS, _STRIDES = (0, 1, 2, 4, 5), (2, 4, 8, 16, 32)
 
 
 class _SqueezeExcite(nn.Module):
@@ -100,7 +100,13 @@ class LCNet(nn.Module):
 
 
 def build_lcnet(
-    name: str, image_size: int | tuple[int, int], *, square: bool = True, weights: Path, embedding: bool
+    name: str,
+    image_size: str | int | tuple[int, int],
+    *,
+    square: bool = True,
+    weights: Path,
+    embedding: bool,
+    layers: str | Sequence[int] = "auto",
 ) -> Backbone:
     """Make the frozen teacher that `teacher.build_backbone` makes of a file for `lcnet_100` that is known to be whole.
 
@@ -108,7 +114,7 @@ def build_lcnet(
     ----------
     name : str
         For messages.
-    image_size, square
+    image_size, square, layers
         See `teacher.build_backbone`.
     weights : Path
         safetensors file in timm's naming.
@@ -123,14 +129,18 @@ def build_lcnet(
     Raises
     ------
     ValueError
-        The given sides are not multiples of 16.
+        The given sides are not multiples of 16, or there are no such layers.
     OutOfMemoryError
     """
-    geometry = Geometry(image_size, square, _MULTIPLE)
+    chosen, places = choose(name, layers, _STRIDES)
+    deepest = embedding_place(places, _STRIDES) if embedding else None
+    returned = [_ENDS[place] for place in (*places, *(() if deepest is None else (deepest,)))]
+    size = usual_size(_STRIDES) if isinstance(image_size, str) else image_size
+    geometry = Geometry(size, square, _STRIDES[places[-1]])
     geometry.check(name, strictly=False)
     try:
         with torch.device("meta"):  # no weights are drawn, and so the generator is left as it is
-            model = LCNet((*_RETURNED, _EMBEDDING) if embedding else _RETURNED)
+            model = LCNet(returned)
         held = load_file(weights)
         model.load_state_dict(
             {
@@ -139,7 +149,7 @@ def build_lcnet(
             },
             assign=True,
         )
-        backbone = Backbone(model, _MEAN, _STD).eval().requires_grad_(False)
+        backbone = Backbone(model, _MEAN, _STD, chosen).eval().requires_grad_(False)
         observe(backbone, geometry)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):

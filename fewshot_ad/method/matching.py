@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..data.views import turned_and_mirrored
 from .coreset import Patches, leading_directions
+from .layers import Layers
 
 # Directions that the quick search of patches looks along: with 64 of 448 the distance found is 0.5 % larger on average,
 # and image AUROC the same to 0.001 (docs/experiments.md).
@@ -40,25 +41,33 @@ class Match:
     similarity: float
 
 
-def patch_features(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join the teacher's stages into one descriptor for each position of the middle stage.
+_STAGES = Layers()
+
+
+def patch_features(maps: Sequence[torch.Tensor], layers: Layers = _STAGES) -> torch.Tensor:
+    """Join the teacher's layers into one descriptor for each position of the middle layer.
 
     Each stage is averaged over 3x3 neighbourhoods, normalised, and brought to the middle stage's size; the joined
-    vector is normalised again.
+    vector is normalised again. Tokens are normalised and joined: each has seen its neighbours.
 
     Parameters
     ----------
     maps : list of torch.Tensor
-        Three maps, (N, C_l, H_l, W_l).
+        The teacher's, (N, C_l, H_l, W_l).
+    layers : Layers, optional
+        Which of them are layers.
 
     Returns
     -------
     torch.Tensor
-        (N, H_2 * W_2, sum C_l), rows of norm 1.
+        (N, P, sum C_l), rows of norm 1.
     """
-    size = maps[1].shape[2:]
+    size = layers.middle(maps).shape[2:]
     joined = []
-    for stage in maps:
+    for stage in layers.of(maps):
+        if layers.tokens:
+            joined.append(F.normalize(stage, dim=1))
+            continue
         # With the channels last all of this is twice as fast on a CPU.
         stage = stage.contiguous(memory_format=torch.channels_last)
         mean = F.avg_pool2d(stage, 3, stride=1, padding=1, count_include_pad=False)
@@ -146,38 +155,40 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
 
 
 def patch_evidence(
-    maps: Sequence[torch.Tensor], bank: PatchBank, exclude: torch.Tensor
+    maps: Sequence[torch.Tensor], bank: PatchBank, exclude: torch.Tensor, layers: Layers = _STAGES
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compare every teacher patch of a query with its most similar patch of the support.
 
     Parameters
     ----------
     maps : list of torch.Tensor
-        Teacher's three maps of the queries, (N, C_l, H_l, W_l).
+        The teacher's maps of the queries, (N, C_l, H_l, W_l).
     bank : PatchBank
         Of K support images.
     exclude : torch.Tensor of bool
         (N, K), support images that must not count for a query.
+    layers : Layers, optional
+        Which of the maps are layers.
 
     Returns
     -------
     distance : torch.Tensor
-        (N, H_2, W_2): 1 - largest cosine.
+        (N, H, W), as the middle layer: 1 - largest cosine.
     weights : torch.Tensor
         (N, K): share of the query's patches that found their match in each support image.
     """
-    similarity, match = bank.nearest(patch_features(maps), exclude)
+    similarity, match = bank.nearest(patch_features(maps, layers), exclude)
     weights = F.one_hot(match, bank.n_support).to(similarity.dtype).mean(1)
-    return (1 - similarity).unflatten(1, maps[1].shape[2:]), weights
+    return (1 - similarity).unflatten(1, layers.middle(maps).shape[2:]), weights
 
 
 def pooled_embedding(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Average the teacher's deepest stage over positions.
+    """Average the teacher's last map, its deepest stage or its class token, over positions.
 
     Parameters
     ----------
     maps : list of torch.Tensor
-        Deepest last, (N, C_l, H_l, W_l).
+        The embedding last, (N, C_l, H_l, W_l).
 
     Returns
     -------
@@ -195,7 +206,7 @@ def embedding_evidence(
     Parameters
     ----------
     maps : list of torch.Tensor
-        Teacher's maps of the queries, deepest last, (N, C_l, H_l, W_l).
+        Teacher's maps of the queries, the embedding last, (N, C_l, H_l, W_l).
     bank : torch.Tensor
         (K, V, C), `pooled_embedding` of every support image in its V views.
     exclude : torch.Tensor of bool
@@ -244,11 +255,13 @@ def support_patches(views: Sequence[torch.Tensor], grid: tuple[int, int], size: 
     return Patches(features, owners, torch.stack(spots, 1).float())
 
 
-def patch_at(maps: Sequence[torch.Tensor], size: Sequence[int], spot: tuple[int, int]) -> torch.Tensor:
+def patch_at(
+    maps: Sequence[torch.Tensor], size: Sequence[int], spot: tuple[int, int], layers: Layers = _STAGES
+) -> torch.Tensor:
     """Describe the patch (D,) at a pixel of an image (row and column), given its maps (1, C_l, H_l, W_l) and size."""
-    grid = maps[1].shape[2:]
+    grid = layers.middle(maps).shape[2:]
     row, column = ((2 * at + 1) * cells // (2 * n) for at, cells, n in zip(spot, grid, size, strict=True))
-    return patch_features(maps[:3])[0, row * grid[1] + column].clone()
+    return patch_features(maps, layers)[0, row * grid[1] + column].clone()
 
 
 def best_match(patches: Patches, query: torch.Tensor, left_out: torch.Tensor) -> Match | None:

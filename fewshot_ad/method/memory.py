@@ -15,13 +15,30 @@ from .coreset import Patches, farthest_first, quota, thinned
 from .features import FeatureExtractor, in_batches, split
 from .matching import PatchBank, patch_features, pooled_embedding, support_patches
 from .scoring import MOST_SHOWN, Expert, Memory, run_student
-from .student import N_SCALES
+from .subspace import Moments, Subspaces, subspace_features
+
+
+class Description(NamedTuple):
+    """The support as the teacher describes it, as far as that is wanted.
+
+    Attributes
+    ----------
+    patches : Patches or None
+    embeddings : torch.Tensor or None
+        (K, views, C).
+    moments : list of Moments, or None
+        Of each image.
+    """
+
+    patches: Patches | None = None
+    embeddings: torch.Tensor | None = None
+    moments: list[Moments] | None = None
 
 
 def describe_support(
     support: Sequence[torch.Tensor], extract: FeatureExtractor, wanted: set[str], augment: bool, max_patches: int
-) -> tuple[Patches | None, torch.Tensor | None]:
-    """Compute the teacher's patches and embeddings of the support, as far as they are wanted.
+) -> Description:
+    """Describe the support.
 
     Parameters
     ----------
@@ -37,27 +54,35 @@ def describe_support(
 
     Returns
     -------
-    patches : Patches or None
-    embeddings : torch.Tensor or None
-        (K, views, C).
+    Description
     """
-    if not {"patch", "embedding"} & wanted:
-        return None, None
+    if not {"patch", "embedding", "subspace"} & wanted:
+        return Description()
 
-    def describe(owner: int) -> tuple[Patches | None, torch.Tensor]:
+    def describe(owner: int) -> tuple[Patches | None, torch.Tensor, Moments | None]:
         """Describe one image; of its patches no more are kept than stand for the rest."""
-        described = describe_views(support[owner], extract, augment)
-        most = quota(owner, len(support), max_patches)
-        size = support[owner].shape[1:]
-        kept = thinned(support_patches(described.patches, described.grid, size, owner), most)
-        return kept if "patch" in wanted else None, described.embeddings
+        described = describe_views(support[owner], extract, augment, "subspace" in wanted)
+        kept = None
+        if "patch" in wanted:
+            found = support_patches(described.patches, described.grid, support[owner].shape[1:], owner)
+            kept = thinned(found, quota(owner, len(support), max_patches))
+        moments = Moments.of(described.spanning) if "subspace" in wanted else None
+        return kept, described.embeddings, moments
 
     calls = (partial(describe, owner) for owner in range(len(support)))
-    patches, embeddings = zip(*computed(calls, extract.runtime), strict=True)
-    return (
-        thinned(Patches.cat(patches), max_patches) if "patch" in wanted else None,
+    patches, embeddings, moments = zip(*computed(calls, extract.runtime), strict=True)
+    return Description(
+        _storable(thinned(Patches.cat(patches), max_patches), extract) if "patch" in wanted else None,
         torch.stack(embeddings) if "embedding" in wanted else None,
+        list(moments) if "subspace" in wanted else None,
     )
+
+
+def _storable(patches: Patches, extract: FeatureExtractor) -> Patches:
+    """Round a transformer's patches to numbers of float16: a file holds these, and is half as large."""
+    if not extract.teacher.layers.tokens:
+        return patches
+    return Patches(patches.features.half().to(patches.features.dtype), patches.owners, patches.spots)
 
 
 class Described(NamedTuple):
@@ -69,16 +94,19 @@ class Described(NamedTuple):
         `patch_features` of each view, (P, D).
     embeddings : torch.Tensor
         (views, C).
+    spanning : list of torch.Tensor
+        `subspace_features` of each view, (P, D); empty where they are not wanted.
     grid : tuple of two ints
         Height and width of the image's patches.
     """
 
     patches: list[torch.Tensor]
     embeddings: torch.Tensor
+    spanning: list[torch.Tensor]
     grid: tuple[int, int]
 
 
-def describe_views(image: torch.Tensor, extract: FeatureExtractor, augment: bool) -> Described:
+def describe_views(image: torch.Tensor, extract: FeatureExtractor, augment: bool, spanning: bool = False) -> Described:
     """Describe a support image (3, H, W) and, with `augment`, its other views, in this thread.
 
     The teacher's maps, which are large, are let go of one batch after the other.
@@ -87,14 +115,17 @@ def describe_views(image: torch.Tensor, extract: FeatureExtractor, augment: bool
     quarters = extract.teacher.geometry.fixed in (None, tuple(image.shape[:0:-1]))
     shown = turned_and_mirrored(image, quarters=quarters) if augment else [image]
     patches, embeddings = [torch.empty(0)] * len(shown), [torch.empty(0)] * len(shown)
-    grid = (0, 0)
+    spans: list[torch.Tensor] = []
+    grid, layers = (0, 0), extract.teacher.layers
     for places in in_batches(shown, extract.runtime.device):
         maps = extract.batch(torch.stack([shown[i] for i in places]))
         for i, one in zip(places, split(maps), strict=True):
-            patches[i], embeddings[i] = patch_features(one[:N_SCALES])[0].cpu(), pooled_embedding(one).cpu()
+            patches[i], embeddings[i] = patch_features(one, layers)[0].cpu(), pooled_embedding(one).cpu()
+            if spanning:
+                spans.append(subspace_features(one, layers)[0].cpu())
             if i == 0:
-                grid = (one[1].shape[2], one[1].shape[3])
-    return Described(patches, torch.cat(embeddings), grid)
+                grid = (layers.middle(one).shape[2], layers.middle(one).shape[3])
+    return Described(patches, torch.cat(embeddings), spans, grid)
 
 
 @torch.inference_mode()
@@ -109,7 +140,8 @@ def show_support(expert: Expert, support: Sequence[torch.Tensor], extract: Featu
     if len(shown) > MOST_SHOWN:
         pooled = torch.cat([pooled_embedding(maps) for maps in features]).cpu()
         shown = tuple(sorted(farthest_first(pooled - pooled.mean(0), MOST_SHOWN).tolist()))
-    maps = [run_student(student, support[i][None], features[i], runtime) for i in shown]
+    shown_to = extract.teacher.layers.for_student
+    maps = [run_student(student, support[i][None], shown_to(features[i]), runtime) for i in shown]
     return Expert(student, seen, shown, maps).to("cpu", runtime.dtype)
 
 
@@ -117,6 +149,7 @@ def prepare_memory(
     experts: Sequence[Expert],
     patches: Patches | None,
     embeddings: torch.Tensor | None,
+    subspaces: Subspaces | None,
     n_support: int,
     runtime: Runtime,
 ) -> Memory:
@@ -127,4 +160,5 @@ def prepare_memory(
             tuple(expert.to(*place) for expert in experts),
             None if patches is None else PatchBank(patches.to(*place), n_support, runtime.matching_dtype),
             None if embeddings is None else embeddings.to(*place),
+            None if subspaces is None else subspaces.to(*place),
         )

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 # Side of the square map that `sigma` is given for, pixels.
 USUAL_SIDE = 128
 
 
 def to_pixels(
-    distances: Sequence[torch.Tensor], shape: Sequence[int], sigma: float, blurs: Sequence[torch.Tensor] | None = None
+    distances: Sequence[torch.Tensor],
+    shape: Sequence[int],
+    sigma: float,
+    blurs: Sequence[torch.Tensor] | None = None,
+    upsampling: str = "half_pixel",
 ) -> torch.Tensor:
     """Enlarge maps (N, H_l, W_l) of several scales to (N, H, W), bilinear, add them, and blur the sum.
 
@@ -29,7 +34,11 @@ def to_pixels(
     sigma : float
         Of a map of `USUAL_SIDE` squared pixels, in its pixels; that of a larger or smaller map is in proportion.
     blurs : sequence of two torch.Tensor, optional
-        `shared_blurs` of the same shape and sigma.
+        `shared_blurs` of the same shape, sigma and upsampling.
+    upsampling : {"half_pixel", "align_corners"}, optional
+        "half_pixel": the edges of a coarse map lie on those of the image, and the blur mirrors the map at its outermost
+        pixels. "align_corners", as in the published code: the centres of the corner pixels lie on each other, and the
+        blur mirrors the map at its edges.
 
     Returns
     -------
@@ -41,45 +50,56 @@ def to_pixels(
     for d in distances:
         sides = list(zip(d.shape[-2:], shape, strict=True))
         if blurs is None:
-            rows, columns = (_enlarging(n, size, area, sigma, d.device, d.dtype) for n, size in sides)
+            rows, columns = (_enlarging(*side, area, sigma, upsampling, d.device, d.dtype) for side in sides)
         else:
-            rows, columns = ((blur @ _widening(*side)).to(d) for blur, side in zip(blurs, sides, strict=True))
+            rows, columns = (
+                (blur @ _widening(*side, upsampling)).to(d) for blur, side in zip(blurs, sides, strict=True)
+            )
         maps.append(rows @ d @ columns.T)
     return torch.stack(maps).sum(0)
 
 
-def shared_blurs(shape: Sequence[int], sigma: float) -> list[torch.Tensor] | None:
+def shared_blurs(shape: Sequence[int], sigma: float, upsampling: str) -> list[torch.Tensor] | None:
     """Make what `to_pixels` blurs with, for all maps of a graph that is traced; otherwise it has its matrices ready."""
     if not torch.compiler.is_compiling():
         return None
-    return [_blurring(n, shape[0] * shape[1], sigma) for n in shape]
+    return [_blurring(n, shape[0] * shape[1], sigma, upsampling) for n in shape]
 
 
 @functools.lru_cache(maxsize=256)
-def _enlarging(n: int, size: int, area: int, sigma: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def _enlarging(
+    n: int, size: int, area: int, sigma: float, upsampling: str, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """Make the matrix (size, n) that enlarges a column of n values, and blurs it."""
-    return (_blurring(size, area, sigma) @ _widening(n, size)).to(device, dtype)
+    return (_blurring(size, area, sigma, upsampling) @ _widening(n, size, upsampling)).to(device, dtype)
 
 
-def _widening(n: int, size: int) -> torch.Tensor:
+def _widening(n: int, size: int, upsampling: str) -> torch.Tensor:
     """Make the matrix (size, n) that enlarges a column; sizes may be free, as in a graph that is traced."""
-    source = ((torch.arange(size, dtype=torch.float64) + 0.5) * (n / size) - 0.5).clamp(min=0).clamp(max=n - 1)
+    if upsampling == "half_pixel":
+        source = (torch.arange(size, dtype=torch.float64) + 0.5) * (n / size) - 0.5
+    else:
+        source = torch.arange(size, dtype=torch.float64) * ((n - 1) / (size - 1))
+    source = source.clamp(min=0).clamp(max=n - 1)
     return (1 - (source[:, None] - torch.arange(n, dtype=torch.float64)).abs()).clamp(min=0)
 
 
-def _blurring(size: int, area: int, sigma: float) -> torch.Tensor:
+def _blurring(size: int, area: int, sigma: float, upsampling: str) -> torch.Tensor:
     """Make the matrix (size, size) that blurs a column; sizes may be free."""
     if sigma == 0:
         return torch.eye(size, dtype=torch.float64)
     spread = torch.full((), area, dtype=torch.float64).sqrt() * (sigma / USUAL_SIDE)
     # Reflection needs a border narrower than the map.
-    radius = (4 * spread).ceil().clamp(max=size - 1)
+    radius = ((4 * spread).ceil() if upsampling == "half_pixel" else (4 * spread + 0.5).floor()).clamp(max=size - 1)
     offsets = torch.arange(2 * size - 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (offsets / spread) ** 2) * (offsets <= radius)
     kernel = kernel / (2 * kernel.sum() - 1)
     to = torch.arange(size)
     by = to[:, None]
-    # What a pixel adds to another: by itself, and reflected at the first and at the last pixel.
+    # What a pixel adds to another: by itself, and mirrored at either end.
+    if upsampling == "align_corners":
+        kernel = F.pad(kernel, (0, 1))
+        return kernel[(by - to).abs()] + kernel[by + to + 1] + kernel[2 * size - 1 - by - to]
     return kernel[(by - to).abs()] + kernel[by + to] * (to > 0) + kernel[2 * (size - 1) - by - to] * (to < size - 1)
 
 
@@ -111,12 +131,15 @@ class Reduction:
         See `fade_border`.
     contrast : float
         Share of a map's mean that is taken off its score.
+    upsampling : {"half_pixel", "align_corners"}
+        See `to_pixels`.
     """
 
     aggregation: str | float
     sigma: float
     border_weight: float
     contrast: float
+    upsampling: str = "half_pixel"
 
     def reduce(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., H, W) to one number each (...)."""

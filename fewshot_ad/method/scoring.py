@@ -20,7 +20,8 @@ from .features import FeatureExtractor, Maps, in_batches, run_network, split
 from .losses import cosine_distance
 from .matching import PatchBank, embedding_evidence, patch_evidence
 from .reduction import Reduction, shared_blurs, to_pixels
-from .student import N_SCALES, Student
+from .student import Student
+from .subspace import Subspaces, subspace_evidence
 
 # Support images that a student compares with: of more, those that stand for the others.
 MOST_SHOWN = 8
@@ -118,7 +119,7 @@ def student_evidence(
     ----------
     expert : Expert
     found, maps : list of torch.Tensor
-        The student's and the teacher's maps of the queries, (N, C_l, H_l, W_l).
+        The student's, and what it sees of the teacher's (`Layers.for_student`), of the queries, (N, C_l, H_l, W_l).
     exclude : torch.Tensor of bool
         (N, K), support images that must not count for a query.
 
@@ -143,8 +144,8 @@ def student_evidence(
 
 
 def run_student(student: Student, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime) -> Maps:
-    """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, H, W), given the teacher's."""
-    shapes = tuple(tuple(m.shape[2:]) for m in maps[:N_SCALES])
+    """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, H, W), given what it sees of the teacher's."""
+    shapes = tuple(tuple(m.shape[2:]) for m in maps[:-1])
     return run_network(student, student.inputs(images, maps), runtime, shapes)
 
 
@@ -160,11 +161,14 @@ class Memory:
         For `patch_evidence`.
     embeddings : torch.Tensor or None
         For `embedding_evidence`.
+    subspaces : Subspaces or None
+        For `subspace_evidence`.
     """
 
     experts: tuple[Expert, ...] = ()
     bank: PatchBank | None = None
     embeddings: torch.Tensor | None = None
+    subspaces: Subspaces | None = None
 
 
 class Evidence(NamedTuple):
@@ -191,7 +195,8 @@ class Read(NamedTuple):
         Of this image alone, on the CPU.
     weights : torch.Tensor
         (K,), summing to 1: how much each support image counted. The attention's where there is a student, else the
-        share of matched patches; 1 for the most similar image where there is only "embedding".
+        share of matched patches; 1 for the most similar image where there is only "embedding" (and "subspace"); equal
+        for all where there is only "subspace".
     maps : Maps
         The teacher's.
     """
@@ -219,6 +224,7 @@ class Scorer:
         self, extract: FeatureExtractor, memory: Memory, weights: Mapping[str, float], reduction: Reduction
     ) -> None:
         self.extract = extract
+        self.layers = extract.teacher.layers
         self.memory = memory
         self.weights = weights
         self.reduction = reduction
@@ -242,7 +248,8 @@ class Scorer:
             Of each image.
         """
         maps = self.extract.batch(images)
-        seen = [split(run_student(one.student, images, maps, self.extract.runtime)) for one in self.memory.experts]
+        shown = self.layers.for_student(maps)
+        seen = [split(run_student(one.student, images, shown, self.extract.runtime)) for one in self.memory.experts]
         exclude = exclude.to(maps[0].device)
         found = []
         # One image at a time: kernels round by shape, and an image must read the same in any company.
@@ -287,21 +294,28 @@ class Scorer:
             (N, K), as of `Read`; on the device of the maps.
         """
         found: dict[str, torch.Tensor] = {}
-        experts, sigma = self.memory.experts, self.reduction.sigma
-        blurs = shared_blurs(shape, sigma)
+        experts, reduction = self.memory.experts, self.reduction
+        enlarge = partial(
+            to_pixels, shape=shape, sigma=reduction.sigma, upsampling=reduction.upsampling,
+            blurs=shared_blurs(shape, reduction.sigma, reduction.upsampling),
+        )  # fmt: skip
+        if self.memory.subspaces is not None:
+            distance, weights = subspace_evidence(maps, self.layers, self.memory.subspaces, exclude)
+            found["subspace"] = enlarge([distance])
         if self.memory.embeddings is not None:
             found["embedding"], weights = embedding_evidence(maps, self.memory.embeddings, exclude)
         if self.memory.bank is not None:
-            distance, weights = patch_evidence(maps[:3], self.memory.bank, exclude)
-            found["patch"] = to_pixels([distance], shape, sigma, blurs)
+            distance, weights = patch_evidence(maps, self.memory.bank, exclude, self.layers)
+            found["patch"] = enlarge([distance])
         if experts:
-            says = [student_evidence(*both, maps, exclude) for both in zip(experts, seen, strict=True)]
+            shown = self.layers.for_student(maps)
+            says = [student_evidence(*both, shown, exclude) for both in zip(experts, seen, strict=True)]
             *by_kind, by_expert = zip(*says, strict=True)
             share = self._share(exclude).to(by_expert[0])
             for name, of_experts in zip(("ssd", "tsd"), by_kind, strict=True):
                 if name in self.weights:
                     levels = [(share[..., None, None] * torch.stack(d)).sum(0) for d in zip(*of_experts, strict=True)]
-                    found[name] = to_pixels(levels, shape, sigma, blurs)
+                    found[name] = enlarge(levels)
             weights = (share[..., None] * torch.stack(by_expert)).sum(0)
         n = exclude.shape[0]
         local = [found[name] for name in self._local]

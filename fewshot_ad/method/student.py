@@ -11,14 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..runtime import seeded
+from .layers import N_SCALES
 from .teacher import Backbone, untrained_backbone
 from .weighting import LearnToWeight
 
 _OfScale = TypeVar("_OfScale")
 # Residual blocks at strides 16, 8, 4 of the paper's student.
 PAPER_BLOCKS = (3, 4, 6)
-# Of the teacher's maps, before the embedding.
-N_SCALES = 3
 
 
 def _norm(channels: int) -> nn.Module:
@@ -149,11 +148,11 @@ class Student(nn.Module):
         return self.net(inputs, shapes) if self.form == "decoder" else self.net(inputs)
 
     def inputs(self, images: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Pick what this form of student starts from, of the images and of the teacher's features."""
+        """Pick what this form of student starts from, of the images and of the teacher's (`Layers.for_student`)."""
         return images if self.form == "encoder" else features[-1]
 
     def targets(self, features: Sequence[_OfScale]) -> list[_OfScale]:
-        """Pick those of the teacher's maps, or of what belongs to them, that this student imitates."""
+        """Pick those that this student imitates, of the teacher's (`Layers.for_student`) or of what belongs to them."""
         return list(features[N_SCALES - self.n_scales : N_SCALES])
 
 
@@ -191,9 +190,10 @@ def build_student(
     with seeded(seed):
         net: nn.Module
         if form == "encoder":
-            net = untrained_backbone(name, teacher.geometry)
-            channels = teacher.channels[:N_SCALES]
+            net = untrained_backbone(name, teacher)
+            channels = teacher.layers.for_student(teacher.channels)[:N_SCALES]
         else:
-            net = Decoder(teacher.channels, teacher.shapes, teacher.signed, blocks)
-            channels = teacher.channels[N_SCALES - count_scales(blocks) : N_SCALES]
+            pick = teacher.layers.for_student
+            net = Decoder(pick(teacher.channels), pick(teacher.shapes), pick(teacher.signed), blocks)
+            channels = pick(teacher.channels)[N_SCALES - count_scales(blocks) : N_SCALES]
         return Student(form, net, LearnToWeight(channels, attention, sharpness))

@@ -6,23 +6,26 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
 from ..runtime import Lock, Runtime, own_torch_state
+from .folding import fold_batch_norms
 from .lcnet import build_lcnet
 from .packaged import teacher_file, timm_name
-from .teacher import Backbone, build_backbone, fold_batch_norms
+from .teacher import Backbone, build_backbone
 
 
 @own_torch_state()  # before the lock of the teachers
 def load_teacher(
     backbone: str,
-    image_size: int | tuple[int, int],
+    image_size: str | int | tuple[int, int],
     weights: str | os.PathLike[str] | None,
     embedding: bool,
     runtime: Runtime,
     square: bool = True,
+    layers: str | tuple[int, ...] = "auto",
 ) -> tuple[Backbone, str]:
     """Make a teacher by `teacher.build_backbone`, or take one that was made: of the last four, or still in use.
 
@@ -30,7 +33,7 @@ def load_teacher(
     ----------
     backbone : str
         timm's name, or that of a packaged teacher.
-    image_size, square
+    image_size, square, layers
         See `build_backbone`.
     weights : path or None
         None is the packaged file, or the hub's.
@@ -48,15 +51,13 @@ def load_teacher(
     # A file that changes is another teacher.
     stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
     name, device, dtype = timm_name(backbone), runtime.device, runtime.dtype
-    key = (name, image_size, square, file, stamp, embedding, device, dtype)
+    key = (name, image_size, square, layers, file, stamp, embedding, device, dtype)
+    options: dict[str, Any] = {"square": square, "weights": file, "embedding": embedding, "layers": layers}
 
     def make() -> tuple[Backbone, str]:
         if file is not None and weights is None:
-            return _make_ready(
-                build_lcnet(backbone, image_size, square=square, weights=file, embedding=embedding), runtime
-            )
-        teacher = build_backbone(name, image_size, square=square, weights=file, embedding=embedding)
-        return _make_ready(teacher, runtime)
+            return _make_ready(build_lcnet(backbone, image_size, **options), runtime)
+        return _make_ready(build_backbone(name, image_size, **options), runtime)
 
     return TEACHERS.find(key, make)
 

@@ -4,7 +4,16 @@ Each display takes its data in the constructor, or computes them by `from_estima
 with the extra "plot"; nothing is shown unless the caller does so.
 """
 
+from .common import warm_colours
+from .curves import PrecisionRecallDisplay, RocCurveDisplay
 from .maps import AnomalyMapDisplay
 from .scores import ScoreHistogramDisplay, SupportWeightsDisplay
 
-__all__ = ["AnomalyMapDisplay", "ScoreHistogramDisplay", "SupportWeightsDisplay"]
+__all__ = [
+    "AnomalyMapDisplay",
+    "PrecisionRecallDisplay",
+    "RocCurveDisplay",
+    "ScoreHistogramDisplay",
+    "SupportWeightsDisplay",
+    "warm_colours",
+]

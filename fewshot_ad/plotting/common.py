@@ -9,18 +9,63 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
+from ..drawing import WARM
 from ..exceptions import MissingExtraError
 from ..session import Session
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure, SubFigure
 
-# Of Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, SKY, BLACK = "#0072B2", "#D55E00", "#56B4E9", "#000000"
+
+class Saved:
+    """A display whose figure can be written to a file.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure, or SubFigure where it was drawn into axes of one
+    """
+
+    figure_: Figure | SubFigure
+
+    def save(self, file: Any, **options: Any) -> None:
+        """Write the figure; text in PDF and PS stays text, which can be searched and edited.
+
+        matplotlib's own default for PDF and PS is Type 3 fonts, which many journals refuse. Its settings (`rcParams`)
+        are the same before and after.
+
+        Parameters
+        ----------
+        file : path or file object
+            As for `Figure.savefig`.
+        **options
+            For `Figure.savefig`, such as `dpi`.
+        """
+        # A figure's fonts are chosen when it is written, not when it is drawn.
+        with _matplotlib().rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
+            self.figure_.figure.savefig(file, **options)
+
+
+def warm_colours() -> Colormap:
+    """Make the colours of anomaly maps, `drawing.WARM`, a colour map of matplotlib; lighter is more anomalous.
+
+    Returns
+    -------
+    matplotlib.colors.Colormap
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("warm", WARM)
+
+
+def _matplotlib() -> Any:
+    import matplotlib
+
+    return matplotlib
 
 
 def pyplot() -> Any:
-    """Import matplotlib."""
+    """Import what draws."""
     try:
         from matplotlib import pyplot
     except ImportError as error:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..drawing import ANOMALOUS, NEUTRAL, NORMAL
 from ..exceptions import ImageError
 from ..explanation import relative_score
-from .common import BLACK, BLUE, ORANGE, check_labels, escaped, named, names_of_support, pyplot, word
+from .common import Saved, check_labels, escaped, named, names_of_support, pyplot, word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _MOST_NUMBERS = 400
 
 
-class SupportWeightsDisplay:
+class SupportWeightsDisplay(Saved):
     """How much each support image counted for each image: a table of numbers on a colour scale from 0 to 1.
 
     Parameters
@@ -53,7 +54,7 @@ class SupportWeightsDisplay:
         *,
         y: Any = None,
         ax: Axes | None = None,
-        cmap: str = "cividis",
+        cmap: str = "Greys",
     ) -> SupportWeightsDisplay:
         """Compute the weights and draw them.
 
@@ -67,7 +68,7 @@ class SupportWeightsDisplay:
             Labels, +1 normal and -1 anomalous: anomalous images are named so.
         ax : matplotlib Axes, optional
             To draw in. By default that of a new figure.
-        cmap : str, default="cividis"
+        cmap : str, default="Greys"
             Colour map.
 
         Returns
@@ -90,14 +91,14 @@ class SupportWeightsDisplay:
         display = cls(session.support_weights(X), names=names, support_names=names_of_support(session))
         return display.plot(ax=ax, cmap=cmap)
 
-    def plot(self, ax: Axes | None = None, *, cmap: str = "cividis") -> SupportWeightsDisplay:
+    def plot(self, ax: Axes | None = None, *, cmap: str = "Greys") -> SupportWeightsDisplay:
         """Draw.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
             To draw in. By default that of a new figure.
-        cmap : str, default="cividis"
+        cmap : str, default="Greys"
             Colour map.
 
         Returns
@@ -114,7 +115,7 @@ class SupportWeightsDisplay:
         if n * k <= _MOST_NUMBERS:
             for (i, j), weight in np.ndenumerate(self.weights):
                 if np.isfinite(weight):
-                    ax.text(j, i, f"{weight:.2f}", ha="center", va="center", color="white" if weight < 0.5 else "black")
+                    ax.text(j, i, f"{weight:.2f}", ha="center", va="center", color="white" if weight > 0.5 else "black")
         names = [f"image {i}" for i in range(n)] if self.names is None else self.names
         support_names = list(map(str, range(k))) if self.support_names is None else self.support_names
         ax.set_xticks(range(k), [escaped(name) for name in support_names], rotation=30, ha="right")
@@ -127,7 +128,7 @@ class SupportWeightsDisplay:
         return self
 
 
-class ScoreHistogramDisplay:
+class ScoreHistogramDisplay(Saved):
     """Scores of images, the threshold, and what the support images score against each other.
 
     Scores are shown as `explanation.relative_score` gives them: 1 is the threshold, high = anomalous.
@@ -223,21 +224,23 @@ class ScoreHistogramDisplay:
         if ax is None:
             _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         edges = np.histogram_bin_edges(scores[known], bins)
-        groups = [("images", known, BLUE, "")]
+        groups = [("images", known, NEUTRAL, "")]
         if labels is not None:
-            groups = [("normal", known & (labels > 0), BLUE, ""), ("anomalous", known & (labels < 0), ORANGE, "//")]
+            groups = [
+                ("normal", known & (labels > 0), NORMAL, ""), ("anomalous", known & (labels < 0), ANOMALOUS, "//"),
+            ]  # fmt: skip
         for name, chosen, colour, hatch in groups:
             above = int((scores[chosen] > 1).sum())
             ax.hist(
                 scores[chosen], edges.tolist(), color=colour, alpha=0.6, hatch=hatch, edgecolor="white",
                 label=f"{name} ({above} of {int(chosen.sum())} above)",
             )  # fmt: skip
-        ax.axvline(1, color=BLACK, linestyle="--", label="threshold")
+        ax.axvline(1, color="black", linestyle="--", label="threshold")
         if self.support_scores is not None:
             # Marks at the foot of the axes, whatever the counts are.
             places = relative_score(self.support_scores, self.threshold), np.full(len(self.support_scores), 0.03)
             ax.plot(
-                *places, "^", color=BLACK, markersize=7, markeredgecolor="white",
+                *places, "^", color="black", markersize=7, markeredgecolor="white",
                 transform=ax.get_xaxis_transform(), label="support, each against the others",
             )  # fmt: skip
         unread = int((~known).sum())

@@ -110,7 +110,8 @@ def _write_features(
     while batch := list(itertools.islice(readable, CHUNK * extract.runtime.workers)):
         together = torch.stack(batch)
         maps = [torch.cat(level).cpu() for level in zip(*extract(batch), strict=True)]
-        arrays = [m.half().numpy() for m in (*maps[:3], together if form == "encoder" else maps[-1])]
+        *imitated, start = extract.teacher.layers.for_student(maps)
+        arrays = [m.half().numpy() for m in (*imitated, together if form == "encoder" else start)]
         n += len(batch)
         shapes = [(n, *array.shape[1:]) for array in arrays]
         for i, array in enumerate(arrays):

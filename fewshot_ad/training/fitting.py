@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..data import images
+from ..data.labels import read_normal
 from ..data.rows import Table
 from ..exceptions import warn
 from ..method.features import image_hash
-from ..session import Session, find_runtime, read_normal, split_input
-from ..settings import Settings
+from ..session import Session, find_runtime, split_input
+from ..settings import OF_THE_CALL, Settings
 from ..support import FittedSupport, build, find_teacher
+from .calibrating import carried_over
 from .students import make_experts
 
 
@@ -46,7 +48,7 @@ def fit_support(
     items, options, table = split_input(X, settings, None, fitting=True)
     extract, fingerprint = find_teacher(settings, evidence, runtime)
     options["geometry"] = extract.teacher.geometry
-    support, names = _read_support(items, y, settings, options, table)
+    support, names = _read_support(items, y, settings, options, table, n_drawn=settings.n_support, seed=[seeds[3], 2])
     extract.keep(support)
     experts, curve = make_experts(settings, evidence, support, auxiliary, extract, fingerprint, seeds)
     return build(
@@ -55,7 +57,15 @@ def fit_support(
     )  # fmt: skip
 
 
-def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
+class Extended(NamedTuple):
+    """A state of more images, what was added to it, and what was in its support already."""
+
+    fitted: FittedSupport
+    added: list[str]
+    known: list[str]
+
+
+def extend_support(session: Session, X: Any, y: Any) -> Extended:
     """Do what `DualDistillationDetector.partial_fit` does, to the state of a session."""
     before = session.fitted
     if before.images is None:
@@ -65,14 +75,15 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
         )
     items, options = session.items(X)
     new, names = _read_support(items, y, session.settings, options, before.table)
-    known = [image_hash(image) in before.hashes for image in new]
-    if any(known):
-        there = [name for name, is_known in zip(names, known, strict=True) if is_known]
+    hashes = list(map(image_hash, new))
+    known = [one in before.hashes or one in hashes[:i] for i, one in enumerate(hashes)]
+    there = [name for name, is_known in zip(names, known, strict=True) if is_known]
+    if there:
         warn(f"{', '.join(there[:5])}: already in the support, which is not changed by {_them(len(there))}.")
         names = [name for name, is_known in zip(names, known, strict=True) if not is_known]
         new = [image for image, is_known in zip(new, known, strict=True) if not is_known]
     if not names:
-        return before
+        return Extended(before, [], there)
     extract = session.scorer.extract
     support = [*before.images, *new]
     extract.keep(support)
@@ -81,8 +92,12 @@ def extend_support(session: Session, X: Any, y: Any) -> FittedSupport:
         loss_curve=before.loss_curve, extract=extract, fingerprint=before.teacher_fingerprint, table=before.table,
         held_out_seed=before.held_out_seed,
     )  # fmt: skip
-    # A threshold that the user has set stays.
-    return replace(fitted, offset=before.offset, offset_given=True) if before.offset_given else fitted
+    fitted = replace(fitted, history=before.history)
+    if before.offset_given:  # a threshold that the user has set stays
+        fitted = replace(fitted, offset=before.offset, offset_given=True)
+    else:
+        fitted = carried_over(before, fitted, {name: getattr(session.settings, name) for name in OF_THE_CALL})
+    return Extended(fitted, names, there)
 
 
 def _them(n: int) -> str:
@@ -90,10 +105,10 @@ def _them(n: int) -> str:
 
 
 def _read_support(
-    items: Sequence[Any], y: Any, settings: Settings, options: dict[str, Any], table: Table | None
+    items: Sequence[Any], y: Any, settings: Settings, options: dict[str, Any], table: Table | None, **drawn: Any
 ) -> tuple[list[torch.Tensor], list[str]]:
     """Read support images (3, H, W), tell what they are called, and warn of what they should not be."""
-    support, places = read_normal(items, y, settings.on_error, options, rows=table is not None)
+    support, places = read_normal(items, y, settings.on_error, options, rows=table is not None, **drawn)
     if table is None:
         images.warn_of_mixed_series([items[i] for i in places])
         images.warn_of_low_use(support)

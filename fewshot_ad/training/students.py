@@ -15,13 +15,14 @@ from ..data import images, views
 from ..data.geometry import Geometry
 from ..exceptions import CheckpointError, ImageError
 from ..files import checkpoints
-from ..method.evidence import EVIDENCE, needs_student
+from ..method.evidence import EMBEDDING, PATCH, STUDENT, needs_student, without_idle
 from ..method.features import FeatureExtractor
+from ..method.layers import Layers
 from ..method.packaged import PACKAGED, timm_name
 from ..method.scoring import Expert
-from ..method.student import N_SCALES, Student, build_student
+from ..method.student import Student, build_student
 from ..settings import Settings
-from ..support import training_lam
+from ..support import USUAL_LAM, training_lam
 from .episodes import Task
 from .loop import train
 
@@ -35,13 +36,17 @@ _MOST_SHOTS = 8
 def resolve_evidence(
     settings: Settings, auxiliary: Mapping[str, Any] | None
 ) -> str | tuple[str, ...] | dict[str, float]:
-    """Resolve evidence="auto": a student's only where one comes with the teacher, or is asked for."""
-    if settings.evidence != "auto":
-        return settings.evidence
-    asked = settings.init, settings.student, settings.weighting, settings.n_steps
-    usual = asked == ("auto", "decoder", "attention", "auto")
-    student = not usual or auxiliary is not None or _init_file(settings) is not None
-    return EVIDENCE if student else tuple(name for name in EVIDENCE if name not in ("ssd", "tsd"))
+    """Resolve evidence="auto": a student's, and "embedding", only where they are asked for.
+
+    Parts that have no weight are left out.
+    """
+    evidence = settings.evidence
+    if evidence == "auto":
+        asked = settings.init, settings.student, settings.weighting, settings.n_steps, settings.lam
+        usual = asked == ("auto", "decoder", "attention", "auto", USUAL_LAM) and auxiliary is None
+        student = not usual if settings.student_weight is None else settings.student_weight > 0
+        evidence = (*(STUDENT if student else ()), *PATCH, *(EMBEDDING if settings.embedding_weight else ()))
+    return without_idle(evidence, settings.student_weight, settings.embedding_weight)
 
 
 def make_experts(
@@ -144,7 +149,8 @@ def _init_file(settings: Settings) -> Path | None:
     if settings.init != "auto":
         return None if settings.init is None else Path(settings.init)
     packaged = PACKAGED.get(settings.backbone)
-    fits = settings.weights is None and settings.student == "decoder" and settings.weighting == "attention"
+    form = settings.weights, settings.student, settings.weighting
+    fits = form == (None, "decoder", "attention") and settings.layers in ("auto", Layers().numbers)
     return packaged.check(packaged.student) if packaged is not None and fits else None
 
 
@@ -195,7 +201,8 @@ def _task(
 ) -> Task:
     """Make a task of images of one shape."""
     maps = [torch.cat(level).cpu() for level in zip(*extract(batch), strict=True)]
-    return Task(name, maps[:N_SCALES], torch.stack(list(batch)) if settings.student == "encoder" else maps[-1], sources)
+    *imitated, start = extract.teacher.layers.for_student(maps)
+    return Task(name, imitated, torch.stack(list(batch)) if settings.student == "encoder" else start, sources)
 
 
 def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[torch.Tensor]:

@@ -1,0 +1,82 @@
+"""What became of a fitted detector after its fit; its file keeps this, and `info` shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from . import __version__
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_LONGEST_VERSION = 40
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Images that `fewshot-ad update` added to the support.
+
+    Attributes
+    ----------
+    date : str
+        When, in UTC: "2026-03-01T12:00:00Z".
+    version : str
+        Of the package.
+    added : tuple of str
+        Names of the images' files, without folders.
+    n_support : int
+        Support images since then.
+    """
+
+    date: str
+    version: str
+    added: tuple[str, ...]
+    n_support: int
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        named = ", ".join(self.added)
+        return f"{self.date} added {named}; {self.n_support} support images since (fewshot-ad {self.version})"
+
+
+def addition(added: Iterable[str], n_support: int) -> Addition:
+    """Make the entry of an addition that is made now."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Addition(now, __version__, tuple(added), n_support)
+
+
+def to_json(history: Iterable[Addition]) -> list[dict[str, Any]]:
+    """Turn into what JSON holds."""
+    return [{**asdict(entry), "added": list(entry.added)} for entry in history]
+
+
+def from_json(found: Iterable[dict[str, Any]]) -> tuple[Addition, ...]:
+    """Read what `to_json` wrote, after `is_history`."""
+    return tuple(Addition(**{**entry, "added": tuple(entry["added"])}) for entry in found)
+
+
+def is_history(value: Any) -> bool:
+    """Tell whether a value of JSON can be a history."""
+    return isinstance(value, list) and all(map(_is_addition, value))
+
+
+def _is_addition(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != Addition.__dataclass_fields__.keys():
+        return False
+    date, version, added, n_support = (value[name] for name in Addition.__dataclass_fields__)
+    return (
+        isinstance(date, str)
+        and _DATE.fullmatch(date) is not None
+        and isinstance(version, str)
+        and len(version) <= _LONGEST_VERSION
+        and _is_names(added)
+        and isinstance(n_support, int)
+        and not isinstance(n_support, bool)
+        and n_support > 0
+    )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)

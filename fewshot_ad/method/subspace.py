@@ -1,0 +1,150 @@
+"""The principal subspace of the support's patches: what patches of an image have beyond it is anomalous."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .layers import Layers
+from .matching import patch_features
+
+# Share of the patches' variance that lies in the subspace; with all of it nothing would be beyond.
+_VARIANCE = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over the patches of one support image and its views, float64: those of several images add up.
+
+    Attributes
+    ----------
+    n : int
+        How many patches.
+    total : torch.Tensor
+        (D,).
+    products : torch.Tensor
+        (D, D): of each patch with itself.
+    """
+
+    n: int
+    total: torch.Tensor
+    products: torch.Tensor
+
+    @classmethod
+    def of(cls, views: Sequence[torch.Tensor]) -> Moments:
+        """Add up the patches (P, D) of some views."""
+        rows = torch.cat(list(views)).double()
+        return cls(len(rows), rows.sum(0), rows.T @ rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Subspaces:
+    """Principal subspaces of the support's patches: of all images, and without each image and its copies.
+
+    Attributes
+    ----------
+    means : torch.Tensor
+        (1 + K, D).
+    bases : torch.Tensor
+        (1 + K, D, R): orthonormal columns, then columns of zeros. Its values are numbers of float16, as files hold it.
+    """
+
+    means: torch.Tensor
+    bases: torch.Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Subspaces:
+        """Return the same on a device, in a format."""
+        return Subspaces(self.means.to(device, dtype), self.bases.to(device, dtype))
+
+
+def subspace_features(maps: Sequence[torch.Tensor], layers: Layers) -> torch.Tensor:
+    """Describe each position of the middle layer.
+
+    Parameters
+    ----------
+    maps : list of torch.Tensor
+        The teacher's, (N, C_l, H_l, W_l).
+    layers : Layers
+
+    Returns
+    -------
+    torch.Tensor
+        (N, P, D). Of tokens the mean over layers, each of norm 1; of stages, whose channels differ, `patch_features`.
+    """
+    if not layers.tokens:
+        return patch_features(maps, layers)
+    mean = torch.stack([F.normalize(stage, dim=1) for stage in layers.of(maps)]).mean(0)
+    return mean.flatten(2).transpose(1, 2).contiguous()
+
+
+def find_subspaces(moments: Sequence[Moments], left_out: torch.Tensor) -> Subspaces:
+    """Find the subspaces that hold 99 % of the variance.
+
+    Parameters
+    ----------
+    moments : sequence of Moments
+        Of each of K support images.
+    left_out : torch.Tensor of bool
+        (K, K): the images that are left out for each one.
+
+    Returns
+    -------
+    Subspaces
+        On the CPU, float32.
+    """
+    patterns = [(False,) * len(moments), *map(tuple, left_out.tolist())]
+    found = {pattern: _principal(moments, pattern) for pattern in dict.fromkeys(patterns)}
+    widest = max(basis.shape[1] for _, basis in found.values())
+    means, bases = zip(*(found[pattern] for pattern in patterns), strict=True)
+    padded = [F.pad(basis, (0, widest - basis.shape[1])) for basis in bases]
+    return Subspaces(torch.stack(means).float(), torch.stack(padded).half().float())
+
+
+def _principal(moments: Sequence[Moments], left_out: Sequence[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+    kept = [one for one, is_out in zip(moments, left_out, strict=True) if not is_out]
+    n = sum(one.n for one in kept)
+    mean = torch.stack([one.total for one in kept]).sum(0) / n
+    covariance = torch.stack([one.products for one in kept]).sum(0) / n - mean.outer(mean)
+    values, vectors = torch.linalg.eigh(covariance)
+    shares = values.clamp(min=0).flip(0).cumsum(0)
+    # Without any variance all patches are the mean: one direction will do.
+    rank = int((shares < _VARIANCE * shares[-1]).sum()) + 1
+    return mean, vectors.flip(1)[:, :rank]
+
+
+def subspace_evidence(
+    maps: Sequence[torch.Tensor], layers: Layers, subspaces: Subspaces, exclude: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Measure what the patches of a query have beyond the support's subspace.
+
+    Parameters
+    ----------
+    maps : list of torch.Tensor
+        The teacher's maps of the queries, (N, C_l, H_l, W_l).
+    layers : Layers
+    subspaces : Subspaces
+        Of K support images.
+    exclude : torch.Tensor of bool
+        (N, K), support images that must not count for a query: a support image and its copies, or none.
+
+    Returns
+    -------
+    distance : torch.Tensor
+        (N, H, W): squared length of the residual.
+    weights : torch.Tensor
+        (N, K): equal for all that count, as the subspace is of them all.
+    """
+    features = subspace_features(maps, layers)
+    if torch.compiler.is_compiling():  # a graph knows no copies
+        mean, basis = subspaces.means[0], subspaces.bases[0]
+    else:
+        place = torch.where(exclude.any(1), exclude.int().argmax(1) + 1, 0)
+        mean, basis = subspaces.means[place][:, None], subspaces.bases[place]
+    centred = features - mean
+    beyond = centred - centred @ basis @ basis.mT
+    counts = (~exclude).to(features.dtype)
+    distance = beyond.square().sum(-1).unflatten(1, layers.middle(maps).shape[2:])
+    return distance, counts / counts.sum(1, keepdim=True)

@@ -1,0 +1,54 @@
+"""Recipes of others, as parameters of the detector: which network, which layers, and how a map becomes a score."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Recipe(NamedTuple):
+    """One recipe.
+
+    Attributes
+    ----------
+    source : str
+        Where it is published.
+    parameters : dict
+        Of `DualDistillationDetector`, in full where they differ from its defaults.
+    """
+
+    source: str
+    parameters: dict[str, Any]
+
+
+# Scores are of the patches alone: nothing is taken off them, and no border is faded.
+_PLAIN = {"aspect": "keep", "aggregation": 0.01, "blur_sigma": 0.0, "border_weight": 1.0, "contrast": 0.0}
+# docs/differences.md says what of each recipe is done otherwise here.
+RECIPES = {
+    "anomalydino": Recipe(
+        "Damm et al., AnomalyDINO, WACV 2025, arXiv:2405.14529; github.com/dammsi/AnomalyDINO",
+        {
+            **_PLAIN, "backbone": "vit_small_patch14_dinov2.lvd142m", "layers": "last", "image_size": 448,
+            "evidence": "patch", "augment": True, "max_patches": 1_000_000,
+        },
+    ),
+    "subspacead": Recipe(
+        "Lendering et al., SubspaceAD, CVPR 2026, arXiv:2602.23013; github.com/CLendering/SubspaceAD",
+        {
+            **_PLAIN, "backbone": "vit_giant_patch14_reg4_dinov2.lvd142m", "layers": "auto", "image_size": 672,
+            "evidence": "subspace", "augment": True,
+        },
+    ),
+}  # fmt: skip
+
+
+def parameters_of(name: str) -> dict[str, Any]:
+    """Return the parameters of a recipe.
+
+    Raises
+    ------
+    ValueError
+        There is none of this name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe={name!r} was given; accepted is one of {', '.join(map(repr, RECIPES))}.")
+    return dict(RECIPES[name].parameters)

@@ -1,0 +1,184 @@
+"""The threshold from fresh images: what `calibrate` does, and what becomes of it when support images are added."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..data import images
+from ..data.labels import is_normal
+from ..exceptions import ImageError, warn
+from ..method import calibration
+from ..method.features import image_hash
+from ..session import OnError, Session
+from ..settings import number, one_of
+from ..support import FittedSupport
+
+# Images that are read before they are scored.
+_WINDOW = 64
+# Calibration images that are kept, to calibrate anew when support images are added: 0.2 MB each at 128 px.
+MOST_KEPT = 100
+_RATE = number(0, 0.5, open_low=True)
+_GOAL = one_of("false_alarm_rate", "f1")
+
+
+class _Scored(NamedTuple):
+    """The `score_samples` of images (3, H, W) of one kind, and these themselves, where they are not too many."""
+
+    images: tuple[torch.Tensor, ...] | None
+    scores: np.ndarray
+
+
+def calibrated(
+    session: Session, X: Any, y: Any, rate: float, goal: str, on_error: OnError | None = None
+) -> FittedSupport:
+    """Do what `DualDistillationDetector.calibrate` does, to the state of a session; `on_error` replaces its own."""
+    for name, value, rule in (("false_alarm_rate", rate, _RATE), ("goal", goal, _GOAL)):
+        if not rule.holds(value):
+            raise ValueError(f"{name}={value!r} was given; accepted is {rule.accepted}.")
+    items, options = session.items(X)
+    labels = np.ones(len(items), bool)
+    if y is not None:
+        from sklearn.utils.validation import check_consistent_length
+
+        check_consistent_length(items, y)
+        labels = is_normal(np.asarray(y).ravel(), rows=False)
+    if not labels.any():
+        raise ValueError("y labels every image -1: a threshold needs normal images. Pass some of them too.")
+    if goal == "f1" and labels.all():
+        raise ValueError("goal='f1' needs anomalous images too. Pass them in X, labelled -1 in y.")
+    names = [images.label(item, i) for i, item in enumerate(items)]
+    read = images.load_each(items, session.settings.on_error if on_error is None else on_error, **options)
+    normal, anomalous = _score(session, _fresh(session, read, names, labels))
+    if not len(normal.scores):
+        raise ImageError(
+            f"None of the {labels.sum()} normal images can be calibrated on: they could not be read, or are in the "
+            "support. Pass normal images that the detector was not fitted on."
+        )
+    if goal == "f1" and not len(anomalous.scores):
+        raise ImageError(f"None of the {(~labels).sum()} anomalous images could be read: goal='f1' needs some.")
+    return _take(session.fitted, normal, anomalous, float(rate), goal)
+
+
+def _take(fitted: FittedSupport, normal: _Scored, anomalous: _Scored, rate: float, goal: str) -> FittedSupport:
+    """Put a threshold from these scores into a state, and say what there is to doubt."""
+    offset, found = calibration.calibrate(normal.scores, anomalous.scores, rate, goal)
+    if found.how == "predictive":
+        n = found.n_normal
+        warn(
+            f"{n} normal image{'' if n == 1 else 's'} cannot promise false_alarm_rate={rate:g}: the threshold is "
+            f"{'a guess' if n == 1 else 'an estimate'}, from a distribution fitted to the scores. For a guarantee pass "
+            f"at least {calibration.n_needed(rate)} normal images, or false_alarm_rate={_rounded_up(1 / (n + 1))}."
+        )
+    if found.logistic is not None and found.logistic[0] == 0:
+        warn(
+            "The anomalous images do not score higher than the normal ones: predict_proba gives the same for all "
+            "images. Check the labels; +1 is normal, -1 anomalous."
+        )
+    kept = None if normal.images is None or anomalous.images is None else (normal.images, anomalous.images)
+    return replace(fitted, offset=offset, offset_given=False, calibration=found, calibration_images=kept)
+
+
+def _rounded_up(rate: float) -> str:
+    return f"{np.ceil(rate * 1000) / 1000:g}"
+
+
+def _fresh(
+    session: Session, read: Iterable[tuple[int, images.Loaded | None]], names: Sequence[str], labels: np.ndarray
+) -> Iterator[tuple[bool, torch.Tensor]]:
+    """Yield images, each once, with whether it is normal; those of the support are left out."""
+    known: dict[str, int] = {}
+    in_support, again = [], []
+    for i, loaded in read:
+        if loaded is None:
+            continue
+        key = image_hash(loaded.image)
+        if key in session.fitted.hashes:
+            in_support.append(names[i])
+        elif key not in known:
+            known[key] = i
+            yield bool(labels[i]), loaded.image
+        elif labels[known[key]] == labels[i]:
+            again.append(names[i])
+        else:
+            raise ValueError(
+                f"{names[known[key]]} and {names[i]} are the same image, and y labels one +1 and the other -1. Leave "
+                "out the one that is labelled wrongly."
+            )
+    if in_support:
+        warn(f"{_some(in_support)} in the support, and not calibrated on: scores of fresh images are needed.")
+    if again:
+        warn(f"{_some(again)} in X more than once, and count{'s' if len(again) == 1 else ''} once.")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{shown} {'is' if len(names) == 1 else 'are'}"
+
+
+def _score(session: Session, given: Iterable[tuple[bool, torch.Tensor]]) -> tuple[_Scored, _Scored]:
+    """Score normal and anomalous images, of which no more are in memory than are kept."""
+    left, kept, are_normal, scores = iter(given), list[torch.Tensor](), list[bool](), list[float]()
+    while window := list(itertools.islice(left, _WINDOW)):
+        pixels = [image for _, image in window]
+        read = session.scorer.read_all(pixels, session.fitted.exclude(pixels))
+        scores += (-session.scorer.score(read).double()).tolist()
+        are_normal += [is_normal for is_normal, _ in window]
+        kept = [*kept, *pixels] if len(scores) <= MOST_KEPT else []
+    normal, together = np.array(are_normal, bool), np.array(scores)
+
+    def of_kind(chosen: np.ndarray) -> _Scored:
+        whole = len(kept) == len(chosen)
+        return _Scored(tuple(kept[i] for i in np.flatnonzero(chosen)) if whole else None, together[chosen])
+
+    return of_kind(normal), of_kind(~normal)
+
+
+def carried_over(before: FittedSupport, fitted: FittedSupport, of_the_call: dict[str, Any]) -> FittedSupport:
+    """Take a calibration over into a state with more support images, and warn of what that is worth."""
+    found = before.calibration
+    if found is None:
+        return fitted
+    if before.calibration_images is not None:
+        session = Session(fitted, **of_the_call)
+        kinds = zip((True, False), before.calibration_images, strict=True)
+        given = ((is_normal, image) for is_normal, of_kind in kinds for image in of_kind)
+        normal, anomalous = _score(session, (one for one in given if image_hash(one[1]) not in fitted.hashes))
+        goal = "f1" if found.how == "f1" and len(anomalous.scores) else "false_alarm_rate"
+        if len(normal.scores):
+            warn(
+                f"The threshold was calibrated anew, on the {len(normal.scores) + len(anomalous.scores)} images of the "
+                "last calibrate that are not in the support."
+            )
+            return _take(fitted, normal, anomalous, found.false_alarm_rate, goal)
+    factor = float(np.exp(fitted.predictive.middle - before.predictive.middle))
+    warn(
+        "The images that the threshold was calibrated on are not at hand: it was only brought to the scale of the new "
+        "support. Call calibrate again."
+    )
+    return replace(fitted, offset=before.offset * factor, calibration=found.scaled(factor))
+
+
+def pvalues(session: Session, X: Any) -> np.ndarray:
+    """Do what `DualDistillationDetector.normal_pvalue` does."""
+    return _of_known(session.fitted.pvalue, session.score_samples(X))
+
+
+def probabilities(session: Session, X: Any) -> np.ndarray:
+    """Do what `DualDistillationDetector.predict_proba` does."""
+    assert session.fitted.calibration is not None  # nosec B101
+    found = _of_known(session.fitted.calibration.probability, session.score_samples(X))
+    return np.column_stack([found, 1 - found])
+
+
+def _of_known(judge: Callable[[np.ndarray], np.ndarray], scores: np.ndarray) -> np.ndarray:
+    """Apply what turns scores into something else; NaN stays."""
+    found = np.full(len(scores), np.nan)
+    known = ~np.isnan(scores)
+    found[known] = judge(scores[known])
+    return found

@@ -1,0 +1,98 @@
+"""What the commands do that look after a model file: update, drift, calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .attributes import threshold_from
+from .explanation import relative_score
+from .files import calibration_entry
+from .files.checkpoints import check_destination
+from .inputs import check_existence, list_given, open_session
+from .outcome import Outcome, plain, say_failed
+from .runtime import own_torch_state
+
+
+def update(model: Path, images: Sequence[Path], out: Path | None, force: bool, **settings: Any) -> Outcome:
+    """Add normal images to the support of a model file."""
+    from . import upkeep
+
+    done = upkeep.update(model, images, out, force, settings)
+    n_support = len(done.fitted.names)
+    found = {
+        "model": str(model if out is None else out), "added": done.added, "known": done.known,
+        "n_support": n_support, "offset": done.fitted.offset, "n_failed": done.n_failed,
+        "left_out": plain(done.left_out),
+    }  # fmt: skip
+    if done.added:
+        text = f"wrote {out or model}: added {', '.join(done.added)}; {n_support} images are in its support"
+    elif out is None:
+        text = f"{model} is as it was: nothing was added to its {n_support} support images"
+    else:
+        text = f"wrote {out}: a copy of {model}, nothing was added to its {n_support} support images"
+    return Outcome(text, found, done.n_failed)
+
+
+def drift(paths: Sequence[Path], support: Sequence[Path] | None, **settings: Any) -> Outcome:
+    """Say whether images, as a whole, left the range of the support."""
+    from .drift import measure
+
+    session, given = open_session(paths, support, settings)
+    listed = list_given(given)
+    failed: dict[str, str] = {}
+    items = [item for item, _ in listed.items]
+    done = measure(session, items, lambda i, error: failed.update({str(items[i]): str(error)}))
+    found = {
+        "drifted": done.drifted, "p_value": done.p_value, "statistic": done.statistic, "n_images": done.n_images,
+        "n_support": done.n_support, "statistics": {name: one._asdict() for name, one in done.statistics.items()},
+        "failed": failed, "left_out": plain(listed.left_out),
+    }  # fmt: skip
+    lines = ["", f"{'statistic':<12}{'support':>9}{'new':>9}{'p':>9}"]
+    lines += [
+        f"{name:<12}{one.support:>9.3g}{one.new:>9.3g}{one.p_value:>9.2g}" for name, one in done.statistics.items()
+    ]
+    return Outcome("\n".join([done.text, *lines]), found, len(failed), say_failed(failed, len(items)))
+
+
+def calibrate(
+    model: Path,
+    normal: Sequence[Path],
+    bad: Sequence[Path] | None,
+    false_alarm_rate: float,
+    goal: str,
+    out: Path | None,
+    force: bool,
+    weights: Path | None,
+    verbose: int,
+    n_jobs: int | None = None,
+) -> Outcome:
+    """Choose the threshold of a detector in a file by fresh images."""
+    from .detector import DualDistillationDetector
+    from .training.calibrating import calibrated
+
+    out = model if out is None else out
+    check_destination(out, force=force)  # before the work, not after it
+    check_existence([*normal, *(bad or ())])
+    of_kind = [list_given(paths) for paths in (normal, bad) if paths is not None]
+    items = [item for listed in of_kind for item, _ in listed.items]
+    y = np.repeat([1, -1][: len(of_kind)], [len(listed.items) for listed in of_kind])
+    det = DualDistillationDetector.load(model, weights=weights).set_params(n_jobs=n_jobs, verbose=verbose)
+    before = det.offset_
+    failed: dict[str, str] = {}
+    with own_torch_state():
+        det.fitted_ = calibrated(
+            det.session(), items, y, false_alarm_rate, goal,
+            on_error=lambda i, error: failed.update({str(items[i]): str(error)}),
+        )  # fmt: skip
+    det.save(out, support=det.fitted_.images is not None, force=True)
+    said = calibration_entry.entry(det.calibration_)
+    found = {
+        "model": str(out), "offset": det.offset_, "offset_before": before, "calibration": said, "failed": failed,
+        "left_out": plain([entry for listed in of_kind for entry in listed.left_out]),
+    }  # fmt: skip
+    text = f"wrote {out}: the threshold is {float(relative_score(det.offset_, before)):.2f} times what it was\n"
+    return Outcome(text + threshold_from(det.fitted_), found, len(failed), say_failed(failed, len(items)))

@@ -1,0 +1,58 @@
+"""Recipes by name: one call, what is published, and what a user changes of it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from helpers import spoilt, stripes, write_random_weights
+
+from fewshot_ad import DualDistillationDetector
+from fewshot_ad.recipes import RECIPES
+from fewshot_ad.settings import check
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parameters_are_accepted(name):
+    det = DualDistillationDetector.recipe(name)
+    check(det.get_params())
+    assert timm.is_model(det.backbone)
+    assert re.search(r"20\d\d", RECIPES[name].source)
+    assert DualDistillationDetector.recipe(name, image_size=224).image_size == 224
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_finds_anomalies(name, tmp_path):
+    weights = write_random_weights("toy_dinov2", tmp_path / "weights.safetensors")
+    changed = {"backbone": "toy_dinov2", "weights": weights, "image_size": 70, "random_state": 0}
+    images = list(stripes(6, size=70))
+    det = DualDistillationDetector.recipe(name, **changed).fit(images[:4])
+    assert det.layers_ == {"anomalydino": (12,), "subspacead": (4, 5, 7, 10)}[name]
+    assert det.score_samples(images[4:]).min() > det.score_samples(list(spoilt(stripes(2, size=70, seed=1)))).max()
+    if name == "anomalydino":
+        assert len(det.patches_) == 4 * 8 * 25, "all patches of all views are kept"
+        found = det.anomaly_map(images[4:5])[0]
+        top = np.sort(found.ravel())[-round(0.01 * found.size) :]
+        assert -det.score_samples(images[4:5])[0] == pytest.approx(top.mean(), rel=1e-5)
+
+
+def test_a_network_without_tokens(toy, normal):
+    det = DualDistillationDetector.recipe("anomalydino", backbone=toy["backbone"], weights=toy["weights"])
+    with pytest.raises(ValueError, match="'toy_resnet' has no tokens"):
+        det.fit(normal[:2])
+
+
+def test_no_such_recipe():
+    with pytest.raises(
+        ValueError, match="recipe='patchcore' was given; accepted is one of 'anomalydino', 'subspacead'"
+    ):
+        DualDistillationDetector.recipe("patchcore")
+
+
+@pytest.mark.parametrize("page", ["choosing.md", "differences.md"])
+def test_pages_tell_of_each(page):
+    text = (DOCS / page).read_text(encoding="utf-8").lower()
+    assert all(name in text for name in RECIPES)
