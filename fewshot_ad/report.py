@@ -165,9 +165,9 @@ def _collect(
     for i, explanation in tqdm(found, total=len(items), desc="report", disable=not progress):
         records.append({
             "name": names[i],
-            "path": images.label(items[i], i),
             "label": 0 if labels is None else int(labels[i]),
             **_shown(explanation.picture),
+            "path": images.label(items[i], i),
             "score": float(relative_score(explanation.score, session.fitted.offset)),
             **_explained(explanation),
         })  # fmt: skip
