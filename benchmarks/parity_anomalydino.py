@@ -59,7 +59,7 @@ def write_weights(path: Path) -> Path:
 
 
 def build_peer(weights: Path) -> Any:
-    """Make anomalib's model of a file, off line."""
+    """Make anomalib's model of a file, offline."""
     from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel
 
     create: Callable[..., Any] = timm.create_model

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 import fewshot_ad
@@ -35,7 +35,7 @@ from fewshot_ad.method.evidence import WHOLE
 from fewshot_ad.method.features import image_hash
 from fewshot_ad.method.scoring import Evidence, Scorer
 from fewshot_ad.method.teachers import load_teacher
-from fewshot_ad.metrics import aupro
+from fewshot_ad.metrics import aupro, average_precision, f1_max
 from fewshot_ad.runtime import resolve_runtime
 
 MAX_FPR = 0.3
@@ -232,10 +232,8 @@ def pixel_auroc(truth: np.ndarray, maps: np.ndarray) -> float:
 
 def image_metrics(y: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Compute AUROC, average precision and the highest F1, anomalous images being the positive ones."""
-    precision, recall, _ = precision_recall_curve(y == -1, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    found = {"image": roc_auc_score(y, -scores), "ap": average_precision_score(y == -1, scores), "f1": f1.max()}
-    return {name: float(value) for name, value in found.items()}
+    auroc = float(roc_auc_score(y, -scores))
+    return {"image": auroc, "ap": average_precision(y, scores), "f1": f1_max(y, scores).value}
 
 
 def measure(

@@ -1,6 +1,6 @@
 """
-Off line
-========
+Offline
+=======
 
 The package brings a teacher and a student, so that nothing is fetched. Here any attempt to reach a network would fail.
 """

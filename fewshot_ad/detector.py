@@ -220,7 +220,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     Examples
     --------
-    Four cut-outs of a photograph to fit on; of two others, one has a scratch. Paths of files would do as well.
+    Four crops of a photograph to fit on; of two others, one has a scratch. Paths of files would do as well.
 
     >>> from sklearn.datasets import load_sample_image
     >>> from fewshot_ad import DualDistillationDetector

@@ -337,10 +337,7 @@ def _regions(
         return []
     values = enlarged(faded[None], size)[0].numpy()
     unit = decision - score if decision > score else 1.0
-    if level is not None:
-        least = threshold + (level - 1) * unit
-    else:  # a map that is the same everywhere is nowhere above half its height
-        least = min(half_height(values), float(np.nextafter(values.max(), np.float32(-np.inf))))
+    least = half_height(values) if level is None else threshold + (level - 1) * unit
     return find_regions(values, least, min_area=min_area, threshold=threshold, unit=unit)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.metrics import average_precision_score, f1_score, make_scorer
+from sklearn.metrics import f1_score, make_scorer
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, column_or_1d
 
 from .detector import DualDistillationDetector
+from .metrics import average_precision
 
 
 class KShotSplit(BaseCrossValidator):
@@ -99,7 +100,7 @@ class KShotSplit(BaseCrossValidator):
 
 
 def _average_precision(y_true: Any, decision: np.ndarray) -> float:
-    return float(average_precision_score(np.asarray(y_true) == -1, -decision))
+    return average_precision(y_true, -decision)
 
 
 # With scikit-learn's "f1" and "average_precision" the normal images, labelled +1, are the positive class.

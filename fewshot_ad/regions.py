@@ -76,8 +76,10 @@ def _is_number(value: Any) -> bool:
 
 
 def half_height(values: np.ndarray) -> float:
-    """Return the level half way between the mean and the highest of (H, W) values."""
-    return float((values.mean(dtype=np.float64) + values.max()) / 2)
+    """Return the level half way between the mean and the highest of (H, W) values, and below the highest."""
+    # A map that is the same everywhere is nowhere above half its height.
+    below = np.nextafter(values.max(), values.dtype.type(-np.inf))
+    return min(float((values.mean(dtype=np.float64) + values.max()) / 2), float(below))
 
 
 def find_regions(

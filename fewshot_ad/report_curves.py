@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
+
+from .metrics import average_precision
 
 
 class Curves(NamedTuple):
@@ -43,7 +45,7 @@ def curves(labels: np.ndarray, scores: np.ndarray) -> Curves | None:
     positive, scores = labels[known] == -1, scores[known]
     if positive.all() or not positive.any():
         return None
-    auroc, precision = float(roc_auc_score(positive, scores)), float(average_precision_score(positive, scores))
+    auroc, precision = float(roc_auc_score(positive, scores)), average_precision(labels[known], scores)
     false_rate, true_rate, _ = roc_curve(positive, scores)
     precisions, recalls, _ = precision_recall_curve(positive, scores)
     roc = _figure(

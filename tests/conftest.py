@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import PROXIES, spoilt, stripes, write_random_weights
+from helpers import PROXIES, corrupted, stripes, write_random_weights
 from huggingface_hub import constants
 
 # Toy maps are too small to share between threads, and idle threads that wait for a busy core make them many times
@@ -41,7 +41,7 @@ def normal() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def anomalous() -> np.ndarray:
-    return spoilt(stripes(8, seed=1))
+    return corrupted(stripes(8, seed=1))
 
 
 @pytest.fixture(scope="session")

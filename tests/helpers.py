@@ -92,7 +92,7 @@ def stripes(n: int, size: int = 40, seed: int = 0) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def spoilt(images: np.ndarray, side: int = 12) -> np.ndarray:
+def corrupted(images: np.ndarray, side: int = 12) -> np.ndarray:
     """Paint a flat grey square into the lower right quarter of each image."""
     images = images.copy()
     start = images.shape[1] // 2

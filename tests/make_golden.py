@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from helpers import spoilt, stripes, write_random_weights
+from helpers import corrupted, stripes, write_random_weights
 
 from fewshot_ad import DualDistillationDetector
 
@@ -17,7 +17,7 @@ CASES = (*EVIDENCE, "paper")
 
 def compute() -> dict[str, dict[str, list[float]]]:
     """Scores of two normal and two painted images, in float64, for each kind of evidence."""
-    queries = [*stripes(2, seed=3), *spoilt(stripes(2, seed=4))]
+    queries = [*stripes(2, seed=3), *corrupted(stripes(2, seed=4))]
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         weights = write_random_weights("toy_resnet", Path(folder, "toy.safetensors"))

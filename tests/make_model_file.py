@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 
 from fewshot_ad import DualDistillationDetector
 
@@ -18,7 +18,7 @@ MODEL = DATA / "model_2.fsad"
 
 def scores(det: DualDistillationDetector) -> dict[str, list[float]]:
     """Scores and map means of two normal and two painted images."""
-    queries = [*stripes(2, seed=3), *spoilt(stripes(2, seed=4))]
+    queries = [*stripes(2, seed=3), *corrupted(stripes(2, seed=4))]
     return {
         "decision_function": det.decision_function(queries).tolist(),
         "map_means": det.anomaly_map(queries).astype(float).mean((1, 2)).tolist(),

@@ -22,7 +22,7 @@ import pytest
 import timm
 import torch
 from format_trials import dicom_bytes
-from helpers import spoilt, stripes, toy_resnet, write_random_weights
+from helpers import corrupted, stripes, toy_resnet, write_random_weights
 from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -547,7 +547,7 @@ def test_the_support_is_of_different_normal_images(make, normal):
     again = np.clip(normal[0].astype(int) + 1, 0, 255).astype(np.uint8)
     warning_of(lambda: make().fit([*normal[:3], again]), "pass different images")
     quietly(lambda: make().fit(normal[:3]))
-    odd = spoilt(normal[3:4])[0] ^ 255
+    odd = corrupted(normal[3:4])[0] ^ 255
     warning_of(lambda: make().fit([*normal[:3], odd]), "fit without it")
     quietly(lambda: make().fit(normal[:3]))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_layouts as layouts
-from helpers import spoilt, stripes, write_random_weights
+from helpers import corrupted, stripes, write_random_weights
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
@@ -32,7 +32,7 @@ def write_images(folder: Path, images: np.ndarray) -> None:
 
 def write_task(task: Path, seed: int, n_good: int = 16, n_bad: int = 12) -> Path:
     write_images(task / "good", stripes(n_good, seed=seed))
-    write_images(task / "bad", spoilt(stripes(n_bad, seed=seed + 100)))
+    write_images(task / "bad", corrupted(stripes(n_bad, seed=seed + 100)))
     return task
 
 
@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     for seed, name in enumerate(("busi", "his_toy", "elpv_toy")):
         write_task(root / name, seed)
-    masks = spoilt(np.zeros((8, 40, 40, 3), np.uint8))[..., 0]
+    masks = corrupted(np.zeros((8, 40, 40, 3), np.uint8))[..., 0]
     write_images(root / "busi" / "masks", np.where(masks > 0, 255, 0).astype(np.uint8))
     return root
 
@@ -83,7 +83,7 @@ def test_calibrate_from_scores_that_are_kept(data, tmp_path, monkeypatch, capsys
 @pytest.mark.slow
 def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
     methods = ("--methods", "memory", "memory-rotated", "paper", "patchcore", "steps")
-    command = (data, "--out", tmp_path, "--quick", "--leaky", "--spoilt", *network, *methods)
+    command = (data, "--out", tmp_path, "--quick", "--leaky", "--corrupted", *network, *methods)
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "quality.py"), *map(str, command)],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -97,7 +97,7 @@ def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "quality.png").stat().st_size > 5000
     found = json.loads((tmp_path / "quality.json").read_text())["results"]
     n_methods = 3 + (peers.version() is not None)
-    assert len(found) == 3 * 2 * (n_methods + n_methods - 2)  # tasks, seeds, methods and the spoilt ones among them
+    assert len(found) == 3 * 2 * (n_methods + n_methods - 2)  # tasks, seeds, methods and the corrupted ones among them
     for entry in found:
         numbers = entry["kinds"]["fused"]
         assert ("aupro" in numbers) == ("pixel" in numbers) == (entry["task"] == "busi")
@@ -140,7 +140,7 @@ def test_quality_of_one_shot_and_own_patches(data, tmp_path, monkeypatch, capsys
 @pytest.mark.slow
 def test_quality_of_images_of_several_shapes(tmp_path, monkeypatch, capsys):
     task = write_task(tmp_path / "data" / "busi", 0)
-    masks = spoilt(np.zeros((12, 40, 40, 3), np.uint8))[..., 0]
+    masks = corrupted(np.zeros((12, 40, 40, 3), np.uint8))[..., 0]
     write_images(task / "masks", np.where(masks > 0, 255, 0).astype(np.uint8))
     for i, file in enumerate(sorted(task.rglob("*.png"))):
         picture = Image.open(file)
@@ -244,7 +244,7 @@ def test_paper_holds_each_domain_out(data, network, tmp_path, monkeypatch, capsy
     for name in ("busi", "his_toy"):
         (root / name).symlink_to(data / name)
     for part, images in (("train/good", stripes(12, seed=7)), ("test/good", stripes(9, seed=8)),
-                         ("test/bad", spoilt(stripes(9, seed=9)))):  # fmt: skip
+                         ("test/bad", corrupted(stripes(9, seed=9)))):  # fmt: skip
         write_images(root / "HIS" / part, images)
     lines = ("--lines", "paper-tsd", "paper", "--blocks", 1, 1, 1, "--steps", 5, "--seeds", 2)
     command = (root, "--out", tmp_path / "out", "--quick", "--leaky", *network, *lines)
@@ -350,10 +350,10 @@ def test_mvtec_reads_the_fields_data_sets(make, network, tmp_path, monkeypatch, 
 
 def test_mvtec_draws_measures_and_goes_on(network, tmp_path, monkeypatch, capsys):
     root = tmp_path / "data" / "stripes"
-    kinds = {"train/good": stripes(6), "test/good": stripes(5, seed=1), "test/square": spoilt(stripes(5, seed=2))}
+    kinds = {"train/good": stripes(6), "test/good": stripes(5, seed=1), "test/square": corrupted(stripes(5, seed=2))}
     for kind, pictures in kinds.items():
         write_images(root / kind, pictures)
-    masks = (spoilt(np.zeros((5, 40, 40, 3), np.uint8))[..., 0] > 0).astype(np.uint8)
+    masks = (corrupted(np.zeros((5, 40, 40, 3), np.uint8))[..., 0] > 0).astype(np.uint8)
     write_images(root / "ground_truth" / "square", masks[:4] * 255)  # one has none, and does not count for pixels
     write_task(tmp_path / "data" / "unsplit", 7, n_good=6, n_bad=3)
     command = (

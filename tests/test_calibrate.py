@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image
 from scipy import stats
 from sklearn.base import BaseEstimator, clone, is_classifier, is_outlier_detector
@@ -34,7 +34,7 @@ NOTHING = np.array([])
 @pytest.fixture(scope="module")
 def images() -> tuple[np.ndarray, np.ndarray]:
     """Forty normal images, the first four to fit on, and eight painted ones."""
-    return stripes(40, seed=5), spoilt(stripes(8, seed=6))
+    return stripes(40, seed=5), corrupted(stripes(8, seed=6))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import spoilt, stripes, write_random_weights
+from helpers import corrupted, stripes, write_random_weights
 from PIL import Image
 from test_pretraining import write_tasks
 
@@ -127,8 +127,8 @@ def test_errors_are_one_line(command, capsys, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Folders of four normal images and of three to score, one of them spoilt."""
-    for name, arrays in {"support": stripes(4), "new": [*stripes(2, seed=1), spoilt(stripes(1, seed=2))[0]]}.items():
+    """Folders of four normal images and of three to score, one of them corrupted."""
+    for name, arrays in {"support": stripes(4), "new": [*stripes(2, seed=1), corrupted(stripes(1, seed=2))[0]]}.items():
         (tmp_path / name / "below").mkdir(parents=True)
         for i, image in enumerate(arrays):
             Image.fromarray(image).save(tmp_path / name / f"{i}.png")
@@ -406,7 +406,7 @@ def test_report_knows_labels_by_their_folders(model, pictures, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main([*small[:-1], "0"])
     assert "argument --max-side: 0 was given; accepted is an integer of at least 1" in capsys.readouterr().err
-    several = [Image.fromarray(pixels) for pixels in spoilt(stripes(3, seed=4))]
+    several = [Image.fromarray(pixels) for pixels in corrupted(stripes(3, seed=4))]
     several[0].save(labelled / "bad" / "several.tif", save_all=True, append_images=several[1:])
     assert cli.main(["report", str(model), str(labelled), "-o", str(out), "--quiet", "--force"]) == 0
     assert "5 of 5 images" in capsys.readouterr().out
@@ -421,7 +421,7 @@ def test_report_knows_labels_by_their_folders(model, pictures, capsys):
 
 
 def test_evaluate(pictures, capsys):
-    for kind, arrays in {"good": stripes(6), "bad": spoilt(stripes(3, seed=1))}.items():
+    for kind, arrays in {"good": stripes(6), "bad": corrupted(stripes(3, seed=1))}.items():
         (pictures / "task" / kind).mkdir(parents=True)
         for i, pixels in enumerate(arrays):
             Image.fromarray(pixels).save(pictures / "task" / kind / f"{i}.png")
@@ -456,7 +456,7 @@ def test_evaluate(pictures, capsys):
 
 def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys):
     for task, side in (("easy", 20), ("hard", 2)):
-        for kind, arrays in {"good": stripes(6), "bad": spoilt(stripes(3, seed=1), side)}.items():
+        for kind, arrays in {"good": stripes(6), "bad": corrupted(stripes(3, seed=1), side)}.items():
             (pictures / "tasks" / task / kind).mkdir(parents=True)
             for i, pixels in enumerate(arrays):
                 Image.fromarray(pixels).save(pictures / "tasks" / task / kind / f"{i}.png")
@@ -493,7 +493,7 @@ def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys)
     ],
 )  # fmt: skip
 def test_evaluate_against_what_is_no_setting(pictures, capsys, against, said):
-    for kind, arrays in {"good": stripes(4), "bad": spoilt(stripes(1, seed=1))}.items():
+    for kind, arrays in {"good": stripes(4), "bad": corrupted(stripes(1, seed=1))}.items():
         (pictures / kind).mkdir()
         for i, pixels in enumerate(arrays):
             Image.fromarray(pixels).save(pictures / kind / f"{i}.png")
@@ -640,7 +640,7 @@ def test_a_model_in_another_place_is_told(model, pictures, capsys):
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(arguments, pictures, capsys):
     root = pictures / "root"
-    for kind, arrays in {"good": stripes(4), "bad": spoilt(stripes(2, seed=1))}.items():
+    for kind, arrays in {"good": stripes(4), "bad": corrupted(stripes(2, seed=1))}.items():
         (root / kind).mkdir(parents=True)
         for i, pixels in enumerate(arrays):
             Image.fromarray(pixels).save(root / kind / f"{i}.png")

@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from helpers import spoilt, stripes, write_random_weights
+from helpers import corrupted, stripes, write_random_weights
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.base import clone
@@ -93,9 +93,9 @@ def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, ag
 def test_painted_defects_are_found_and_placed(make, evidence):
     det = make(evidence=evidence, blur_sigma=1.0).fit(stripes(4))
     fresh = stripes(8, seed=5)
-    normal, bad = det.score_samples(fresh), det.score_samples(spoilt(fresh))
+    normal, bad = det.score_samples(fresh), det.score_samples(corrupted(fresh))
     assert (bad < normal).mean() >= 7 / 8
-    maps = det.anomaly_map(spoilt(fresh)) - det.anomaly_map(fresh)
+    maps = det.anomaly_map(corrupted(fresh)) - det.anomaly_map(fresh)
     # The square covers rows and columns 20 to 32 of 40, that is 16 to 26 of 32.
     assert maps[:, 16:26, 16:26].mean() > 3 * np.abs(maps[:, :10, :10]).mean()
 
@@ -264,7 +264,7 @@ def test_lam_is_chosen_without_labels(make, normal, anomalous, monkeypatch):
 
     assert make(lam="auto", evidence="patch").fit(normal[:4]).lam_ == 0.1  # nothing to choose
 
-    # One kind reads 1 on a spoilt image and 0 on others, the other 0 on a spoilt one and up to 1 on others.
+    # One kind reads 1 on a corrupted image and 0 on others, the other 0 on a corrupted one and up to 1 on others.
     def evidence_with(order: list[int]):
         def read(image):
             white = float((image == 1).all())
@@ -319,7 +319,7 @@ def test_support_is_cross_fitted(fitted):
 
 
 def test_auxiliary_trains_one_student_that_can_be_saved(make, normal, anomalous, tmp_path):
-    auxiliary = {"dots": spoilt(stripes(6, seed=9), side=6), "grey": list(stripes(5, seed=8)[..., :1])}
+    auxiliary = {"dots": corrupted(stripes(6, seed=9), side=6), "grey": list(stripes(5, seed=8)[..., :1])}
     det = make(n_steps=5).fit(normal[:4], auxiliary=auxiliary)
     assert [expert.seen.any().item() for expert in det.experts_] == [False]
     path = tmp_path / "student.safetensors"
@@ -441,7 +441,7 @@ def test_one_support_image_works_with_a_warning(make, normal, anomalous, evidenc
 
 def test_an_image_of_another_kind_in_the_support_is_named(make, normal, tmp_path):
     paths = [tmp_path / f"{name}.png" for name in ("one", "two", "alien", "four")]
-    for path, image in zip(paths, [*normal[:2], spoilt(normal[2:3])[0] ^ 255, normal[3]], strict=True):
+    for path, image in zip(paths, [*normal[:2], corrupted(normal[2:3])[0] ^ 255, normal[3]], strict=True):
         Image.fromarray(image).save(path)
     with pytest.warns(SupportWarning, match=r"alien\.png looks unlike the rest.*times as anomalous") as caught:
         det = make(evidence="patch").fit(paths)

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from format_trials import dicom_bytes
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -98,7 +98,7 @@ def model(det, tmp_path_factory) -> Path:
 def study(tmp_path) -> Path:
     """Two slices, the second of them with a flat square."""
     (tmp_path / "study").mkdir()
-    values = np.stack([grey(1, 3)[0], spoilt(grey(1, 4))[0]])
+    values = np.stack([grey(1, 3)[0], corrupted(grey(1, 4))[0]])
     for i, image in enumerate(values):
         (tmp_path / "study" / f"{i}.dcm").write_bytes(ct(image, i))
     return tmp_path / "study"
@@ -180,7 +180,7 @@ def test_slices_of_a_series(det, model, study, tmp_path, form, capsys):
 @pytest.mark.parametrize("spacing", [[0.2, 0.2], None])
 def test_radiographs_without_a_place(det, model, tmp_path, form, spacing):
     path = tmp_path / "plate"  # without an ending
-    path.write_bytes(radiograph(spoilt(grey(1, 4))[0], PixelSpacing=spacing))
+    path.write_bytes(radiograph(corrupted(grey(1, 4))[0], PixelSpacing=spacing))
     assert run(model, path, "--format", form, "-o", tmp_path / "out") == 0
     (file,) = (tmp_path / "out").iterdir()
     made, source = pydicom.dcmread(file), pydicom.dcmread(path)
@@ -197,7 +197,7 @@ def test_radiographs_without_a_place(det, model, tmp_path, form, spacing):
 @pytest.mark.parametrize("make", [ultrasound, enhanced_mr])
 def test_frames_of_a_file(det, model, tmp_path, form, make):
     path = tmp_path / "many.dcm"
-    path.write_bytes(make(np.stack([grey(1, 3)[0], spoilt(grey(1, 4))[0], grey(1, 5)[0]])))
+    path.write_bytes(make(np.stack([grey(1, 3)[0], corrupted(grey(1, 4))[0], grey(1, 5)[0]])))
     assert run(model, path, "--format", form, "-o", tmp_path / "out") == 0
     made, source = [pydicom.dcmread(file) for file in sorted((tmp_path / "out").iterdir())], pydicom.dcmread(path)
     expected = det.anomaly_map(images.frames(path), size="original")

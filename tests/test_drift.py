@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image, ImageFilter
 from scipy import stats
 
@@ -67,8 +67,8 @@ def test_light_focus_and_product_are_drift(det, fresh):
 
 
 def test_a_few_anomalous_images_are_none(det, fresh):
-    assert not det.drift([*fresh, *spoilt(fresh[:1])]).drifted
-    assert det.drift(spoilt(fresh, side=20)).drifted
+    assert not det.drift([*fresh, *corrupted(fresh[:1])]).drifted
+    assert det.drift(corrupted(fresh, side=20)).drifted
 
 
 def test_the_whole_is_the_smallest_of_all_by_their_number(det, fresh):

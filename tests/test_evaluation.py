@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -24,9 +24,9 @@ def write(folder, pictures):
 
 @pytest.fixture
 def root(tmp_path):
-    """Nine normal and five spoilt images, four of these with a mask."""
+    """Nine normal and five corrupted images, four of these with a mask."""
     write(tmp_path / "good", stripes(9))
-    write(tmp_path / "bad", spoilt(stripes(5, seed=1)))
+    write(tmp_path / "bad", corrupted(stripes(5, seed=1)))
     mask = np.zeros((40, 40), np.uint8)
     mask[20:32, 20:32] = 255
     write(tmp_path / "masks", [mask] * 4)
@@ -68,7 +68,7 @@ def test_split_folders_are_not_mixed(det, root, tmp_path):
     split = tmp_path / "split"
     write(split / "train" / "good", stripes(5, seed=2))
     write(split / "test" / "good", stripes(3, seed=3))
-    write(split / "test" / "scratch", spoilt(stripes(2, seed=4)))
+    write(split / "test" / "scratch", corrupted(stripes(2, seed=4)))
     (row,) = evaluation.evaluate(det, split, n_shots=(5,), n_seeds=1)
     assert (row["n_normal"], row["n_anomalous"]) == (3, 2)
     assert row["pixel_auroc"] is None
@@ -228,7 +228,7 @@ def compared(toy, tmp_path_factory):
     """A detector against one whose score says nothing of the square: it looks at the mean of the whole map."""
     root = tmp_path_factory.mktemp("compared")
     write(root / "good", stripes(14))
-    write(root / "bad", spoilt(stripes(8, seed=1), side=4))
+    write(root / "bad", corrupted(stripes(8, seed=1), side=4))
     det = DualDistillationDetector(**toy, evidence="patch")
     dull = DualDistillationDetector(**toy | {"image_size": 32}, evidence="patch", aggregation="mean")
     return root, det, dull

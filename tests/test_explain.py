@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from helpers import plain_and_marked, spoilt, stripes
+from helpers import corrupted, plain_and_marked, stripes
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
@@ -112,7 +112,7 @@ def test_a_patch_is_found_where_it_is_in_the_unturned_support(toy, shape, view):
 
 
 def test_the_match_is_the_most_similar_of_all_patches(by_patch):
-    queries = spoilt(stripes(3, size=32, seed=1))  # of the detector's size, so that what it saw is known exactly
+    queries = corrupted(stripes(3, size=32, seed=1))  # of the detector's size, so that what it saw is known exactly
     read = by_patch.session().scorer.extract(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
     kept = by_patch.fitted_.patches
     for e, maps in zip(by_patch.explain(queries), read, strict=True):

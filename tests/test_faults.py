@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image
 from test_pretraining import write_tasks
 
@@ -264,7 +264,7 @@ def cold():
     ids="auto ssd all".split(),
 )
 def test_eight_threads_with_one_detector(toy, normal, tmp_path, parameters, loaded):
-    queries = [np.concatenate([stripes(3, seed=i), spoilt(stripes(2, seed=-i % 50))]) for i in range(8)]
+    queries = [np.concatenate([stripes(3, seed=i), corrupted(stripes(2, seed=-i % 50))]) for i in range(8)]
     det = make(toy, **parameters).fit(normal[:3])
     det.save(tmp_path / "model.fsad")
 

@@ -195,7 +195,7 @@ def test_without_a_network_the_way_out_is_named_at_once(off_line, tmp_path, monk
 
 
 def test_the_way_out_leads_out(hub, tmp_path, monkeypatch, capsys):
-    """Off line; the command on a machine with network; its file copied: the detector is fitted off line."""
+    """Offline; the command on a machine with network; its file copied: the detector is fitted offline."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     command = ["weights", NAME, "--to", str(tmp_path / "elsewhere"), "--quiet"]
     assert cli.main(command) == 2

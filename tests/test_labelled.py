@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
@@ -16,7 +16,7 @@ N, M = 16, 8
 
 @pytest.fixture(scope="module")
 def images():
-    return [*stripes(N, seed=1), *spoilt(stripes(M, seed=2))], np.repeat([1, -1], [N, M])
+    return [*stripes(N, seed=1), *corrupted(stripes(M, seed=2))], np.repeat([1, -1], [N, M])
 
 
 def greener(images):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image
 
 from fewshot_ad.data import layouts
@@ -18,8 +18,8 @@ from fewshot_ad.evaluation import evaluate
 from fewshot_ad.exceptions import ImageError
 from fewshot_ad.inputs import list_labelled
 
-NORMAL, BAD = stripes(1)[0], spoilt(stripes(1))[0]
-MASK = (spoilt(np.zeros((1, 40, 40, 3), np.uint8))[0, ..., 0] > 0).astype(np.uint8)
+NORMAL, BAD = stripes(1)[0], corrupted(stripes(1))[0]
+MASK = (corrupted(np.zeros((1, 40, 40, 3), np.uint8))[0, ..., 0] > 0).astype(np.uint8)
 
 
 def write(root: Path, *names: str, picture: np.ndarray = NORMAL) -> None:

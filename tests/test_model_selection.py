@@ -90,7 +90,7 @@ def test_spoilt_images_are_told_apart(normal):
     assert 0.6 < found <= 1
     assert scorer(fitted, normal[4:]) == found
     assert SyntheticAnomalyScorer(4, random_state=1)(fitted, normal[4:]) != found
-    # A detector of something else cannot see where stripes were spoilt as well as one of stripes.
+    # A detector of something else cannot see where stripes were corrupted as well as one of stripes.
     noise = np.random.default_rng(0).integers(0, 256, normal[:4].shape, np.uint8)
     assert scorer(clone(patch).fit(noise), normal[4:]) < found
 

@@ -76,7 +76,7 @@ def test_the_default_needs_no_network(tmp_path):
 
 @pytest.fixture
 def altered(tmp_path, monkeypatch):
-    """A copy of the packaged files that may be spoilt."""
+    """A copy of the packaged files that may be corrupted."""
     entry = PACKAGED["compact"]
     copies = []
     for path in (entry.teacher, entry.student):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
-from helpers import spoilt, stripes, write_random_weights
+from helpers import corrupted, stripes, write_random_weights
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.recipes import RECIPES
@@ -31,7 +31,7 @@ def test_it_finds_anomalies(name, tmp_path):
     images = list(stripes(6, size=70))
     det = DualDistillationDetector.recipe(name, **changed).fit(images[:4])
     assert det.layers_ == {"anomalydino": (12,), "subspacead": (4, 5, 7, 10)}[name]
-    assert det.score_samples(images[4:]).min() > det.score_samples(list(spoilt(stripes(2, size=70, seed=1)))).max()
+    assert det.score_samples(images[4:]).min() > det.score_samples(list(corrupted(stripes(2, size=70, seed=1)))).max()
     if name == "anomalydino":
         assert len(det.patches_) == 4 * 8 * 25, "all patches of all views are kept"
         found = det.anomaly_map(images[4:5])[0]

@@ -101,6 +101,7 @@ def test_the_least_area_and_the_order():
     assert [region.area for region in find_regions(values, 0.5, min_area=4)] == [4, 9]
     assert find_regions(values, 3) == []
     assert half_height(np.array([[0.0, 1.0, 5.0]])) == 3.5
+    assert half_height(np.ones((2, 3), np.float32)) < 1  # of a map that is the same everywhere all is marked
     assert [one.score for one in find_regions(values, 0.5, threshold=1.0, unit=2.0)] == [2, 1.5, 1]
 
 

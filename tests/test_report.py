@@ -15,7 +15,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from helpers import plain_and_marked, spoilt, stripes
+from helpers import corrupted, plain_and_marked, stripes
 from PIL import Image
 from sklearn.metrics import average_precision_score, recall_score
 
@@ -40,10 +40,10 @@ def det(toy, normal):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Folder of six normal images and five spoilt ones, twice as wide as high, three of them with hostile names."""
+    """Folder of six normal images and five corrupted ones, twice as wide as high, three of them with hostile names."""
     root = tmp_path_factory.mktemp("pictures")
     names = [*(f"good/{i}.png" for i in range(6)), "bad/0.png", "bad/1.png", *HOSTILE]
-    for name, pixels in zip(names, [*stripes(6, seed=5), *spoilt(stripes(5, seed=6))], strict=True):
+    for name, pixels in zip(names, [*stripes(6, seed=5), *corrupted(stripes(5, seed=6))], strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).resize((80, 40)).save(root / name)
     return root

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import sklearn
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image
 from sklearn.base import clone, is_outlier_detector
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -53,7 +53,7 @@ def test_checks_that_need_no_data_on_an_image_detector(toy, check):
 @pytest.fixture(scope="module")
 def labelled() -> tuple[np.ndarray, np.ndarray]:
     images = stripes(14, seed=2)
-    images[9:] = spoilt(images[9:])
+    images[9:] = corrupted(images[9:])
     return images, np.repeat([1, -1], [9, 5])
 
 
@@ -88,7 +88,7 @@ def test_grid_search_over_lam(toy, labelled, tmp_path, form):
 
 def test_auxiliary_goes_through_grid_search(toy, labelled):
     images, y = labelled
-    auxiliary = {"other": stripes(6, seed=7), "more": spoilt(stripes(5, seed=8))}
+    auxiliary = {"other": stripes(6, seed=7), "more": corrupted(stripes(5, seed=8))}
     search = GridSearchCV(
         DualDistillationDetector(**toy), {"lam": [0.1, 1.0]}, cv=KShotSplit(3, 2, 0), scoring="roc_auc",
         error_score="raise",

@@ -15,7 +15,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 from PIL import Image
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
@@ -328,7 +328,7 @@ def test_threads_that_score_see_one_state_each(make, normal, tmp_path):
     """Eight threads score while one fits, adds, saves, loads and exports: every answer is that of one of the states."""
     onnx = pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     assert onnx
-    queries = np.concatenate([stripes(2, seed=3), spoilt(stripes(1, seed=4))])
+    queries = np.concatenate([stripes(2, seed=3), corrupted(stripes(1, seed=4))])
     plans = {"a": normal[:3], "b": normal[3:6], "c": normal[6:8]}
 
     def fit(det: DualDistillationDetector, plan: str) -> DualDistillationDetector:

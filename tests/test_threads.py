@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import spoilt, stripes
+from helpers import corrupted, stripes
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.runtime import alone, own_torch_state, resolve_runtime
@@ -132,7 +132,7 @@ def test_workers_of_one_who_is_inside_are_let_in(inside):
 @pytest.mark.usefixtures("two_threads")
 def test_scores_do_not_depend_on_workers_or_torchs_threads(normal):
     """Neither when fitting nor when scoring, with all kinds of evidence; nor do maps, weights, or the threshold."""
-    queries = [*stripes(9, seed=3), *spoilt(stripes(4, seed=4)), stripes(1, size=40, seed=5)[0][:20]]
+    queries = [*stripes(9, seed=3), *corrupted(stripes(4, seed=4)), stripes(1, size=40, seed=5)[0][:20]]
     found = []
     for n_jobs, n_threads in ((None, 2), (1, 2), (1, 1), (3, 1)):
         torch.set_num_threads(n_threads)

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Standard deviation of the logarithm of a normal image's anomaly score, and how many observations that belief is worth:
-# what normal images of six kinds, medical and industrial, read (0.17 to 0.33 for the default evidence, 0.13 to 0.61 for
-# "patch").
+# of six kinds of images, medical and industrial, 0.13 to 0.61 with "patch" (docs/benchmarks.md has what it is worth).
 PRIOR_SD = 0.2
 PRIOR_WEIGHT = 1.0
 # Mean and standard deviation of the logarithm of what another normal image reads over what a changed view of the only
