@@ -10,6 +10,7 @@ import torch
 from .data import images
 from .method.features import FeatureExtractor
 from .method.matching import pooled_embedding
+from .method.scoring import Read, Scorer
 from .session import Session, find_runtime
 from .support import find_teacher
 
@@ -30,6 +31,19 @@ def embed(session: Session, X: Any) -> np.ndarray:
             _describe(window, extract, found)
             window = []
     return found
+
+
+def score_and_embed(session: Session, X: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Score images, (n_samples,) high = anomalous, and describe them as `embed` does, in one pass of the teacher."""
+    n, scorer = len(session.items(X)[0]), session.fitted.scorer(_extractor(session))
+    scores, embeddings = np.full(n, np.nan), np.full((n, scorer.extract.teacher.channels[-1]), np.nan)
+
+    def reduce(scorer: Scorer, one: Read, _: images.Loaded) -> tuple[float, np.ndarray]:
+        return float(scorer.judge(one.evidence)[0]), pooled_embedding(one.maps)[0].cpu().double().numpy()
+
+    for row, found in session.each(X, session.settings.on_error, reduce, scorer):
+        scores[row], embeddings[row] = found
+    return scores, embeddings
 
 
 def count_columns(session: Session) -> int:

@@ -8,15 +8,21 @@ import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from .data.labels import is_normal
 from .detector import DualDistillationDetector
+from .embedding import score_and_embed
 
 # The gain in AUROC that counts, in its standard errors (docs/experiments.md).
 _CLEAR = 1.5
 _LEAST = 5
 _FOLDS = 5
+# Of the mean score of the support: scores below have no logarithm worth telling.
+_NOTHING = 1e-3
 
 
 class LabelledDetector(OutlierMixin, BaseEstimator):
@@ -96,11 +102,10 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         ValueError
             Labels other than +1 and -1, or too few images of a kind.
         """
-        items, labels = list(X), np.asarray(y).ravel()
-        check_consistent_length(items, labels)
-        if not np.isin(labels, (-1, 1)).all():
-            raise ValueError(f"y has the labels {np.unique(labels)[:5].tolist()}; accepted are +1 and -1.")
-        n_normal, n_anomalous = int((labels == 1).sum()), int((labels == -1).sum())
+        items = list(X)
+        check_consistent_length(items, y)
+        labels = is_normal(np.asarray(y).ravel(), rows=False)
+        n_normal, n_anomalous = int(labels.sum()), int((~labels).sum())
         if n_normal < self.n_shots + _LEAST or n_anomalous < _LEAST:
             raise ValueError(
                 f"{n_normal} normal and {n_anomalous} anomalous images were given; needed are {self.n_shots + _LEAST} "
@@ -108,27 +113,23 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
                 "them fit the detector on normal images alone."
             )
         rng = check_random_state(self.random_state)
-        support = rng.permutation(np.flatnonzero(labels == 1))[: self.n_shots]
+        support = rng.permutation(np.flatnonzero(labels))[: self.n_shots]
         others = np.setdiff1d(np.arange(len(labels)), support)
         detector = clone(self.detector).fit([items[i] for i in support])
-        images, anomalous = [items[i] for i in others], labels[others] == -1
-        scores, embeddings = _score(detector, images), detector.transform(images)
+        scores, embeddings = _describe(detector, [items[i] for i in others])
         read = np.isfinite(scores)  # with on_error="skip" some may not be
-        scores, embeddings, anomalous = scores[read], embeddings[read], anomalous[read]
-        usual = _Scale(scores)
-        features = (embeddings - embeddings.mean(0)) / _spread(embeddings) / np.sqrt(embeddings.shape[1])
+        scores, embeddings, anomalous = scores[read], embeddings[read], ~labels[others][read]
+        # Standardised, and as strongly regularised whatever their number.
+        looks = _classifier(1 / embeddings.shape[1])
         folds = StratifiedKFold(min(_FOLDS, int(anomalous.sum())), shuffle=True, random_state=rng.randint(2**31 - 1))
-        found = cross_val_predict(_classifier(), features, anomalous, cv=folds, method="decision_function")
-        looks = _Scale(found)
-        both = np.stack([usual(scores), looks(found)], 1)
-        joined = _classifier().fit(both, anomalous)
-        weights = joined.coef_[0].clip(0)
-        gain, error = _compare(both @ weights, scores, anomalous)
+        answers = cross_val_predict(looks, embeddings, anomalous, cv=folds, method="decision_function")
+        both = np.stack([scores, answers], 1)
+        joined = _classifier(1.0).fit(both, anomalous)
+        joined[-1].coef_ = joined[-1].coef_.clip(0)  # neither is evidence of the contrary
+        gain, error = _compare(joined.decision_function(both), scores, anomalous)
         self.detector_, self.gain_, self.error_ = detector, gain, error
         self.clear_ = gain > _CLEAR * error
-        self._centre, self._width = embeddings.mean(0), _spread(embeddings) * np.sqrt(embeddings.shape[1])
-        self._classifier, self._usual, self._looks = _classifier().fit(features, anomalous), usual, looks
-        self._weights, self._bias = weights, float(joined.intercept_[0])
+        self._looks, self._joined = looks.fit(embeddings, anomalous), joined
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -148,14 +149,11 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self, "detector_")
         if not self.clear_:
             return self.detector_.decision_function(X)
-        items = list(X)
-        scores = _score(self.detector_, items)
-        read, found = np.isfinite(scores), np.full(len(items), np.nan)
+        scores, embeddings = _describe(self.detector_, list(X))
+        read, found = np.isfinite(scores), np.full(len(scores), np.nan)
         if read.any():
-            features = (self.detector_.transform(items)[read] - self._centre) / self._width
-            looks = self._looks(self._classifier.decision_function(features))
-            both = np.stack([self._usual(scores[read]), looks], 1)
-            found[read] = -(both @ self._weights + self._bias)
+            answers = self._looks.decision_function(embeddings[read])
+            found[read] = -self._joined.decision_function(np.stack([scores[read], answers], 1))
         return found
 
     def predict(self, X: Any) -> np.ndarray:
@@ -174,30 +172,17 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
 
-class _Scale:
-    """Brings numbers to mean 0 and standard deviation 1, as those that it was made of."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.mean, self.spread = float(values.mean()), float(_spread(values))
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        return (values - self.mean) / self.spread
+def _classifier(strength: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=1000))
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
-    return values.std(0) + 1e-6
-
-
-def _classifier() -> LogisticRegression:
-    return LogisticRegression(class_weight="balanced", max_iter=1000)
-
-
-def _score(detector: DualDistillationDetector, images: list[Any]) -> np.ndarray:
-    """Score images, high = anomalous: the logarithm, as scores differ by factors, where all could have one."""
-    scores = detector.anomaly_score(images)
+def _describe(detector: DualDistillationDetector, images: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Score images, high = anomalous, and embed them; logarithms, as scores differ by factors, where all have one."""
+    scores, embeddings = score_and_embed(detector.session(), images)
     reference = -detector.support_scores_
-    least = 1e-3 * float(np.abs(reference).mean()) + 1e-12
-    return np.log(np.maximum(scores, least)) if (reference > 0).all() else scores
+    if (reference > 0).all():
+        scores = np.log(np.maximum(scores, _NOTHING * reference.mean()))
+    return scores, embeddings
 
 
 def _compare(one: np.ndarray, other: np.ndarray, anomalous: np.ndarray) -> tuple[float, float]:

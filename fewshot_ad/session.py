@@ -156,11 +156,18 @@ class Session:
         return results
 
     def each(
-        self, X: Any, on_error: OnError, reduce: Callable[[Scorer, Read, images.Loaded], _Result]
+        self,
+        X: Any,
+        on_error: OnError,
+        reduce: Callable[[Scorer, Read, images.Loaded], _Result],
+        scorer: Scorer | None = None,
     ) -> Iterator[tuple[int, _Result]]:
-        """Reduce what is read of each image; in their order, each with its place in X. Unreadable ones are left out."""
+        """Reduce what is read of each image; in their order, each with its place in X. Unreadable ones are left out.
+
+        `scorer` is that of the state, but for a teacher that returns more of its stages.
+        """
         items, options = self.items(X)
-        return in_own_torch_state(self._each(items, on_error, options, reduce))
+        return in_own_torch_state(self._each(items, on_error, options, reduce, scorer))
 
     def _each(
         self,
@@ -168,9 +175,10 @@ class Session:
         on_error: OnError,
         options: dict[str, Any],
         reduce: Callable[[Scorer, Read, images.Loaded], _Result],
+        scorer: Scorer | None = None,
     ) -> Iterator[tuple[int, _Result]]:
         """Read images, and reduce what is made of each, in threads; in their order, each with its place."""
-        scorer, fitted = self.scorer, self.fitted
+        scorer, fitted = self.scorer if scorer is None else scorer, self.fitted
 
         def work(loaded: Sequence[images.Loaded]) -> list[_Result]:
             batch = torch.stack([one.image for one in loaded])

@@ -14,6 +14,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 from fewshot_ad import DualDistillationDetector
+from fewshot_ad.embedding import score_and_embed
+from fewshot_ad.method.features import FeatureExtractor
 from fewshot_ad.method.matching import pooled_embedding
 
 
@@ -107,3 +109,17 @@ def test_columns_of_a_table(make, normal):
     np.testing.assert_array_equal(found.iloc[:, :32], again.transform(table.iloc[:, :-1]))
     with pytest.raises(ValueError, match="feature names"):
         again.transform(table.iloc[:, 1:])
+
+
+@pytest.mark.parametrize("evidence", ["patch", ("patch", "embedding")])
+def test_scores_and_embeddings_of_one_pass_are_those_of_two(make, normal, anomalous, evidence, monkeypatch):
+    det = make(evidence=evidence).fit(normal[:3])
+    queries = [*normal[3:7], *anomalous[:2]]
+    expected = det.anomaly_score(queries), det.transform(queries)
+    n_seen = []
+    batch = FeatureExtractor.batch
+    monkeypatch.setattr(FeatureExtractor, "batch", lambda self, x: n_seen.append(len(x)) or batch(self, x))
+    scores, embeddings = score_and_embed(det.session(), queries)
+    np.testing.assert_array_equal(scores, expected[0])
+    np.testing.assert_array_equal(embeddings, expected[1])
+    assert sum(n_seen) == len(queries)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
@@ -14,11 +14,143 @@ from .common import check_labels, named, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from typing_extensions import Self
 
     from ..detector import DualDistillationDetector
 
 
-class RocCurveDisplay:
+class _CurveDisplay:
+    """What both curves have: of scored images, and drawn with the detector's threshold."""
+
+    _NAMES: ClassVar[tuple[str, str, str]]
+    point: tuple[float, float] | None
+    figure_: Any
+    ax_: Any
+    line_: Any
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: DualDistillationDetector,
+        X: Any,
+        y: Any,
+        *,
+        ax: Axes | None = None,
+        name: str | None = None,
+        **line: Any,
+    ) -> Self:
+        """Score images and draw the curve, with the detector's threshold.
+
+        Parameters
+        ----------
+        estimator : DualDistillationDetector
+            Fitted.
+        X : images, or array-like of shape (n_samples, n_features)
+            As for `fit`. Unreadable ones are left out with on_error="skip".
+        y : array-like of shape (n_samples,)
+            Labels, +1 normal and -1 anomalous.
+        ax : matplotlib Axes, optional
+            To draw in, several curves too. By default that of a new figure.
+        name : str, optional
+            Of the curve, for the legend.
+        **line
+            Passed on to `Axes.plot`.
+
+        Returns
+        -------
+        display
+            Drawn.
+
+        Raises
+        ------
+        MissingExtraError
+            matplotlib is not installed.
+        ValueError
+            y is not as long as X, has other labels, or only one of the two.
+        """
+        pyplot()  # before the work, not after it
+        return cls.from_scores(y, *_scores(estimator, X, y), ax=ax, name=name, **line)
+
+    @classmethod
+    def from_scores(
+        cls,
+        y: Any,
+        scores: Any,
+        threshold: float | None = None,
+        *,
+        ax: Axes | None = None,
+        name: str | None = None,
+        **line: Any,
+    ) -> Self:
+        """Draw the curve of scores.
+
+        Parameters
+        ----------
+        y : array-like of shape (n_samples,)
+            Labels, +1 normal and -1 anomalous.
+        scores : array-like of shape (n_samples,)
+            High = anomalous, as from `anomaly_score`. Images whose score is NaN are left out.
+        threshold : float, optional
+            To mark: scores above it are called anomalous.
+        ax, name, **line : optional
+            As for `from_estimator`.
+
+        Returns
+        -------
+        display
+            Drawn.
+        """
+        anomalous, values = _known(y, scores)
+        called = values > (np.inf if threshold is None else threshold)
+        return cls._of(anomalous, values, None if threshold is None else called).plot(ax, name=name, **line)
+
+    def plot(self, ax: Axes | None = None, *, name: str | None = None, **line: Any) -> Self:
+        """Draw.
+
+        Parameters
+        ----------
+        ax, name, **line : optional
+            As for `from_estimator`.
+
+        Returns
+        -------
+        display
+            The display itself.
+        """
+        curve, total, steps = self._drawn()
+        short, across, up = self._NAMES
+        label = f"{short} {total:.3f}" if name is None else f"{name} ({short} {total:.3f})"
+        ax = _axes(ax, across, up)
+        if not any(one.get_gid() == "chance" for one in ax.get_lines()):
+            self._draw_chance(ax, color="black", linestyle=":", linewidth=1, gid="chance", label="chance")
+        n_before = sum(one.get_gid() == "curve" for one in ax.get_lines())
+        colours = (ANOMALOUS, NORMAL, NEUTRAL, "black")
+        style = {"color": colours[n_before % len(colours)], "drawstyle": steps, "label": label, "gid": "curve"}
+        (self.line_,) = ax.plot(*curve, **{**style, **line})
+        if self.point is not None:
+            ax.plot(
+                *self.point, "o", color=self.line_.get_color(), markeredgecolor="white", markersize=8, clip_on=False,
+                label=f"threshold: {self.point[0]:.2f}, {self.point[1]:.2f}",
+            )  # fmt: skip
+        ax.legend(fontsize="small", loc="lower right" if steps == "default" else "lower left")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    @classmethod
+    def _of(cls, anomalous: np.ndarray, values: np.ndarray, called: np.ndarray | None) -> Self:
+        """Compute the curve of scores, and its point where images are called anomalous."""
+        raise NotImplementedError
+
+    def _drawn(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
+        """Return the curve, what it sums up to, and how its points are joined."""
+        raise NotImplementedError
+
+    def _draw_chance(self, ax: Axes, **style: Any) -> None:
+        """Draw what scores that say nothing have."""
+        raise NotImplementedError
+
+
+class RocCurveDisplay(_CurveDisplay):
     """ROC curve: which share of the anomalous images is found, at which share of false alarms.
 
     As scikit-learn's, but the anomaly is what is to be found.
@@ -47,110 +179,22 @@ class RocCurveDisplay:
         self.auroc = auroc
         self.point = point
 
-    @classmethod
-    def from_estimator(
-        cls,
-        estimator: DualDistillationDetector,
-        X: Any,
-        y: Any,
-        *,
-        ax: Axes | None = None,
-        name: str | None = None,
-        **line: Any,
-    ) -> RocCurveDisplay:
-        """Score images and draw the curve, with the detector's threshold.
-
-        Parameters
-        ----------
-        estimator : DualDistillationDetector
-            Fitted.
-        X : images, or array-like of shape (n_samples, n_features)
-            As for `fit`. Unreadable ones are left out with on_error="skip".
-        y : array-like of shape (n_samples,)
-            Labels, +1 normal and -1 anomalous.
-        ax : matplotlib Axes, optional
-            To draw in, several curves too. By default that of a new figure.
-        name : str, optional
-            Of the curve, for the legend.
-        **line
-            Passed on to `Axes.plot`.
-
-        Returns
-        -------
-        RocCurveDisplay
-
-        Raises
-        ------
-        MissingExtraError
-            matplotlib is not installed.
-        ValueError
-            y is not as long as X, has other labels, or only one of the two.
-        """
-        pyplot()  # before the work, not after it
-        return cls.from_scores(y, *_scores(estimator, X, y), ax=ax, name=name, **line)
+    _NAMES = "AUROC", "false-positive rate (false alarms)", "true-positive rate (recall)"
 
     @classmethod
-    def from_scores(
-        cls,
-        y: Any,
-        scores: Any,
-        threshold: float | None = None,
-        *,
-        ax: Axes | None = None,
-        name: str | None = None,
-        **line: Any,
-    ) -> RocCurveDisplay:
-        """Draw the curve of scores.
-
-        Parameters
-        ----------
-        y : array-like of shape (n_samples,)
-            Labels, +1 normal and -1 anomalous.
-        scores : array-like of shape (n_samples,)
-            High = anomalous, as from `anomaly_score`. Images whose score is NaN are left out.
-        threshold : float, optional
-            To mark: scores above it are called anomalous.
-        ax, name, **line : optional
-            As for `from_estimator`.
-
-        Returns
-        -------
-        RocCurveDisplay
-        """
-        anomalous, values = _known(y, scores)
+    def _of(cls, anomalous: np.ndarray, values: np.ndarray, called: np.ndarray | None) -> Self:
         false_alarms, recall, _ = roc_curve(anomalous, values)
-        point = None
-        if threshold is not None:
-            called = values > threshold
-            point = float(called[~anomalous].mean()), float(called[anomalous].mean())
-        return cls(false_alarms, recall, float(auc(false_alarms, recall)), point=point).plot(ax, name=name, **line)
+        point = None if called is None else (float(called[~anomalous].mean()), float(called[anomalous].mean()))
+        return cls(false_alarms, recall, float(auc(false_alarms, recall)), point=point)
 
-    def plot(self, ax: Axes | None = None, *, name: str | None = None, **line: Any) -> RocCurveDisplay:
-        """Draw.
+    def _drawn(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
+        return (self.false_alarms, self.recall), self.auroc, "default"
 
-        Parameters
-        ----------
-        ax, name, **line : optional
-            As for `from_estimator`.
-
-        Returns
-        -------
-        RocCurveDisplay
-            The display itself.
-        """
-        label = f"AUROC {self.auroc:.3f}" if name is None else f"{name} (AUROC {self.auroc:.3f})"
-        ax = _axes(ax, "false-positive rate (false alarms)", "true-positive rate (recall)")
-        if not any(one.get_gid() == "chance" for one in ax.get_lines()):
-            ax.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1, gid="chance", label="chance")
-        _draw(self, ax, (self.false_alarms, self.recall), self.point, label, line, "default")
-        return self
-
-    line_: Any
-    ax_: Any
-    figure_: Any
+    def _draw_chance(self, ax: Axes, **style: Any) -> None:
+        ax.plot([0, 1], [0, 1], **style)
 
 
-class PrecisionRecallDisplay:
+class PrecisionRecallDisplay(_CurveDisplay):
     """Precision-recall curve: of the images called anomalous, which share is so, at which share of those found.
 
     As scikit-learn's, but the anomaly is what is to be found.
@@ -188,110 +232,22 @@ class PrecisionRecallDisplay:
         self.prevalence = prevalence
         self.point = point
 
-    @classmethod
-    def from_estimator(
-        cls,
-        estimator: DualDistillationDetector,
-        X: Any,
-        y: Any,
-        *,
-        ax: Axes | None = None,
-        name: str | None = None,
-        **line: Any,
-    ) -> PrecisionRecallDisplay:
-        """Score images and draw the curve, with the detector's threshold.
-
-        Parameters
-        ----------
-        estimator : DualDistillationDetector
-            As for `RocCurveDisplay.from_estimator`, like the others.
-        X : images
-            To score.
-        y : array-like of shape (n,)
-            +1 for normal, -1 for anomalous images.
-        ax : matplotlib.axes.Axes, optional
-            To draw on.
-        name : str, optional
-            For the legend.
-        **line
-            For matplotlib's `plot`.
-
-        Returns
-        -------
-        PrecisionRecallDisplay
-
-        Raises
-        ------
-        MissingExtraError, ValueError
-            As of `RocCurveDisplay.from_estimator`.
-        """
-        pyplot()
-        return cls.from_scores(y, *_scores(estimator, X, y), ax=ax, name=name, **line)
+    _NAMES = "AP", "recall (share of anomalous images found)", "precision (share of those called)"
 
     @classmethod
-    def from_scores(
-        cls,
-        y: Any,
-        scores: Any,
-        threshold: float | None = None,
-        *,
-        ax: Axes | None = None,
-        name: str | None = None,
-        **line: Any,
-    ) -> PrecisionRecallDisplay:
-        """Draw the curve of scores.
-
-        Parameters
-        ----------
-        y : array-like of shape (n,)
-            As for `RocCurveDisplay.from_scores`, like the others.
-        scores : array-like of shape (n,)
-            High = anomalous.
-        threshold : float, optional
-            Is marked on the curve.
-        ax : matplotlib.axes.Axes, optional
-            To draw on.
-        name : str, optional
-            For the legend.
-        **line
-            For matplotlib's `plot`.
-
-        Returns
-        -------
-        PrecisionRecallDisplay
-        """
-        anomalous, values = _known(y, scores)
+    def _of(cls, anomalous: np.ndarray, values: np.ndarray, called: np.ndarray | None) -> Self:
         precision, recall, _ = precision_recall_curve(anomalous, values)
-        point, called = None, values > (np.inf if threshold is None else threshold)
-        if called.any():
+        point = None
+        if called is not None and called.any():
             point = float(called[anomalous].mean()), float(anomalous[called].mean())
         found = average_precision(np.where(anomalous, -1, 1), values)
-        display = cls(precision, recall, found, float(anomalous.mean()), point=point)
-        return display.plot(ax, name=name, **line)
+        return cls(precision, recall, found, float(anomalous.mean()), point=point)
 
-    def plot(self, ax: Axes | None = None, *, name: str | None = None, **line: Any) -> PrecisionRecallDisplay:
-        """Draw.
+    def _drawn(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
+        return (self.recall, self.precision), self.average_precision, "steps-post"
 
-        Parameters
-        ----------
-        ax, name, **line : optional
-            As for `from_estimator`.
-
-        Returns
-        -------
-        PrecisionRecallDisplay
-            The display itself.
-        """
-        label = f"AP {self.average_precision:.3f}" if name is None else f"{name} (AP {self.average_precision:.3f})"
-        ax = _axes(ax, "recall (share of anomalous images found)", "precision (share of those called)")
-        if not any(one.get_gid() == "chance" for one in ax.get_lines()):
-            ax.axhline(self.prevalence, color="black", linestyle=":", linewidth=1, gid="chance", label="chance")
-        _draw(self, ax, (self.recall, self.precision), self.point, label, line, "steps-post")
-        return self
-
-    line_: Any
-    ax_: Any
-    figure_: Any
+    def _draw_chance(self, ax: Axes, **style: Any) -> None:
+        ax.axhline(self.prevalence, **style)
 
 
 def _scores(estimator: DualDistillationDetector, X: Any, y: Any) -> tuple[np.ndarray, float]:
@@ -322,25 +278,3 @@ def _axes(ax: Axes | None, across: str, up: str) -> Axes:
         _, ax = pyplot().subplots(figsize=(4.4, 4.6), layout="constrained")
     ax.set(xlabel=across, ylabel=up, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     return ax
-
-
-def _draw(
-    display: RocCurveDisplay | PrecisionRecallDisplay,
-    ax: Axes,
-    curve: tuple[np.ndarray, np.ndarray],
-    point: tuple[float, float] | None,
-    label: str,
-    line: dict[str, Any],
-    steps: Any,
-) -> None:
-    n_before = sum(one.get_gid() == "curve" for one in ax.get_lines())
-    colours = (ANOMALOUS, NORMAL, NEUTRAL, "black")
-    style = {"color": colours[n_before % len(colours)], "drawstyle": steps, "label": label, "gid": "curve"}
-    (display.line_,) = ax.plot(*curve, **{**style, **line})
-    if point is not None:
-        ax.plot(
-            *point, "o", color=display.line_.get_color(), markeredgecolor="white", markersize=8, clip_on=False,
-            label=f"threshold: {point[0]:.2f}, {point[1]:.2f}",
-        )  # fmt: skip
-    ax.legend(fontsize="small", loc="lower right" if steps == "default" else "lower left")
-    display.ax_, display.figure_ = ax, ax.figure
