@@ -212,7 +212,7 @@ def evaluate(
     """Measure accuracy on images of both kinds."""
     from .evaluating import evaluate_all
 
-    return Outcome(*evaluate_all(folders, shots, seeds, dict(against), bool(verbose), settings))
+    return evaluate_all(folders, shots, seeds, dict(against), bool(verbose), settings)
 
 
 def info(model: Path) -> Outcome:

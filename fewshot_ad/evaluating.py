@@ -13,6 +13,7 @@ from . import draws, evaluation
 from .data.listing import LeftOut
 from .detector import DualDistillationDetector
 from .evaluation import Comparison
+from .outcome import Outcome, plain
 
 
 def evaluate_all(
@@ -22,7 +23,7 @@ def evaluate_all(
     against: Mapping[str, Any],
     progress: bool,
     settings: Mapping[str, Any],
-) -> tuple[str, dict[str, Any], int, str]:
+) -> Outcome:
     """Measure accuracy on all tasks of some folders.
 
     Parameters
@@ -39,14 +40,8 @@ def evaluate_all(
 
     Returns
     -------
-    text : str
+    Outcome
         Tables in Markdown, and sentences.
-    found : dict
-        The same for --json.
-    n_failed : int
-        Images that could not be read.
-    note : str
-        Which these are.
     """
     det = DualDistillationDetector(**settings, on_error="skip")
     if unknown := sorted(set(against) - set(det.get_params(deep=False))):
@@ -77,7 +72,7 @@ def evaluate_all(
     text = "\n".join([*_table(means, everywhere), *_sentences(results, everywhere, seeds), *_told(compared, against)])
     failed = {path: error for rows in results.values() for row in rows for path, error in row["failed"].items()}
     note = "\n".join([*failed.values(), f"{len(failed)} images could not be read, and do not count"]) if failed else ""
-    return text, _found(tasks, results, means, everywhere, compared, left_out), len(failed), note
+    return Outcome(text, _found(tasks, results, means, everywhere, compared, left_out), len(failed), note)
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -146,8 +141,7 @@ def _found(
         for k, found in compared.items()
         for name, one in [*found.items(), *([(None, evaluation.joined(list(found.values())))] if found else [])]
     ]  # fmt: skip
-    plain = [{"path": str(path), "reason": reason} for path, reason in left_out]
-    common = {"across": list(everywhere), "comparisons": told, "left_out": plain}
+    common = {"across": list(everywhere), "comparisons": told, "left_out": plain(left_out)}
     if len(tasks) == 1:
         ((name, path),) = tasks.items()
         return {"folder": str(path), "means": means[name], "draws": results[name], **common}
