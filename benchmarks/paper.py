@@ -127,7 +127,7 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
                         def compute(det=det, drawn=drawn, pictures=pictures, features=features) -> dict[str, Any]:
                             return evaluate(det, drawn, pictures, features, kinds=False, leaky=args.leaky)
 
-                        found.append({**item, "n_spoilt": 0, "kinds": store.get(key, compute)})
+                        found.append({**item, "n_corrupted": 0, "kinds": store.get(key, compute)})
                         bar.update()
     return found
 

@@ -81,7 +81,7 @@ def _files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Draw:
-    """One support and its test set; `support` ends in anomalous images where it is spoilt."""
+    """One support and its test set; `support` ends in anomalous images where it is corrupted."""
 
     support: list[Path]
     normal: list[Path]
@@ -116,14 +116,14 @@ class Draw:
         return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
-def draw(task: Path, n_shots: int, seed: int, *, n_spoilt: int = 0, limit: int | None = None) -> Draw:
+def draw(task: Path, n_shots: int, seed: int, *, n_corrupted: int = 0, limit: int | None = None) -> Draw:
     """Draw a support by its seed, and the test set that goes with it.
 
     Parameters
     ----------
     task : Path
     n_shots, seed : int
-    n_spoilt : int
+    n_corrupted : int
         So many of the support are replaced by anomalous images, drawn by the seed from those that are in no test set;
         where there are too few of these, from all, and they leave the test set.
     limit : int, optional
@@ -136,10 +136,10 @@ def draw(task: Path, n_shots: int, seed: int, *, n_spoilt: int = 0, limit: int |
     normal = _files(task / "test" / "good") if split else [pool[i] for i in order[n_shots : n_shots + N_NORMAL]]
     if not normal or not bad:
         raise SystemExit(f"{task} has {len(pool)} normal and {len(bad)} anomalous images: none is left to test on.")
-    if n_spoilt:
-        spare = bad[N_ANOMALOUS:] if len(bad) >= N_ANOMALOUS + n_spoilt and not split else bad
-        chosen = np.random.default_rng((seed, 1)).permutation(len(spare))[:n_spoilt]
-        support = support[:-n_spoilt] + [spare[i] for i in chosen]
+    if n_corrupted:
+        spare = bad[N_ANOMALOUS:] if len(bad) >= N_ANOMALOUS + n_corrupted and not split else bad
+        chosen = np.random.default_rng((seed, 1)).permutation(len(spare))[:n_corrupted]
+        support = support[:-n_corrupted] + [spare[i] for i in chosen]
         bad = [path for path in bad if path not in support]
     bad = bad if split else bad[:N_ANOMALOUS]
     masks = (task / "test" if split else task) / "masks"

@@ -87,8 +87,8 @@ DEFAULTS = DualDistillationDetector().get_params()
 SLOW = ("scratch", "steps")
 BY_KIND = ("default", "scratch")
 METHODS = (*OWN, *ABLATION, *peers.PEERS)
-SPOILT = {4: 1, 8: 2}
-SPOILT_METHODS = ("default", "memory-rotated", "patchcore")
+CORRUPTED = {4: 1, 8: 2}
+CORRUPTED_METHODS = ("default", "memory-rotated", "patchcore")
 STEPS, SHOTS = 300, 4
 QUICK = {"images": 30, "auxiliary": 20, "steps": 40, "seeds": 2, "shots": [4]}
 Entry = dict[str, Any]
@@ -118,7 +118,7 @@ def parse() -> argparse.Namespace:
     add("--jobs", type=int, help="processes, each for one family of tasks at a time; default: two, on a GPU one")
     add("--threads", type=int, help="of each process; default: the cores, shared out")
     add("--leaky", action="store_true", help="score the paper's lines the way of the published code, besides")
-    add("--spoilt", action="store_true", help="besides, with anomalous images in the support: 1 of 4 and 2 of 8")
+    add("--corrupted", action="store_true", help="besides, with anomalous images in the support: 1 of 4 and 2 of 8")
     add("--fresh", action="store_true", help="compute every result anew")
     add(
         "--quick",
@@ -202,16 +202,16 @@ class Run:
             for n_shots in self.args.shots:
                 for seed in range(self.args.seeds):
                     for method in self.methods:
-                        item = {"task": task.name, "shots": n_shots, "seed": seed, "method": method, "n_spoilt": 0}
+                        item = {"task": task.name, "shots": n_shots, "seed": seed, "method": method, "n_corrupted": 0}
                         yield item
-                        if self.args.spoilt and n_shots in SPOILT and method in SPOILT_METHODS:
-                            yield {**item, "n_spoilt": SPOILT[n_shots]}
+                        if self.args.corrupted and n_shots in CORRUPTED and method in CORRUPTED_METHODS:
+                            yield {**item, "n_corrupted": CORRUPTED[n_shots]}
 
     def _one(self, item: Entry, pictures: Pictures, features: Features) -> dict[str, dict[str, float]]:
         args, method, seed = self.args, item["method"], item["seed"]
         task = args.data / item["task"]
         limit = QUICK["images"] if args.quick else None
-        drawn = draw(task, item["shots"], seed, n_spoilt=item["n_spoilt"], limit=limit)
+        drawn = draw(task, item["shots"], seed, n_corrupted=item["n_corrupted"], limit=limit)
         key = {
             **item, "image_size": args.image_size, "backbone": args.backbone, "teacher": self.teacher,
             "package": fewshot_ad.__version__, "files": drawn.stamp,
@@ -259,7 +259,7 @@ class Results:
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.found: dict[tuple[int, str, str], list[dict[str, float]]] = {}
         for entry in entries:
-            method = entry["method"] + (" (spoilt)" if entry["n_spoilt"] else "")
+            method = entry["method"] + (" (corrupted)" if entry["n_corrupted"] else "")
             for kind, numbers in entry["kinds"].items():
                 label = method if kind == "fused" else f"{method}: {kind}"
                 self.found.setdefault((entry["shots"], label, entry["task"]), []).append(numbers)

@@ -286,12 +286,12 @@ def test_draws_are_the_protocols(tmp_path):
     assert [int(p.stem) for p in drawn.support] == order[:4].tolist()
     assert [int(p.stem) for p in drawn.normal] == order[4:154].tolist()
     assert [int(p.stem) for p in drawn.bad] == list(range(100))
-    worse = protocol.draw(task, 4, 3, n_spoilt=2)
+    worse = protocol.draw(task, 4, 3, n_corrupted=2)
     assert (worse.normal, worse.bad, worse.support[:2]) == (drawn.normal, drawn.bad, drawn.support[:2])
     assert all(p.parent.name == "bad" and int(p.stem) >= 100 for p in worse.support[2:])
     for path in (task / "bad").glob("1*.jpg"):
         path.unlink()
-    few = protocol.draw(task, 4, 3, n_spoilt=2)
+    few = protocol.draw(task, 4, 3, n_corrupted=2)
     assert len(few.bad) == 98
     assert not set(few.bad) & set(few.support)
 
