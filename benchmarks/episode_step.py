@@ -23,7 +23,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from fewshot_ad.method.losses import distillation_loss, dual_loss
-from fewshot_ad.method.student import Student, build_student
+from fewshot_ad.method.student import StudentNetwork, build_student
 from fewshot_ad.method.teacher import Backbone, build_backbone
 from fewshot_ad.runtime import resolve_runtime
 from fewshot_ad.training.episodes import Episode
@@ -32,7 +32,9 @@ from fewshot_ad.training.loop import episode_loss, make_optimizer
 LAM = 0.1
 
 
-def published_loss(teacher: Backbone, student: Student, queries: torch.Tensor, supports: torch.Tensor) -> torch.Tensor:
+def published_loss(
+    teacher: Backbone, student: StudentNetwork, queries: torch.Tensor, supports: torch.Tensor
+) -> torch.Tensor:
     """Pass queries (B, 3, S, S), each with its own supports (B, K, 3, S, S), in K + 1 batches through both networks."""
     batches = [queries, *supports.unbind(1)]
     targets, maps = [], []
@@ -87,7 +89,7 @@ def main() -> None:
         query_maps, support_maps = teacher(queries), teacher(supports[0])
     episode = Episode(query_maps[-1], query_maps[:3], support_maps[-1])
 
-    def step(student: Student, loss: object) -> float:
+    def step(student: StudentNetwork, loss: object) -> float:
         optimizer = optimizers[id(student)]
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import GridSearchCV
 
-from fewshot_ad import DualDistillationDetector, KShotSplit
+from fewshot_ad import DualDistillationDetector, KShotSplit, Student
 from fewshot_ad.data import images
 from fewshot_ad.demo import write_images
 from fewshot_ad.training import students
@@ -46,7 +46,12 @@ def main() -> None:
         folder = write_images(Path(scratch) / "images")
         X = [*images.files(folder / "good")[:12], *images.files(folder / "bad")[:8]]
         det = DualDistillationDetector(
-            args.backbone, weights=args.weights, init=None, tol=0, random_state=0, memory=Path(scratch) / "features"
+            args.backbone,
+            weights=args.weights,
+            init=None,
+            student=Student(tol=0),
+            random_state=0,
+            memory=Path(scratch) / "features",
         )
         grid = {"lam": [0.01, 0.03, 0.1, 0.3, 1.0]}
         splits = KShotSplit(4, 3, random_state=0)

@@ -47,9 +47,9 @@ INDUSTRIAL = ("magnetic_", "loco_", "kolektor", "elpv_", "mvtec_")
 # The paper's ablation, as changes to `DualDistillationDetector.paper`.
 ABLATION: dict[str, dict[str, Any]] = {
     "paper-tsd": {"lam": float("inf"), "evidence": "tsd"},
-    "paper-ssd": {"lam": 0.0, "weighting": "uniform", "evidence": "ssd"},
-    "paper-ssd-tsd": {"lam": 0.1, "weighting": "uniform", "evidence": "ssd"},
-    "paper": {"lam": 0.1, "weighting": "attention", "evidence": "ssd"},
+    "paper-ssd": {"lam": 0.0, "student__weighting": "uniform", "evidence": "ssd"},
+    "paper-ssd-tsd": {"lam": 0.1, "student__weighting": "uniform", "evidence": "ssd"},
+    "paper": {"lam": 0.1, "student__weighting": "attention", "evidence": "ssd"},
 }
 
 
@@ -475,8 +475,9 @@ def pretrained_student(
     if not others:
         raise SystemExit(f"There is no task of another family than {held_out.name}: nothing to pretrain on.")
     paper = DualDistillationDetector.paper(**ABLATION[line]).get_params()
-    names = ("student", "lam", "weighting", "sharpness", "loss", "batch_size", "learning_rate")
-    parameters = {name: paper[name] for name in names} | {"n_steps": n_steps, "n_shots": n_shots}
+    names = ("architecture", "weighting", "sharpness", "loss", "batch_size", "learning_rate")
+    parameters = {name: paper[f"student__{name}"] for name in names}
+    parameters |= {"lam": paper["lam"], "n_steps": n_steps, "n_shots": n_shots}
     stamps = [f"{p.parent.parent.name}/{p.name} {p.stat().st_size}" for paths in others.values() for p in paths]
     trained = {**parameters, **network, "images": hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]}
     trained["teacher"] = fingerprint(network["backbone"], network["image_size"], network["weights"])
@@ -493,7 +494,7 @@ def pretrained_student(
 
 
 def ablation_detector(line: str, student: Path, **network: Any) -> DualDistillationDetector:
-    return DualDistillationDetector.paper(**ABLATION[line], **network, init=student, n_steps=0)
+    return DualDistillationDetector.paper(**ABLATION[line], **network, init=student, student__n_steps=0)
 
 
 # ---- tables

@@ -71,13 +71,13 @@ from protocol import (
 from tqdm.auto import tqdm
 
 import fewshot_ad
-from fewshot_ad import DualDistillationDetector
+from fewshot_ad import DualDistillationDetector, Student
 from fewshot_ad.exceptions import PretrainingStopped
 from fewshot_ad.method.packaged import PACKAGED
 
 OWN: dict[str, dict[str, Any]] = {
     "default": {},
-    "steps": {"n_steps": 50, "learning_rate": 1e-4},
+    "steps": {"student": Student(n_steps=50, learning_rate=1e-4)},
     "scratch": {"init": None, "evidence": ("ssd", "tsd")},
     "no-student": {"evidence": ("patch", "embedding")},
     "memory": {"evidence": "patch", "augment": False, "border_weight": 1.0, "contrast": 0.0},

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
     from .model_selection import KShotSplit, SyntheticAnomalyScorer
+    from .student import Student
     from .training.pretraining import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["DualDistillationDetector", "KShotSplit", "SyntheticAnomalyScorer", "__version__", "pretrain"]
+__all__ = ["DualDistillationDetector", "KShotSplit", "Student", "SyntheticAnomalyScorer", "__version__", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from . import model_selection
 
         return getattr(model_selection, name)
+    if name == "Student":
+        from .student import Student
+
+        return Student
     if name == "pretrain":
         from .training.pretraining import pretrain
 

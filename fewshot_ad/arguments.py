@@ -285,7 +285,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     add("--out", type=Path, required=True, metavar="FILE", help="student to write, .safetensors")
     options.network(add)
     add("--image-size", type=int, default=128, metavar="N", help="side of the squares that images become, pixels")
-    add("--student", choices=("decoder", "encoder"), default="decoder", help="form of the student")
+    add("--architecture", choices=("decoder", "encoder"), default="decoder", help="of the student")
     add("--decoder-blocks", type=int, nargs=3, default=(2, 2, 2), metavar="N", help="at strides 16, 8, 4")
     add("--weighting", choices=("attention", "uniform"), default="attention", help="of the support")
     add("--sharpness", type=float, default=1.0, metavar="X", help="factor on the attention's logits")

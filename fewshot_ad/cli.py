@@ -30,7 +30,7 @@ _OPTIONS = {
     "goal='f1'": "--goal f1", "Pass them in X, labelled -1 in y.": "Name them after --bad.",
     "Call calibrate again.": "Run `fewshot-ad calibrate` again.",
     "evidence=('patch', 'embedding')": "--evidence patch embedding",
-    "or raise max_pixels if you trust it": "or use Python, where max_pixels can be raised",
+    "or raise fewshot_ad.images": "or use Python, and raise fewshot_ad.images",
 }  # fmt: skip
 
 _TAKE_RANGE = ("fit", "evaluate")

@@ -6,7 +6,6 @@ import html
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from numbers import Real
 from typing import Any
 
@@ -19,7 +18,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import __version__, drift
 from .attributes import BOTH_KINDS, FittedAttribute, classes, saw_both_kinds, summary
-from .data.images import MAX_PIXELS
 from .doubts import doubts
 from .drift import Drift
 from .embedding import count_columns, embed
@@ -33,7 +31,8 @@ from .recipes import parameters_of
 from .regions import Region
 from .runtime import own_torch_state
 from .session import Session, together
-from .settings import OF_THE_CALL, checked
+from .settings import OF_STUDENT, OF_THE_CALL, checked
+from .student import Student
 from .support import FittedSupport
 from .training.calibrating import calibrated, probabilities, pvalues
 from .training.fitting import extend_support, fit_support
@@ -56,39 +55,19 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     ----------
     backbone : str, default="compact"
         The teacher: "compact", which comes with the package, or any timm network that `features_only` serves.
-    weights : path, optional
-        The teacher's weights, a safetensors file in timm's naming. By default the packaged ones; for a network of
-        timm's those in the hub's cache, or fetched from there.
-    layers : "auto", "last", or tuple of ints, default="auto"
-        The teacher's layers that describe an image. Of a plain transformer they are blocks, counted from 1: "auto"
-        takes its upper half (blocks 4, 5, 7, 10 of 12, in proportion of others), "last" the last block. Of any other
-        network they are stages, counted from 1 at stride 4 (a ResNet's `layer1`): "auto" takes strides 4, 8, 16.
     image_size : "auto", int or tuple of two ints, default="auto"
         Square root of the area that each image is resized to, pixels; or its height and width. "auto" is 128, and of a
         plain transformer the largest multiple of its patch up to 448.
     aspect : {"keep", "square"}, default="keep"
         "keep": each image keeps its own proportions, up to 4:1, its sides rounded to multiples of what the teacher
         needs (16 for most). "square": all become squares of side `image_size`.
-    student : {"decoder", "encoder"}, default="decoder"
-        "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained
-        network of the teacher's architecture that sees the image.
-    decoder_blocks : tuple of three ints, default=(2, 2, 2)
-        Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6). From a 0 on a scale is left
-        out. A pretrained student brings its own.
-    init : "auto", path, or None, default="auto"
-        Pretrained student to start from: a file that `pretrain` or `save_student` wrote, for this very teacher,
-        `student` and `weighting`. "auto" is the packaged student where the teacher is the packaged one, else None, an
-        untrained student.
-    lam : float or "auto", default=0.1
-        Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score; inf is TSD alone. Without a
-        student (see `evidence`) it is not used. "auto" trains with 0.1, and scores with another value if that tells
-        views of the support much better from the same views corrupted (as `SyntheticAnomalyScorer` does).
-    weighting : {"attention", "uniform"}, default="attention"
-        Learn-to-weight, or the plain mean of the support.
-    sharpness : float, default=1.0
-        Factor on the attention's logits; 1 is the published softmax, which is close to one-hot.
-    loss : {"position", "flattened"}, default="position"
-        Cosine over channels at each position, or of whole feature maps (as the published code trains).
+    value_range : (float, float), optional
+        Values that mean black and white, as a CT window in Hounsfield units. By default what a DICOM file says, the
+        percentiles 0.5 and 99.5 of a NIfTI volume (docs/formats.md), else by dtype (uint8 255, uint16 65535, bool and
+        float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
+    contamination : "auto" or float in (0, 0.5], default="auto"
+        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support images, each
+        scored against the others, is called anomalous.
     evidence : str, sequence of str, or dict, default="auto"
         What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
         patches against the most similar one of the support; "embedding": the teacher's deepest stage, pooled (of a
@@ -98,18 +77,25 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         and they are added by their weights (the next two parameters; "patch" and "subspace" have 1). A dict gives the
         weights of a sum of unscaled maps. "auto" is "patch", with "ssd" and "tsd" where a student is asked for, and
         with "embedding" where that is given a weight.
-    student_weight : float, optional
-        Weight of the student's part, "ssd" and "tsd", where that of "patch" is 1; 0 leaves it out, and costs nothing.
-        By default 0.1 where a student is asked for: by `evidence`, `lam`, `init`, `student`, `weighting`, `n_steps` or
-        `auxiliary`; else 0.
     embedding_weight : float, optional
         Weight of "embedding", likewise: by default 0.2 where `evidence` names it, else 0. It helps where an image
         differs as a whole, as in histology.
+    student_weight : float, optional
+        Weight of the student's part, "ssd" and "tsd", where that of "patch" is 1; 0 leaves it out, and costs nothing.
+        By default 0.1 where a student is asked for: by `evidence`, `lam`, `student`, `init` or `auxiliary`;
+        else 0.
+    lam : float, default=0.1
+        Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score; inf is TSD alone. Without a
+        student (see `evidence`) it is not used.
+    student : Student, optional
+        How the student is made and trained, where it is not by default. Its parameters are also set by names such as
+        `student__n_steps`, in `set_params` and in grids, which make a `Student` where there is none.
+    init : "auto", path, or None, default="auto"
+        Pretrained student to start from: a file that `pretrain` or `save_student` wrote, for this very teacher,
+        `architecture` and `weighting`. "auto" is the packaged student where the teacher is the packaged one, else None,
+        an untrained student.
     aggregation : {"max", "mean"} or float, default=0.01
         From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
-    upsampling : {"half_pixel", "align_corners"}, default="half_pixel"
-        How coarse maps become pixels: with their edges on those of the image, or with the centres of their corner
-        pixels on each other, as the published code does (which also blurs the map's edge in another way).
     blur_sigma : float, default=4.0
         Gaussian blur of the map, within each image: pixels of a map of 128 x 128, in proportion for others. 0 is none.
     border_weight : float in [0, 1], default=0.5
@@ -118,16 +104,9 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     contrast : float in [0, 1], default=0.0
         Share of the map's mean that is taken off the image score: what stands out in an image then counts for more
         than what is a little unusual everywhere.
-    n_steps : "auto" or int, default="auto"
-        Most training steps of a student. 0 makes none, as published: fitting only stores the support under a pretrained
-        student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is trained on the
-        support comes twice, one for each half of it.
-    batch_size : int, default=16
-        Queries in a training step.
-    learning_rate : float, default=1e-3
-        Of Adam. Gradients are clipped to norm 1.
-    tol : float, default=1e-3
-        Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before.
+    upsampling : {"half_pixel", "align_corners"}, default="half_pixel"
+        How coarse maps become pixels: with their edges on those of the image, or with the centres of their corner
+        pixels on each other, as the published code does (which also blurs the map's edge in another way).
     augment : bool, default=True
         Whether "patch", "embedding" and "subspace" also see the support turned by 90, 180 and 270 degrees and mirrored,
         and whether a student that is trained on the support sees slightly changed views of it.
@@ -136,18 +115,21 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     n_support : int, optional
         How many of the normal images `fit` draws for its support, by `random_state`; all images by default. In a search
         with `KShotSplit(n_shots=4)`, 4 refits on as many images as were measured. `partial_fit` adds all it is given.
-    contamination : "auto" or float in (0, 0.5], default="auto"
-        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support images, each
-        scored against the others, is called anomalous.
+    weights : path, optional
+        The teacher's weights, a safetensors file in timm's naming. By default the packaged ones; for a network of
+        timm's those in the hub's cache, or fetched from there.
+    layers : "auto", "last", or tuple of ints, default="auto"
+        The teacher's layers that describe an image. Of a plain transformer they are blocks, counted from 1: "auto"
+        takes its upper half (blocks 4, 5, 7, 10 of 12, in proportion of others), "last" the last block. Of any other
+        network they are stages, counted from 1 at stride 4 (a ResNet's `layer1`): "auto" takes strides 4, 8, 16.
     image_shape : tuple of int, optional
         (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
         height 1.
-    value_range : (float, float), optional
-        Values that mean black and white, as a CT window in Hounsfield units. By default what a DICOM file says, the
-        percentiles 0.5 and 99.5 of a NIfTI volume (docs/formats.md), else by dtype (uint8 255, uint16 65535, bool and
-        float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
-    max_pixels : int, default=50_000_000
-        Larger files are refused before they are decoded.
+    on_error : {"raise", "skip"}, default="raise"
+        "skip" leaves unreadable images out of `fit`, with a warning, and scores them NaN.
+    memory : joblib.Memory or path, optional
+        Cache of the teacher's features, shared by all fits. joblib keeps pickles there: use a folder that only you can
+        write to.
     device : str or torch.device, default="auto"
         "auto" is CUDA where there is one, else the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
@@ -157,11 +139,6 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     n_jobs : int, optional
         Threads that read and score images, as scikit-learn counts them (-1: all processors); None is as many as torch
         has. Scores do not depend on it. On a GPU it is not used.
-    memory : joblib.Memory or path, optional
-        Cache of the teacher's features, shared by all fits. joblib keeps pickles there: use a folder that only you can
-        write to.
-    on_error : {"raise", "skip"}, default="raise"
-        "skip" leaves unreadable images out of `fit`, with a warning, and scores them NaN.
     random_state : int, RandomState instance or None, default=None
         Of the student's weights, the views and the episodes.
     verbose : int, default=0
@@ -209,7 +186,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     comparable with those of fresh images.
 
     A changed parameter acts at the next `fit`, except for those that say where and how the work is done, and on which
-    no score depends: `weights`, `max_pixels`, `device`, `n_jobs`, `memory`, `on_error`, `verbose` act at the next call.
+    no score depends: `weights`, `device`, `n_jobs`, `memory`, `on_error`, `verbose` act at the next call.
 
     `fit` puts a new state in place of the old one at its end. If it fails or is interrupted, the detector is as it was
     before. Threads may score while another fits: each call sees one state.
@@ -240,80 +217,62 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         self,
         backbone: str = "compact",
         *,
-        weights: str | os.PathLike[str] | None = None,
-        layers: str | Sequence[int] = "auto",
         image_size: str | int | tuple[int, int] = "auto",
         aspect: str = "keep",
-        student: str = "decoder",
-        decoder_blocks: tuple[int, int, int] = (2, 2, 2),
-        init: str | os.PathLike[str] | None = "auto",
-        lam: float | str = 0.1,
-        weighting: str = "attention",
-        sharpness: float = 1.0,
-        loss: str = "position",
+        value_range: tuple[float, float] | None = None,
+        contamination: str | float = "auto",
         evidence: str | Sequence[str] | Mapping[str, float] = "auto",
-        student_weight: float | None = None,
         embedding_weight: float | None = None,
+        student_weight: float | None = None,
+        lam: float = 0.1,
+        student: Student | None = None,
+        init: str | os.PathLike[str] | None = "auto",
         aggregation: str | float = 0.01,
-        upsampling: str = "half_pixel",
         blur_sigma: float = 4.0,
         border_weight: float = 0.5,
         contrast: float = 0.0,
-        n_steps: str | int = "auto",
-        batch_size: int = 16,
-        learning_rate: float = 1e-3,
-        tol: float = 1e-3,
+        upsampling: str = "half_pixel",
         augment: bool = True,
         max_patches: int = 2048,
         n_support: int | None = None,
-        contamination: str | float = "auto",
+        weights: str | os.PathLike[str] | None = None,
+        layers: str | Sequence[int] = "auto",
         image_shape: tuple[int, ...] | None = None,
-        value_range: tuple[float, float] | None = None,
-        max_pixels: int = MAX_PIXELS,
+        on_error: str = "raise",
+        memory: Any = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         n_jobs: int | None = None,
-        memory: Any = None,
-        on_error: str = "raise",
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
         self.backbone = backbone
-        self.weights = weights
-        self.layers = layers
         self.image_size = image_size
         self.aspect = aspect
-        self.student = student
-        self.decoder_blocks = decoder_blocks
-        self.init = init
-        self.lam = lam
-        self.weighting = weighting
-        self.sharpness = sharpness
-        self.loss = loss
+        self.value_range = value_range
+        self.contamination = contamination
         self.evidence = evidence
-        self.student_weight = student_weight
         self.embedding_weight = embedding_weight
+        self.student_weight = student_weight
+        self.lam = lam
+        self.student = student
+        self.init = init
         self.aggregation = aggregation
-        self.upsampling = upsampling
         self.blur_sigma = blur_sigma
         self.border_weight = border_weight
         self.contrast = contrast
-        self.n_steps = n_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.tol = tol
+        self.upsampling = upsampling
         self.augment = augment
         self.max_patches = max_patches
         self.n_support = n_support
-        self.contamination = contamination
+        self.weights = weights
+        self.layers = layers
         self.image_shape = image_shape
-        self.value_range = value_range
-        self.max_pixels = max_pixels
+        self.on_error = on_error
+        self.memory = memory
         self.device = device
         self.precision = precision
         self.n_jobs = n_jobs
-        self.memory = memory
-        self.on_error = on_error
         self.random_state = random_state
         self.verbose = verbose
 
@@ -329,20 +288,21 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         backbone : str, default="wide_resnet50_2.tv_in1k"
             The paper's teacher.
         **parameters
-            Any of the constructor's.
+            Any that `set_params` takes.
 
         Returns
         -------
         DualDistillationDetector
         """
-        setting: dict[str, Any] = {  # in full, whatever the defaults are or will be
-            "layers": "auto", "image_size": 128, "aspect": "square", "student": "decoder",
-            "decoder_blocks": PAPER_BLOCKS, "lam": 0.1, "weighting": "attention", "sharpness": 1.0,
-            "loss": "flattened", "evidence": "ssd", "aggregation": "max", "upsampling": "align_corners",
-            "blur_sigma": 4.0, "border_weight": 1.0, "contrast": 0.0, "batch_size": 16, "learning_rate": 1e-4,
-            "tol": 0.0,
-        }  # fmt: skip
-        return cls(backbone, **{**setting, **parameters})
+        # In full, whatever the defaults are or will be.
+        student = Student(
+            architecture="decoder", decoder_blocks=PAPER_BLOCKS, weighting="attention", sharpness=1.0, loss="flattened",
+            batch_size=16, learning_rate=1e-4, tol=0.0,
+        )  # fmt: skip
+        return cls(
+            backbone, layers="auto", image_size=128, aspect="square", student=student, lam=0.1, evidence="ssd",
+            aggregation="max", upsampling="align_corners", blur_sigma=4.0, border_weight=1.0, contrast=0.0,
+        ).set_params(**parameters)  # fmt: skip
 
     @classmethod
     def recipe(cls, name: str, **parameters: Any) -> DualDistillationDetector:
@@ -356,7 +316,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
             AnomalyDINO compares the last tokens of DINOv2 S/14 with those of the support; SubspaceAD measures what the
             tokens of DINOv2-reg G/14 have beyond the principal subspace of the support's.
         **parameters
-            Any of the constructor's, such as `weights`, or another transformer as `backbone`.
+            Any that `set_params` takes, such as `weights`, or another transformer as `backbone`.
 
         Returns
         -------
@@ -373,7 +333,24 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         >>> DualDistillationDetector.recipe("anomalydino", image_size=672).evidence
         'patch'
         """
-        return cls(**{**parameters_of(name), **parameters})
+        return cls(**parameters_of(name)).set_params(**parameters)
+
+    def set_params(self, **params: Any) -> DualDistillationDetector:
+        """Set parameters; one of the student's, as `student__n_steps`, makes a `Student` where there is none.
+
+        Parameters
+        ----------
+        **params
+            By the names of `get_params`.
+
+        Returns
+        -------
+        DualDistillationDetector
+            The detector itself.
+        """
+        if params.get("student", self.student) is None and any(name.startswith(OF_STUDENT) for name in params):
+            params = {**params, "student": Student()}
+        return super().set_params(**params)
 
     def fit(self, X: Any, y: Any = None, *, auxiliary: Mapping[str, Any] | None = None) -> DualDistillationDetector:
         """Fit on normal images.
@@ -609,9 +586,9 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         WeightsNotFoundError
             The teacher's weights are not here.
         """
-        defaults = cls().get_params(deep=False)
+        defaults = cls().get_params()
         fitted = model_file.load(path, defaults, device=device, weights=weights)
-        det = cls(**{entry.name: getattr(fitted.settings, entry.name) for entry in fields(fitted.settings)})
+        det = cls().set_params(**fitted.settings.flat())
         det.fitted_ = fitted
         return det
 
@@ -894,7 +871,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Parameters
         ----------
         **of_the_call
-            `weights`, `max_pixels`, `device`, `n_jobs`, `memory`, `on_error`, `verbose`, in place of its own.
+            `weights`, `device`, `n_jobs`, `memory`, `on_error`, `verbose`, in place of its own.
 
         Returns
         -------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import images
 from .cluster import connect, settle
 from .data.formats import Frame
 from .data.listing import list_images, say_left_out
@@ -111,6 +112,7 @@ def score(
             "regions": regions,
             "num_cpus": num_cpus,
             "cwd": os.getcwd(),
+            "max_pixels": images.MAX_PIXELS,
         },
         batch_size=batch_size,
         batch_format="pyarrow",
@@ -188,9 +190,12 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
 class _Actor:
     """A detector in a process of its own."""
 
-    def __init__(self, detector: list[Any], maps: bool, regions: bool, num_cpus: int, cwd: str) -> None:
+    def __init__(
+        self, detector: list[Any], maps: bool, regions: bool, num_cpus: int, cwd: str, max_pixels: int | None
+    ) -> None:
         import ray
 
+        images.MAX_PIXELS = max_pixels  # a setting of a process
         settle(num_cpus, cwd)
         self.session, self.maps, self.regions = ray.get(detector[0]).session(), maps, regions
 

@@ -52,7 +52,7 @@ def settings(add: Any) -> None:
     )  # fmt: skip
     jobs(add)
     add("--init", metavar="FILE", help="pretrained student of this teacher; default: the packaged one")
-    add("--lam", type=number_or_auto, metavar="X", help="weight of TSD beside SSD, or auto; default: 0.1")
+    add("--lam", type=float, metavar="X", help="weight of TSD beside SSD; default: 0.1")
     add(
         "--evidence", nargs="+", choices=("ssd", "tsd", "patch", "embedding", "subspace"),
         help="what makes the score; default: patch, and what has a weight",

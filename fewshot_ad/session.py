@@ -58,7 +58,7 @@ def split_input(
         For `images.load_each`, but for the geometry.
     table : Table or None
     """
-    options: dict[str, Any] = {"value_range": settings.value_range, "max_pixels": settings.max_pixels}
+    options: dict[str, Any] = {"value_range": settings.value_range}
     options["n_workers"] = count_workers(settings.n_jobs)
     # Once fitted on images, a 2-D array is one grey image.
     if not images.is_rows(X) or not (fitting or table is not None):

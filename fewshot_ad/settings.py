@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -136,7 +136,29 @@ _KINDS = ", ".join(map(repr, EVIDENCE))
 _AUTO = one_of("auto")
 _EVIDENCE = Rule(_is_evidence, f"one or several of {_KINDS}, or a dict of these with weights above 0")
 _RANDOM_STATE = Rule(_is_random_state, "None, an integer from 0 to 4294967295, or a numpy RandomState")
+# `Student` itself is an estimator of scikit-learn's, which takes long to import.
+_STUDENT = Rule(lambda v: all(hasattr(v, name) for name in StudentSettings.__dataclass_fields__), "a Student")
 WINDOW = Rule(_is_window, "(low, high), two finite numbers with low < high")
+
+
+def _of(table: type) -> dict[str, Rule]:
+    hints = get_type_hints(table, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class StudentSettings:
+    """The parameters of `Student`, which says what they mean, each as its rule accepts it."""
+
+    architecture: Annotated[str, one_of("decoder", "encoder")] = "decoder"
+    decoder_blocks: Annotated[tuple[int, int, int], _BLOCKS] = (2, 2, 2)
+    weighting: Annotated[str, one_of("attention", "uniform")] = "attention"
+    sharpness: Annotated[float, number(0)] = 1.0
+    loss: Annotated[str, one_of("position", "flattened")] = "position"
+    n_steps: Annotated[str | int, either(_AUTO, integer(0))] = "auto"
+    batch_size: Annotated[int, integer(1)] = 16
+    learning_rate: Annotated[float, number(0, open_low=True)] = 1e-3
+    tol: Annotated[float, number(0)] = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,65 +166,63 @@ class Settings:
     """The parameters of `DualDistillationDetector`, which says what they mean, each as its rule accepts it."""
 
     backbone: Annotated[str, Rule(lambda v: isinstance(v, str) and bool(v), "'compact' or the name of a timm network")]
-    weights: Annotated[str | os.PathLike[str] | None, either(NOTHING, PATH)]
-    layers: Annotated[str | tuple[int, ...], either(one_of("auto", "last"), Rule(_is_layers, "a tuple of integers"))]
     image_size: Annotated[
         str | int | tuple[int, int], either(_AUTO, integer(8), Rule(_is_size, "(H, W), two such integers"))
     ]
     aspect: Annotated[str, one_of("keep", "square")]
-    student: Annotated[str, one_of("decoder", "encoder")]
-    decoder_blocks: Annotated[tuple[int, int, int], _BLOCKS]
-    init: Annotated[str | os.PathLike[str] | None, either(NOTHING, _AUTO, PATH)]
-    lam: Annotated[float | str, either(number(0, finite=False), _AUTO)]
-    weighting: Annotated[str, one_of("attention", "uniform")]
-    sharpness: Annotated[float, number(0)]
-    loss: Annotated[str, one_of("position", "flattened")]
+    value_range: Annotated[tuple[float, float] | None, either(NOTHING, WINDOW)]
+    contamination: Annotated[str | float, either(_AUTO, number(0, 0.5, open_low=True))]
     evidence: Annotated[str | tuple[str, ...] | dict[str, float], either(_AUTO, _EVIDENCE)]
-    student_weight: Annotated[float | None, either(NOTHING, number(0))]
     embedding_weight: Annotated[float | None, either(NOTHING, number(0))]
+    student_weight: Annotated[float | None, either(NOTHING, number(0))]
+    lam: Annotated[float, number(0, finite=False)]
+    student: Annotated[StudentSettings | None, either(NOTHING, _STUDENT)]
+    init: Annotated[str | os.PathLike[str] | None, either(NOTHING, _AUTO, PATH)]
     aggregation: Annotated[str | float, either(one_of("max", "mean"), number(0, 1, open_low=True))]
-    upsampling: Annotated[str, one_of("half_pixel", "align_corners")]
     blur_sigma: Annotated[float, number(0, 10_000)]
     border_weight: Annotated[float, number(0, 1)]
     contrast: Annotated[float, number(0, 1)]
-    n_steps: Annotated[str | int, either(_AUTO, integer(0))]
-    batch_size: Annotated[int, integer(1)]
-    learning_rate: Annotated[float, number(0, open_low=True)]
-    tol: Annotated[float, number(0)]
+    upsampling: Annotated[str, one_of("half_pixel", "align_corners")]
     augment: Annotated[bool, YES_OR_NO]
     max_patches: Annotated[int, integer(1)]
     n_support: Annotated[int | None, either(NOTHING, integer(1))]
-    contamination: Annotated[str | float, either(_AUTO, number(0, 0.5, open_low=True))]
+    weights: Annotated[str | os.PathLike[str] | None, either(NOTHING, PATH)]
+    layers: Annotated[str | tuple[int, ...], either(one_of("auto", "last"), Rule(_is_layers, "a tuple of integers"))]
     image_shape: Annotated[tuple[int, ...] | None, either(NOTHING, Rule(_is_shape, "(H, W), (H, W, 1) or (H, W, 3)"))]
-    value_range: Annotated[tuple[float, float] | None, either(NOTHING, WINDOW)]
-    max_pixels: Annotated[int, integer(1)]
+    on_error: Annotated[str, one_of("raise", "skip")]
+    memory: Annotated[Any, either(NOTHING, PATH, Rule(lambda v: hasattr(v, "cache"), "a joblib.Memory"))]
     device: Annotated[str | torch.device, Rule(_is_device, "'auto' or a device, such as 'cpu' and 'cuda'")]
     precision: Annotated[str, one_of(*PRECISIONS)]
     n_jobs: Annotated[int | None, either(NOTHING, Rule(_is_jobs, "an integer other than 0"))]
-    memory: Annotated[Any, either(NOTHING, PATH, Rule(lambda v: hasattr(v, "cache"), "a joblib.Memory"))]
-    on_error: Annotated[str, one_of("raise", "skip")]
     random_state: Annotated[Any, _RANDOM_STATE]
     verbose: Annotated[int, either(integer(0), YES_OR_NO)]
 
+    @property
+    def training(self) -> StudentSettings:
+        """The student's parameters: those given, or the defaults."""
+        return self.student or StudentSettings()
 
-RULES: dict[str, Rule] = {
-    name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
-}
+    def flat(self) -> dict[str, Any]:
+        """List all parameters by the names of `get_params`: a student's as `student__...`, if one was given."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "student"}
+        return own if self.student is None else own | {OF_STUDENT + k: v for k, v in vars(self.student).items()}
+
+
+# Of the student's parameters, in the names of `get_params`.
+OF_STUDENT = "student__"
+STUDENT_RULES = _of(StudentSettings)
+RULES = _of(Settings) | {OF_STUDENT + name: rule for name, rule in STUDENT_RULES.items()}
 # Of `pretrain`: as the estimator's, but for what only a pretraining has, or has to have.
-PRETRAINING_RULES = {
-    name: RULES[name]
-    for name in (
-        "backbone", "weights", "image_size", "student", "decoder_blocks", "weighting", "sharpness", "loss",
-        "batch_size", "learning_rate", "device", "precision", "verbose",
-    )
-}  # fmt: skip
+PRETRAINING_RULES = {name: RULES[name] for name in ("backbone", "weights", "device", "precision", "verbose")}
+PRETRAINING_RULES |= STUDENT_RULES
+PRETRAINING_RULES.pop("tol")
 PRETRAINING_RULES |= {
     "lam": number(0, finite=False), "n_shots": integer(1), "n_steps": integer(1), "held_out": number(0, 0.5),
     "cache": either(NOTHING, PATH), "checkpoint_minutes": number(0), "resume": YES_OR_NO,
     "random_state": integer(0, 2**32 - 1), "num_workers": integer(1), "image_size": integer(8),
 }  # fmt: skip
 # Where and how the work is done: what a call needs, and no score depends on. The others are those of the last fit.
-OF_THE_CALL = ("weights", "max_pixels", "device", "n_jobs", "memory", "on_error", "verbose")
+OF_THE_CALL = ("weights", "device", "n_jobs", "memory", "on_error", "verbose")
 
 
 def check(given: Mapping[str, Any], rules: Mapping[str, Rule] = RULES) -> None:
@@ -230,7 +250,7 @@ def checked(given: Mapping[str, Any]) -> Settings:
     Parameters
     ----------
     given : dict
-        As of `get_params`.
+        As of `get_params`, deep or not.
 
     Returns
     -------
@@ -241,8 +261,13 @@ def checked(given: Mapping[str, Any]) -> Settings:
     ValueError
         See `check`.
     """
-    check(given)
-    return Settings(**{name: _own(value) for name, value in given.items()})
+    found = dict(given)
+    if RULES["student"].holds(student := found.get("student")) and student is not None:
+        found |= {OF_STUDENT + name: getattr(student, name) for name in STUDENT_RULES}
+    check(found)
+    own = {name: _own(value) for name, value in found.items() if not name.startswith(OF_STUDENT)}
+    of_student = {name.removeprefix(OF_STUDENT): _own(value) for name, value in found.items() if name not in own}
+    return Settings(**{**own, "student": StudentSettings(**of_student) if of_student else None})
 
 
 def _own(value: Any) -> Any:

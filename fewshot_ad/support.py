@@ -33,12 +33,7 @@ from .settings import Settings
 from .threads import one_thread
 
 _HELD_OUT_VIEWS = 2
-# What lam="auto" chooses from, by so many views of each support image; what it trains with, and stays with unless the
-# AUROC of another is larger by the margin: smaller differences are of the few views (docs/experiments.md).
-_LAMS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_SYNTHETIC_VIEWS = 4
 USUAL_LAM = 0.1
-_LAM_MARGIN = 0.15
 # Patches of the support among which its images look for near-duplicates.
 _COMPARED = 32_768
 # A cosine of float32 tells no smaller angle from none, and what is divided by less would be rounding, enlarged.
@@ -194,7 +189,9 @@ def find_teacher(
     WeightsNotFoundError
         The weights are not to be had, or are others.
     """
-    embedding = "embedding" in kinds(evidence) or (needs_student(evidence) and settings.student == "decoder")
+    embedding = "embedding" in kinds(evidence) or (
+        needs_student(evidence) and settings.training.architecture == "decoder"
+    )
     teacher, fingerprint = load_teacher(
         settings.backbone, settings.image_size, settings.weights, embedding, runtime, settings.aspect == "square",
         settings.layers,
@@ -266,7 +263,7 @@ def build(
         def scorer(lam: float, scales: Mapping[str, float]) -> Scorer:
             return Scorer(extract, memory, _weights(evidence, lam, scales), _reduction(settings))
 
-        return _measure(settings, evidence, scorer, support, held_out, own, held_out_seed)
+        return _measure(settings, evidence, scorer, support, held_out, own)
 
     groups = list(range(len(support)))
     own = _copies(support, hashes, groups)
@@ -294,7 +291,7 @@ def build(
     fitted = FittedSupport(
         settings=settings, names=tuple(names), hashes=hashes, geometry=extract.teacher.geometry, images=tuple(support),
         patches=described.patches, embeddings=described.embeddings, subspaces=subspaces,
-        layers=extract.teacher.layers, experts=shown, evidence=evidence, lam=measured.lam,
+        layers=extract.teacher.layers, experts=shown, evidence=evidence, lam=float(settings.lam),
         scales=measured.scales, scores=scores, groups=tuple(groups), offset=offset, offset_given=False,
         loss_curve=tuple(loss_curve), teacher_fingerprint=fingerprint, table=table, held_out_seed=held_out_seed,
         predictive=predictive,
@@ -304,9 +301,8 @@ def build(
 
 
 class _Measured(NamedTuple):
-    """What depends on which support images are left out for which: lam, scales, and scores (high = normal)."""
+    """What depends on which support images are left out for which: scales, and scores (high = normal)."""
 
-    lam: float
     scales: dict[str, float]
     scores: np.ndarray
     of_views: np.ndarray
@@ -319,36 +315,15 @@ def _measure(
     support: Sequence[torch.Tensor],
     held_out: Sequence[torch.Tensor],
     own: torch.Tensor,
-    held_out_seed: int,
 ) -> _Measured:
     """Score the support and its held-out views, each against the images that `own` (K, K) does not leave out."""
-    lam = training_lam(settings)
+    lam = float(settings.lam)
     plain = scorer(lam, {})
     of_views = plain.read_all(held_out, own.repeat_interleave(_HELD_OUT_VIEWS, 0))
-    if settings.lam == "auto" and not isinstance(evidence, Mapping) and {"ssd", "tsd"} <= kinds(evidence):
-        from sklearn.metrics import roc_auc_score
-
-        rng = np.random.default_rng([held_out_seed, 1])
-        normal = views.random_views(support, _SYNTHETIC_VIEWS, rng)
-        corrupted = views.synthetic_anomalies(normal, rng)[0]
-        others = own.repeat_interleave(_SYNTHETIC_VIEWS, 0)
-        read = [plain.read_all(batch, others) for batch in (normal, corrupted)]
-        found = {}
-        for candidate in sorted(_LAMS, key=lambda one: abs(np.log(one / USUAL_LAM))):
-            of_lam = scorer(candidate, _scales(settings, evidence, candidate, plain, read[0]))
-            scored = torch.cat([of_lam.score(e) for e in read]).numpy()
-            found[candidate] = roc_auc_score(np.repeat([0, 1], len(normal)), scored)
-        best = max(found, key=lambda one: found[one])
-        lam = best if found[best] > found[USUAL_LAM] + _LAM_MARGIN else USUAL_LAM
     scales = _scales(settings, evidence, lam, plain, of_views)
     final = scorer(lam, scales)
     read_again = final.score(final.read_all(support, own)), final.score(of_views)
-    return _Measured(lam, scales, *(-scores.double().numpy() for scores in read_again))
-
-
-def training_lam(settings: Settings) -> float:
-    """Return the lam that students are trained with."""
-    return USUAL_LAM if isinstance(settings.lam, str) else float(settings.lam)
+    return _Measured(scales, *(-scores.double().numpy() for scores in read_again))
 
 
 def _reduction(settings: Settings) -> Reduction:

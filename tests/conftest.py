@@ -12,6 +12,8 @@ import torch
 from helpers import PROXIES, corrupted, stripes, write_random_weights
 from huggingface_hub import constants
 
+from fewshot_ad import Student
+
 # Toy maps are too small to share between threads, and idle threads that wait for a busy core make them many times
 # slower.
 torch.set_num_threads(1)
@@ -28,8 +30,7 @@ def toy(tmp_path_factory) -> dict:
         "backbone": "toy_resnet",
         "weights": path,
         "image_size": 32,
-        "n_steps": 3,
-        "batch_size": 4,
+        "student": Student(n_steps=3, batch_size=4),
         "random_state": 0,
     }
 

@@ -16,10 +16,20 @@ import numpy as np
 import timm
 import torch
 from safetensors.torch import save_file
+from sklearn.base import clone
 from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg, eva, generate_default_cfgs, register_model, vision_transformer
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
+
+from fewshot_ad import DualDistillationDetector, Student
+
+
+def make_detector(**parameters) -> DualDistillationDetector:
+    """Make a detector of parameters by all the names of `set_params`; a `Student` among them stays as it is."""
+    if isinstance(parameters.get("student"), Student):
+        parameters["student"] = clone(parameters["student"])
+    return DualDistillationDetector().set_params(**parameters)
 
 
 @register_model

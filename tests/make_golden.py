@@ -22,8 +22,8 @@ def compute() -> dict[str, dict[str, list[float]]]:
     with tempfile.TemporaryDirectory() as folder:
         weights = write_random_weights("toy_resnet", Path(folder, "toy.safetensors"))
         common = {
-            "weights": weights, "image_size": 32, "n_steps": 3, "batch_size": 4, "precision": "float64",
-            "random_state": 0, "blur_sigma": 16.0, "embedding_weight": 0.2,
+            "weights": weights, "image_size": 32, "precision": "float64", "random_state": 0, "blur_sigma": 16.0,
+            "embedding_weight": 0.2,
         }  # fmt: skip
         for case in CASES:
             if case == "paper":
@@ -31,7 +31,7 @@ def compute() -> dict[str, dict[str, list[float]]]:
             else:
                 evidence = EVIDENCE[:-1] if case == "all" else case
                 det = DualDistillationDetector("toy_resnet", **common, contrast=0.5, evidence=evidence)
-            det.fit(stripes(4))
+            det.set_params(student__n_steps=3, student__batch_size=4).fit(stripes(4))
             results[case] = {
                 "score_samples": det.score_samples(queries).tolist(),
                 "offset_": [det.offset_],

@@ -28,7 +28,7 @@ def scores(det: DualDistillationDetector) -> dict[str, list[float]]:
 def main() -> None:
     """Fit and save what needs no student, and so little room."""
     det = DualDistillationDetector(
-        image_size=64, evidence=("patch", "embedding"), augment=False, precision="float32", random_state=0
+        image_size=64, evidence=("patch", "embedding"), contrast=0.5, augment=False, precision="float32", random_state=0
     ).fit(stripes(2))
     det.save(MODEL, force=True)
     MODEL.with_suffix(".json").write_text(json.dumps(scores(det), indent=1) + "\n")

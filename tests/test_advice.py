@@ -22,7 +22,7 @@ import pytest
 import timm
 import torch
 from format_trials import dicom_bytes
-from helpers import corrupted, stripes, toy_resnet, write_random_weights
+from helpers import corrupted, make_detector, stripes, toy_resnet, write_random_weights
 from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
@@ -30,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fewshot_ad
+import fewshot_ad.images
 from fewshot_ad import DualDistillationDetector, cli, detector, distributed, metrics, plotting, pretrain
 from fewshot_ad.data import datasets, dicom, images
 from fewshot_ad.data.geometry import Geometry
@@ -69,7 +70,7 @@ def follows(*advice: str) -> Callable[[Callable], Callable]:
 
 @pytest.fixture
 def make(toy):
-    return lambda **parameters: DualDistillationDetector(**{**toy, "evidence": "patch", **parameters})
+    return lambda **parameters: make_detector(**{**toy, "evidence": "patch", **parameters})
 
 
 def refusal(call: Callable, *words: str, error: type[BaseException] = FewShotADError) -> str:
@@ -159,15 +160,18 @@ def test_an_image_that_cannot_be_read(make, normal, tmp_path):
         assert make(on_error="skip").fit([*paths, tmp_path / "none.png"]).offset_ == expected
 
 
-@follows("Make it smaller, or raise max_pixels if you trust it.")
-def test_a_large_image(make, normal, tmp_path):
+@follows("Make it smaller, or raise fewshot_ad.images.MAX_PIXELS if you trust it.")
+def test_a_large_image(make, normal, tmp_path, monkeypatch):
     paths = save_pictures(tmp_path, normal[:3])
-    det = make(max_pixels=1000)
-    refusal(lambda: det.fit(paths), "raise max_pixels")
-    expected = det.set_params(max_pixels=1600).fit(paths).score_samples(paths)
+    det = make()
+    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
+    refusal(lambda: det.fit(paths), "raise fewshot_ad.images.MAX_PIXELS")
+    fewshot_ad.images.MAX_PIXELS = 1600
+    expected = det.fit(paths).score_samples(paths)
     np.testing.assert_array_equal(make().fit(paths).score_samples(paths), expected)
     small = [Image.fromarray(image).resize((30, 30)) for image in normal[:3]]
-    make(max_pixels=1000).fit(small)
+    fewshot_ad.images.MAX_PIXELS = 1000
+    make().fit(small)
 
 
 @follows("there is not enough memory for it. Make it smaller, or free memory.")
@@ -502,16 +506,18 @@ def test_evidence_without_weight_is_left_out():
     assert parse_evidence({"patch": 1}, 0.1)[0] == {"patch": 1}
 
 
-@follows("Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'.")
+@follows("Pass init= a trained student without auxiliary, student__n_steps above 0, or evidence='patch'.")
 @pytest.mark.parametrize("auxiliary", [None, {"other": stripes(4, seed=5)}])
 def test_no_steps_need_a_student(make, normal, tmp_path, auxiliary):
-    det = make(evidence="ssd", n_steps=0)
+    det = make(evidence="ssd", student__n_steps=0)
     refusal(lambda: det.fit(normal[:3], auxiliary=auxiliary), "Pass init= a trained student", error=ValueError)
     student = tmp_path / "student.safetensors"
-    make(evidence="ssd", n_steps=1).fit(normal[:3], auxiliary={"other": stripes(4, seed=5)}).save_student(student)
-    make(evidence="ssd", n_steps=0, init=student).fit(normal[:3])
-    make(evidence="ssd", n_steps=1).fit(normal[:3], auxiliary=auxiliary)
-    make(evidence="patch", n_steps=0).fit(normal[:3], auxiliary=auxiliary)
+    make(evidence="ssd", student__n_steps=1).fit(normal[:3], auxiliary={"other": stripes(4, seed=5)}).save_student(
+        student
+    )
+    make(evidence="ssd", student__n_steps=0, init=student).fit(normal[:3])
+    make(evidence="ssd", student__n_steps=1).fit(normal[:3], auxiliary=auxiliary)
+    make(evidence="patch", student__n_steps=0).fit(normal[:3], auxiliary=auxiliary)
 
 
 @follows("Pass auxiliary= to fit, images of other kinds, to train one that can be used elsewhere.")
@@ -520,7 +526,7 @@ def test_a_student_that_can_be_used_elsewhere(make, normal, tmp_path):
     det = make(evidence="ssd").fit(normal[:3])
     refusal(lambda: det.save_student(student), "Pass auxiliary= to fit", error=ValueError)
     det.fit(normal[:3], auxiliary={"other": stripes(4, seed=5)}).save_student(student)
-    make(evidence="ssd", n_steps=0, init=student).fit(normal[6:9])
+    make(evidence="ssd", student__n_steps=0, init=student).fit(normal[6:9])
 
 
 @follows("Pass that teacher as backbone and weights, or train a student for this one.", "; pass the same, or another")
@@ -529,17 +535,18 @@ def test_a_student_and_its_teacher(make, toy, normal, tmp_path):
     auxiliary = {"other": stripes(4, seed=5)}
     make(evidence="ssd").fit(normal[:3], auxiliary=auxiliary).save_student(student)
     other = write_random_weights("toy_resnet", tmp_path / "other.safetensors", seed=1)
-    there = {"evidence": "ssd", "weights": other, "n_steps": 1}
+    there = {"evidence": "ssd", "weights": other, "student__n_steps": 1}
     refusal(lambda: make(**there, init=student).fit(normal[:3]), "Pass that teacher as backbone and weights")
     make(**{**there, "weights": toy["weights"]}, init=student, backbone="toy_resnet").fit(normal[:3])
     make(**there).fit(normal[:3], auxiliary=auxiliary).save_student(own)
     make(**there, init=own).fit(normal[:3])
     refusal(
-        lambda: make(evidence="ssd", init=student, weighting="uniform").fit(normal[:3]), "pass the same, or another"
+        lambda: make(evidence="ssd", init=student, student__weighting="uniform").fit(normal[:3]),
+        "pass the same, or another",
     )
-    make(evidence="ssd", init=student, weighting="attention").fit(normal[:3])
-    make(evidence="ssd", weighting="uniform").fit(normal[:3], auxiliary=auxiliary).save_student(own)
-    make(evidence="ssd", init=own, weighting="uniform").fit(normal[:3])
+    make(evidence="ssd", init=student, student__weighting="attention").fit(normal[:3])
+    make(evidence="ssd", student__weighting="uniform").fit(normal[:3], auxiliary=auxiliary).save_student(own)
+    make(evidence="ssd", init=own, student__weighting="uniform").fit(normal[:3])
 
 
 @follows(". They count as one for the threshold; pass different images.", "If it is not normal, fit without it")
@@ -576,10 +583,10 @@ def test_a_device_that_is_here(make, normal, monkeypatch, device):
 
 @follows("Lower learning_rate (now", "precision='float32'")
 def test_a_loss_that_diverges(make, normal, monkeypatch):
-    det = make(evidence="ssd", learning_rate=1e30, n_steps=60, precision="float32")
+    det = make(evidence="ssd", student__learning_rate=1e30, student__n_steps=60, precision="float32")
     said = refusal(lambda: det.fit(normal[:4]), "Lower learning_rate (now 1e+30)", error=TrainingError)
     assert "precision=" not in said  # it is float32 already
-    det.set_params(learning_rate=1e-3, n_steps=3).fit(normal[:4])
+    det.set_params(student__learning_rate=1e-3, student__n_steps=3).fit(normal[:4])
     backward = loop.Training._backward
 
     def overflows(self, number):
@@ -601,11 +608,11 @@ def test_memory_that_runs_out_in_training(make, normal, monkeypatch):
         return original(student, episode, *rest)
 
     monkeypatch.setattr(loop, "episode_loss", few_only)
-    det = make(evidence="ssd", batch_size=4)
+    det = make(evidence="ssd", student__batch_size=4)
     with pytest.warns(UserWarning, match="Memory ran out"):
         refusal(lambda: det.fit(normal[:4]), "Lower batch_size or image_size", error=OutOfMemoryError)
-    quietly(lambda: det.set_params(batch_size=1).fit(normal[:4]))
-    quietly(lambda: det.set_params(batch_size=2, image_size=16).fit(normal[:4]))
+    quietly(lambda: det.set_params(student__batch_size=1).fit(normal[:4]))
+    quietly(lambda: det.set_params(student__batch_size=2, image_size=16).fit(normal[:4]))
 
 
 @follows("images at once. Lower image_size, or take a smaller backbone.")
@@ -935,9 +942,9 @@ def test_names_of_a_pretraining(run, tmp_path):
     assert run().exists()
 
 
-@follows("Pass student='decoder', or engine='local'.")
+@follows("Pass architecture='decoder', or engine='local'.")
 def test_an_encoder_is_trained_here(run):
-    ray = {"student": "encoder", "engine": "ray"}
+    ray = {"architecture": "encoder", "engine": "ray"}
     refusal(lambda: run(**ray), "or engine='local'", error=ValueError)
     run(**{**ray, "engine": "local"})
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from fewshot_ad.exceptions import CheckpointError, OutputError
 from fewshot_ad.files import checkpoints
 from fewshot_ad.files.checkpoints import FORMAT, check_destination, load_student, save_student, write_atomically
-from fewshot_ad.method.student import Decoder, Student
+from fewshot_ad.method.student import Decoder, StudentNetwork
 from fewshot_ad.method.weighting import LearnToWeight
 
 HEADER = {
@@ -26,7 +26,7 @@ HEADER = {
 @pytest.fixture(scope="module")
 def student():
     net = Decoder((8, 8, 8, 8), ((8, 8), (4, 4), (2, 2), (1, 1)), (False,) * 3, (1, 1, 1))
-    return Student("decoder", net, LearnToWeight((8, 8, 8)))
+    return StudentNetwork("decoder", net, LearnToWeight((8, 8, 8)))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_round_trip(student, path, as_text):
 def test_overwriting_leaves_what_was_loaded(student, path):
     save_student(path, student, HEADER)
     tensors, _ = load_student(path)
-    other = Student("decoder", student.net, LearnToWeight((8, 8, 8)))
+    other = StudentNetwork("decoder", student.net, LearnToWeight((8, 8, 8)))
     save_student(path, other, {**HEADER, "lam": 1})
     assert all(torch.equal(tensors[key], value) for key, value in student.state_dict().items())
     loaded, header = load_student(path)

@@ -19,7 +19,7 @@ from helpers import corrupted, stripes, write_random_weights
 from PIL import Image
 from test_pretraining import write_tasks
 
-from fewshot_ad import DualDistillationDetector, __version__, cli, session
+from fewshot_ad import DualDistillationDetector, Student, __version__, cli, session
 from fewshot_ad.arguments import build_parser
 from fewshot_ad.explanation import overlay, relative_score
 from fewshot_ad.files import checkpoints
@@ -54,7 +54,7 @@ def test_help_brings_nothing_heavy(arguments):
 def test_what_a_model_suffices_for_brings_nothing_heavy(tmp_path, normal):
     """As `docs/performance.md` has it: scikit-learn, torchvision and timm take twice as long to import as torch."""
     model, image = tmp_path / "m.fsad", tmp_path / "a.png"
-    DualDistillationDetector(image_size=32, n_steps=0).fit(normal[:3]).save(model)
+    DualDistillationDetector(image_size=32, student=Student(n_steps=0)).fit(normal[:3]).save(model)
     Image.fromarray(normal[0]).save(image)
     heavy = {"sklearn", "scipy", "pandas", "torchvision", "timm", "huggingface_hub", "torch._dynamo", "matplotlib"}
     for arguments in (["score", model, image], ["map", model, image, "-o", tmp_path / "maps"], ["info", model]):

@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.model_selection import GridSearchCV
 from test_pretraining import write_tasks
 
-from fewshot_ad import DualDistillationDetector, KShotSplit, cli, distributed, pretrain
+from fewshot_ad import DualDistillationDetector, KShotSplit, Student, cli, distributed, pretrain
 from fewshot_ad.exceptions import CheckpointError, ImageError, MissingExtraError
 from fewshot_ad.files.checkpoints import load_student
 from fewshot_ad.training import loop as training
@@ -34,7 +34,13 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def options(weights) -> dict:
-    return {"backbone": "test_resnet", "weights": weights, "image_size": 32, "n_steps": 2, "random_state": 0}
+    return {
+        "backbone": "test_resnet",
+        "weights": weights,
+        "image_size": 32,
+        "student": Student(n_steps=2),
+        "random_state": 0,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -296,7 +302,7 @@ def test_without_ray_the_extra_is_named(fitted, course, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [({"engine": "other"}, "engine"), ({"student": "encoder"}, "batch norm"), ({"num_workers": 0}, "0")],
+    [({"engine": "other"}, "engine"), ({"architecture": "encoder"}, "batch norm"), ({"num_workers": 0}, "0")],
 )
 def test_wrong_arguments_of_pretrain(course, tmp_path, wrong, named):
     with pytest.raises(ValueError, match=named):

@@ -115,7 +115,7 @@ def test_unreadable_images(det, fresh, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"a\.png could not be read"):
         det.drift([*fresh, tmp_path / "a.png"])
-    lenient = DualDistillationDetector(**{**det.get_params(), "on_error": "skip"})
+    lenient = DualDistillationDetector(**{**det.get_params(deep=False), "on_error": "skip"})
     lenient.fitted_ = det.fitted_
     with pytest.warns(ImageSkippedWarning):
         assert lenient.drift([*fresh, tmp_path / "a.png"]) == det.drift(fresh)

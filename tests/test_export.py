@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_random_weights
+from helpers import make_detector, write_random_weights
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignor
 @pytest.fixture(scope="module")
 def fitted(toy, normal) -> DualDistillationDetector:
     """All kinds of evidence, two students, a support of two shapes."""
-    return DualDistillationDetector(
-        **{**toy, "image_size": 64, "evidence": EVIDENCE, "precision": "float32", "decoder_blocks": (1, 1, 0)}
+    return make_detector(
+        **{**toy, "image_size": 64, "evidence": EVIDENCE, "precision": "float32", "student__decoder_blocks": (1, 1, 0)}
     ).fit([*normal[:2], tiled(normal[2:3], 1, 2)[0]])
 
 
@@ -111,21 +111,22 @@ def test_the_graph_is_the_detector_for_any_number_size_and_proportions_of_images
     "changed",
     [
         {
-            "evidence": ("ssd", "tsd"), "student": "encoder", "weighting": "uniform", "aggregation": "max", "lam": 2.0,
+            "evidence": ("ssd", "tsd"), "student__architecture": "encoder", "student__weighting": "uniform",
+            "aggregation": "max", "lam": 2.0,
             "precision": "float64",
         },
         {
             "evidence": {"patch": 2.0, "embedding": 1.0}, "aggregation": "mean", "blur_sigma": 0, "augment": False,
             "precision": "auto",
         },
-        {"evidence": ("patch", "tsd"), "decoder_blocks": (1, 0, 0), "aspect": "square", "image_size": 48},
+        {"evidence": ("patch", "tsd"), "student__decoder_blocks": (1, 0, 0), "aspect": "square", "image_size": 48},
         {"evidence": "patch", "image_size": (48, 32), "aggregation": 0.1},
         {"evidence": "patch", "aggregation": 0.0002},  # less than half a pixel, but not where the tracer looks
     ],
     ids=["students", "no student", "squares", "one shape", "one pixel"],
 )  # fmt: skip
 def test_whatever_the_settings_the_graph_is_in_float32(toy, normal, anomalous, tmp_path, changed):
-    det = DualDistillationDetector(**{**toy, **changed}).fit(normal[:1])
+    det = make_detector(**{**toy, **changed}).fit(normal[:1])
     det.export(tmp_path / "model.onnx")
     assert det.precision == changed.get("precision", "auto")
     in_float32 = replace(det.fitted_, settings=replace(det.fitted_.settings, precision="float32"))
@@ -165,7 +166,7 @@ def test_the_graph_takes_the_shape_that_the_package_takes(image_size, multiple):
 
 def test_a_copy_of_a_support_image_finds_itself(fitted, exported, normal):
     found = runtimes(exported)["onnxruntime"](tensor(normal[:2]))[0]
-    fresh = DualDistillationDetector(**fitted.get_params())
+    fresh = DualDistillationDetector(**fitted.get_params(deep=False))
     fresh.fitted_ = replace(fitted.fitted_, hashes=("", "", ""))
     np.testing.assert_allclose(found, fresh.score_samples(normal[:2]), rtol=0, atol=1e-4)
     assert (found > fitted.score_samples(normal[:2]) + 1e-3).all()  # the package leaves the copy out
@@ -197,13 +198,12 @@ def test_means_are_taken_axis_by_axis(exported):
 
 
 def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy, normal, tmp_path):
-
     folder = tmp_path / "secret folder"
     folder.mkdir()
     for i, image in enumerate(normal[:2]):
         Image.fromarray(image).save(folder / f"{i}.png")
-    changed = {"evidence": "ssd", "decoder_blocks": (1, 0, 0), "aspect": "square"}
-    det = DualDistillationDetector(**{**toy, **changed}).fit(sorted(folder.iterdir()))
+    changed = {"evidence": "ssd", "student__decoder_blocks": (1, 0, 0), "aspect": "square"}
+    det = make_detector(**{**toy, **changed}).fit(sorted(folder.iterdir()))
     det.export(folder / "model.onnx")
     content = (folder / "model.onnx").read_bytes()
     assert json.loads(metadata(folder / "model.onnx")["support_names"]) == ["0.png", "1.png"]

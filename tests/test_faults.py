@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import corrupted, stripes
+from helpers import corrupted, make_detector, stripes
 from PIL import Image
 from test_pretraining import write_tasks
 
@@ -71,7 +71,7 @@ def network(toy) -> list[str]:
 
 
 def make(toy, **parameters) -> DualDistillationDetector:
-    return DualDistillationDetector(**{**toy, **parameters})
+    return make_detector(**{**toy, **parameters})
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -316,10 +316,10 @@ def test_two_threads_write_one_file(tmp_path):
 @pytest.mark.usefixtures("cold")
 def test_fits_in_threads_are_those_one_after_the_other(toy, normal, anomalous, form):
     """They all draw weights, and train, from torch's one generator."""
-    kinds = [{"random_state": seed, "n_steps": 2 + seed % 3} for seed in range(8)]
+    kinds = [{"random_state": seed, "student__n_steps": 2 + seed % 3} for seed in range(8)]
 
     def fit(parameters: dict) -> list[np.ndarray]:
-        det = make(toy, student=form, evidence=("ssd", "tsd"), **parameters).fit(normal[:4])
+        det = make(toy, student__architecture=form, evidence=("ssd", "tsd"), **parameters).fit(normal[:4])
         return [np.array(det.loss_curve_), det.score_samples(anomalous), det.anomaly_map(anomalous[:2])]
 
     alone = list(map(fit, kinds))

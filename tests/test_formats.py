@@ -28,6 +28,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+import fewshot_ad.images
 from fewshot_ad import DualDistillationDetector, cli, distributed
 from fewshot_ad.data import images, nifti
 from fewshot_ad.data.geometry import Geometry
@@ -565,7 +566,8 @@ def test_large_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch, 
     monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(nibabel.arrayproxy.ArrayProxy, "__getitem__", lambda *_: pytest.fail("decoded"))
-    assert_refused(Frame(path, 1), f"{path}[1]", "more than the 20", "max_pixels", max_pixels=20)
+    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 20)
+    assert_refused(Frame(path, 1), f"{path}[1]", "more than the 20", "MAX_PIXELS")
 
 
 def test_files_are_found_by_their_endings(tmp_path):

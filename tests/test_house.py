@@ -27,7 +27,7 @@ FLOORS = [
     ["report_curves"],
     ["draws"],
     ["detector"],
-    ["attributes", "drift", "embedding", "training"],
+    ["attributes", "drift", "embedding", "student", "training"],
     ["files"],
     ["session"],
     ["scored"],

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from scipy import sparse
 
+import fewshot_ad.images
 from fewshot_ad.data import pictures
 from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.images import as_items, full_scale, is_rows, load, load_each
@@ -551,12 +552,22 @@ def test_advice_about_transparency_is_good():
 # --- size
 
 
-def test_too_many_pixels(tmp_path):
+def test_too_many_pixels(tmp_path, monkeypatch):
     path = save(tmp_path, "a.png", GREY)
-    assert_refused([COLOUR, path], str(path), "14 x 12", "168 pixels", "167", "max_pixels", max_pixels=167)
+    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 167)
+    assert_refused([COLOUR, path], str(path), "14 x 12", "168 pixels", "167", "MAX_PIXELS")
     with Image.open(path) as picture:
-        assert_refused([picture], "image 0", "14 x 12", max_pixels=167)
-    torch.testing.assert_close(read(path, max_pixels=168), read(GREY))
+        assert_refused([picture], "image 0", "14 x 12")
+    for enough in (168, None):
+        fewshot_ad.images.MAX_PIXELS = enough
+        torch.testing.assert_close(read(path), read(GREY))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "1000", True])
+def test_no_limit_but_a_number_of_pixels(value):
+    with pytest.raises(ValueError, match=rf"MAX_PIXELS={value!r} was given; accepted is an integer"):
+        fewshot_ad.images.MAX_PIXELS = value
+    assert fewshot_ad.images.MAX_PIXELS == 50_000_000
 
 
 def test_a_large_file_is_refused_by_its_header(tmp_path):
@@ -564,20 +575,23 @@ def test_a_large_file_is_refused_by_its_header(tmp_path):
     path = png_header(tmp_path, 8000, 8000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_refused(path, str(path), "8000 x 8000 = 64000000 pixels", "50000000", "raise max_pixels")
+        assert_refused(
+            path, str(path), "8000 x 8000 = 64000000 pixels", "50000000", "raise fewshot_ad.images.MAX_PIXELS"
+        )
     assert_refused(png_header(tmp_path, 20, 20), "truncated")
 
 
 @pytest.mark.parametrize("side", [20_000, 100_000])
 @pytest.mark.parametrize("max_pixels", [50_000_000, 10**12])
-def test_a_file_that_pillow_takes_for_a_bomb(tmp_path, side, max_pixels):
+def test_a_file_that_pillow_takes_for_a_bomb(tmp_path, monkeypatch, side, max_pixels):
     """Here Pillow's own limit decides, and the message says how to raise it."""
     path = png_header(tmp_path, side, side)
-    words = str(path), f"({side**2} pixels)", f"max_pixels={max_pixels}", "PIL.Image.MAX_IMAGE_PIXELS"
-    assert_refused(path, *words, max_pixels=max_pixels)
+    words = str(path), f"({side**2} pixels)", f"MAX_PIXELS is {max_pixels}", "PIL.Image.MAX_IMAGE_PIXELS"
+    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", max_pixels)
+    assert_refused(path, *words)
 
 
-def test_between_pillows_warning_and_its_error_only_max_pixels_counts(tmp_path, monkeypatch):
+def test_between_pillows_warning_and_its_error_only_MAX_PIXELS_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = save(tmp_path, "a.png", GREY)
     with pytest.warns(Image.DecompressionBombWarning):  # Pillow's own word, which is no reason to refuse
@@ -652,7 +666,11 @@ def test_large_jpegs_are_decoded_smaller(tmp_path, monkeypatch):
     found = load(path, 0, Geometry(64))
     assert sizes == [(400, 300)]  # never below four times what is wanted
     assert (found - expected).abs().max() < 0.005
+    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1_000_000)
     with pytest.raises(ImageError, match="1600 x 1200"):  # its own size is what is allowed or not
-        load(path, 0, Geometry(64), max_pixels=1_000_000)
+        load(path, 0, Geometry(64))
+    monkeypatch.undo()
+    sizes.clear()
+    monkeypatch.setattr(pictures, "upright", lambda values, _: sizes.append(values.shape[::-1]) or values)
     load(path, 0, Geometry(128))
-    assert sizes[1:] == [(800, 600)]
+    assert sizes == [(800, 600)]

@@ -8,7 +8,7 @@ import torch
 
 from fewshot_ad.exceptions import MemoryWarning, OutOfMemoryError, TrainingError
 from fewshot_ad.method.losses import cosine_distance
-from fewshot_ad.method.student import Decoder, Student
+from fewshot_ad.method.student import Decoder, StudentNetwork
 from fewshot_ad.method.weighting import LearnToWeight
 from fewshot_ad.runtime import resolve_runtime
 from fewshot_ad.training import loop as training
@@ -17,10 +17,10 @@ from fewshot_ad.training.episodes import Task, draw_episode
 CHANNELS, SHAPES = (4, 6, 8, 10), ((8, 8), (4, 4), (2, 2), (1, 1))
 
 
-def make_student(seed: int = 0, dtype: torch.dtype = torch.float32) -> Student:
+def make_student(seed: int = 0, dtype: torch.dtype = torch.float32) -> StudentNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Student("decoder", Decoder(CHANNELS, SHAPES, (True,) * 4), LearnToWeight(CHANNELS[:3])).to(dtype)
+        return StudentNetwork("decoder", Decoder(CHANNELS, SHAPES, (True,) * 4), LearnToWeight(CHANNELS[:3])).to(dtype)
 
 
 def make_task(n: int = 12, seed: int = 0, dtype: torch.dtype = torch.float32) -> Task:

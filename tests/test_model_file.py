@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
-from helpers import stripes, write_random_weights
+from helpers import make_detector, stripes, write_random_weights
 from make_model_file import DATA, scores
 from PIL import Image
 from sklearn.base import clone
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignor
 
 @pytest.fixture
 def make(toy):
-    return lambda **parameters: DualDistillationDetector(**{**toy, "decoder_blocks": (1, 1, 1), **parameters})
+    return lambda **parameters: make_detector(**{**toy, "student__decoder_blocks": (1, 1, 1), **parameters})
 
 
 @pytest.fixture(scope="module")
 def fitted(toy, normal) -> DualDistillationDetector:
-    return DualDistillationDetector(**{**toy, "decoder_blocks": (1, 2, 1), "embedding_weight": 0.2}).fit(normal[:4])
+    return make_detector(**toy, student__decoder_blocks=(1, 2, 1), embedding_weight=0.2).fit(normal[:4])
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,13 @@ def refusal(path, read=load) -> str:
     "parameters",
     [
         {},
-        {"student": "encoder"},
-        {"weighting": "uniform"},
+        {"student__architecture": "encoder"},
+        {"student__weighting": "uniform"},
         {"precision": "float64", "lam": float("inf")},
-        {"precision": "bfloat16", "lam": "auto", "n_steps": 1},
+        {"precision": "bfloat16", "lam": 0.3, "student__n_steps": 1},
         {"evidence": {"tsd": 0.5, "ssd": 2.0, "patch": 1.0}},
         {"evidence": "embedding", "random_state": np.random.RandomState(0)},
-        {"evidence": ["ssd"], "sharpness": np.float32(0.5), "image_size": np.int64(48), "aggregation": "max"},
+        {"evidence": ["ssd"], "student__sharpness": np.float32(0.5), "image_size": np.int64(48), "aggregation": "max"},
         {"image_size": (48, 32), "n_jobs": 2, "max_patches": 40},
         {
             "aspect": "square",
@@ -92,7 +92,6 @@ def refusal(path, read=load) -> str:
             "augment": False,
             "value_range": (0, 200),
             "contamination": 0.1,
-            "max_pixels": 2000,
         },
     ],
     ids="default encoder uniform float64 bfloat16 dict embedding ssd sides square".split(),
@@ -109,7 +108,7 @@ def test_loaded_scores_are_the_same_bits(make, normal, anomalous, tmp_path, para
     assert (again.loss_curve_, again.row_range_) == (det.loss_curve_, det.row_range_)
     np.testing.assert_array_equal(again.support_scores_, det.support_scores_)
     given, found = det.get_params(), again.get_params()
-    for name in given.keys() - {"evidence", "random_state", "n_jobs"}:
+    for name in given.keys() - {"evidence", "random_state", "n_jobs", "student"}:
         assert found[name] == (str(given[name]) if name == "weights" else given[name]), name
     assert list(found["evidence"]) == list(given["evidence"])
     assert found["random_state"] == (0 if given["random_state"] == 0 else None)
@@ -118,7 +117,8 @@ def test_loaded_scores_are_the_same_bits(make, normal, anomalous, tmp_path, para
 def test_a_student_trained_on_other_tasks(make, normal, anomalous, tmp_path):
     det = make().fit(normal[:3], auxiliary={"other": stripes(6, seed=7)})
     det.save_student(tmp_path / "student.safetensors")
-    for one in (det, make(init=tmp_path / "student.safetensors", decoder_blocks=(2, 2, 2), n_steps=0).fit(normal[:3])):
+    options = {"student__decoder_blocks": (2, 2, 2), "student__n_steps": 0}
+    for one in (det, make(init=tmp_path / "student.safetensors", **options).fit(normal[:3])):
         one.save(tmp_path / "model.fsad", force=True)
         (tmp_path / "student.safetensors").unlink(missing_ok=True)  # it is in the model file
         assert_same(one, load(tmp_path / "model.fsad"), anomalous)
@@ -271,8 +271,8 @@ def test_what_cannot_be_saved(make, fitted, toy, normal, tmp_path):
     with pytest.raises(NotFittedError):
         make().save(path)
     det = clone(fitted).set_params(evidence="patch").fit(normal[:2])
-    with pytest.raises(ValueError, match="max_pixels=0"):
-        pickle.loads(pickle.dumps(det)).set_params(max_pixels=0).save(path)
+    with pytest.raises(ValueError, match="lam=-1"):
+        pickle.loads(pickle.dumps(det)).set_params(lam=-1).save(path)
     settings = dataclasses.replace(det.fitted_.settings, backbone="hf-hub:somebody/something")
     with pytest.raises(CheckpointError, match="not a network that timm"):
         model_file.save(path, det.fitted_, settings)
@@ -375,7 +375,7 @@ def test_other_files(fitted, normal, make, tmp_path, read):
     for data in (b"", b"text", pickle.dumps(Bomb()), b"\xff" * 100):
         path.write_bytes(data)
         assert "not a readable safetensors file" in refusal(path, read)
-    make(n_steps=1).fit(normal[:2], auxiliary={"other": normal[:4]}).save_student(path)
+    make(student__n_steps=1).fit(normal[:2], auxiliary={"other": normal[:4]}).save_student(path)
     assert "save()" in refusal(path, read)
     assert "'fewshot_ad student 1'" in refusal(path, read)
 
@@ -460,7 +460,7 @@ def set_entry(*keys_and_value):
         set_entry("parameters", "image_size", [10**6, 32]),
         set_entry("parameters", "aspect", "stretch"),
         set_entry("parameters", "image_shape", [[3], 4]),
-        set_entry("parameters", "decoder_blocks", 3),
+        set_entry("parameters", "lam", "auto"),
         set_entry("parameters", "evidence", [["patch"]]),
         set_entry("parameters", "evidence", {"patch": "x"}),
         set_entry("parameters", "value_range", ["a", "b"]),

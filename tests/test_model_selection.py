@@ -134,7 +134,7 @@ def test_the_scorer_names_what_it_cannot_score(patch, normal):
 
 def test_a_search_in_threads_is_the_serial_one(toy, normal):
     det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd")})
-    grid = {"lam": [0.1, 10.0], "n_steps": [2, 4], "student": ["decoder", "encoder"]}
+    grid = {"lam": [0.1, 10.0], "student__n_steps": [2, 4], "student__architecture": ["decoder", "encoder"]}
     search = GridSearchCV(det, grid, cv=KFold(2), scoring=SyntheticAnomalyScorer(n_views=2), n_jobs=1)
     expected = search.fit(normal[:6]).cv_results_["mean_test_score"]
     assert len(set(expected)) > 1

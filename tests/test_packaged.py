@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import fewshot_ad.method.packaged
-from fewshot_ad import DualDistillationDetector
+from fewshot_ad import DualDistillationDetector, Student
 from fewshot_ad.exceptions import CheckpointError, WeightsNotFoundError
 from fewshot_ad.files.checkpoints import load_student
 from fewshot_ad.method.packaged import PACKAGED
@@ -130,9 +130,10 @@ def test_the_users_own_files_are_refused_by_name(tmp_path):
 
 
 def test_an_untrained_student_can_be_asked_for():
-    det = DualDistillationDetector(init=None, n_steps=2, image_size=64, random_state=0).fit(stripes(3, size=64))
+    student = Student(n_steps=2)
+    det = DualDistillationDetector(init=None, student=student, image_size=64, random_state=0).fit(stripes(3, size=64))
     assert len(det.loss_curve_) == 4  # two students
-    assert len(DualDistillationDetector(n_steps=2, image_size=64).fit(stripes(3, size=64)).experts_) == 2
+    assert len(DualDistillationDetector(student=student, image_size=64).fit(stripes(3, size=64)).experts_) == 2
 
 
 def test_lambda_weighs_in_the_score():

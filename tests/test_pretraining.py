@@ -116,7 +116,7 @@ def test_few_tasks(run, normal, names, n_looks):
 
 def test_encoder_and_images_in_memory(run, normal):
     arrays = {"a": normal, "b": list(normal[::-1]), "c": normal[..., ::-1]}
-    one = run(tasks=arrays, student="encoder")
+    one = run(tasks=arrays, architecture="encoder")
     assert load_student(one)[1]["student"] == "encoder"
 
 

@@ -10,7 +10,7 @@ import torch
 from helpers import stripes, write_random_weights
 from PIL import Image
 
-from fewshot_ad import DualDistillationDetector
+from fewshot_ad import DualDistillationDetector, Student
 
 KINDS = ("ssd", "tsd", "patch", "embedding")
 SHAPES = [(60, 60), (40, 90), (90, 40), (60, 60), (30, 100), (40, 90), (120, 20)]
@@ -34,7 +34,9 @@ def queries() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module", params=["decoder", "encoder"])
 def fitted(request, toy, support) -> DualDistillationDetector:
-    det = DualDistillationDetector(**{**toy, "student": request.param, "evidence": KINDS})
+    det = DualDistillationDetector(
+        **{**toy, "student": Student(architecture=request.param, n_steps=3, batch_size=4), "evidence": KINDS}
+    )
     return det.fit(support)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fewshot_ad import DualDistillationDetector
+from fewshot_ad import DualDistillationDetector, Student
 
 pytestmark = pytest.mark.shared
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def test_scores_do_not_depend_on_company(real_data, real_weights, two_threads, p
     det = DualDistillationDetector(
         "mobilenetv2_100",
         weights=real_weights,
-        n_steps=1,
+        student=Student(n_steps=1),
         precision=precision,
         evidence=evidence,
         augment=False,

@@ -196,7 +196,7 @@ def test_a_map_that_is_the_same_everywhere_is_one_region(toy, normal):
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_thresholds_that_are_not_below_zero(fitted, anomalous, offset):
-    det = DualDistillationDetector(**fitted.get_params())
+    det = DualDistillationDetector(**fitted.get_params(deep=False))
     det.fitted_ = fitted.fitted_
     det.offset_ = offset
     assert all(np.isfinite(region.score) for region in det.regions(anomalous[:1])[0])

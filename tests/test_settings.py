@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import corrupted, make_detector, stripes
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
-from fewshot_ad import DualDistillationDetector, pretrain
-from fewshot_ad.settings import OF_THE_CALL, RULES, check, checked
+from fewshot_ad import DualDistillationDetector, KShotSplit, Student, pretrain
+from fewshot_ad.settings import OF_THE_CALL, RULES, StudentSettings, check, checked
 
 BAD = {
     "backbone": [None, 3, ""],
@@ -19,13 +23,14 @@ BAD = {
     "layers": [3, "first", (), None, (1.0, 2), (-1,), (True,), "123", {1, 2}, np.array([1, 2])],
     "image_size": [4, 32.0, "32", True, None, (32,), (32, 4), (32, 32.0), (32, 32, 3), "large"],
     "aspect": ["stretch", None, True],
-    "student": ["both", None, ["decoder"]],
-    "decoder_blocks": [None, 2, (1, 2), (0, 1, 1), (1, 0, 1), (1, -1, 0), (1, 1.5, 1), "222"],
+    "student": ["decoder", 3, {"n_steps": 2}],
+    "student__architecture": ["both", None, ["decoder"]],
+    "student__decoder_blocks": [None, 2, (1, 2), (0, 1, 1), (1, 0, 1), (1, -1, 0), (1, 1.5, 1), "222"],
     "init": [3, "", object()],
-    "lam": [-1, "0.1", np.nan, None, (0.1,), True],
-    "weighting": ["none", None],
-    "sharpness": [-1, np.inf, None],
-    "loss": ["l2", 0],
+    "lam": [-1, "0.1", "auto", np.nan, None, (0.1,), True],
+    "student__weighting": ["none", None],
+    "student__sharpness": [-1, np.inf, None],
+    "student__loss": ["l2", 0],
     "evidence": [
         None, 5, "all", (), {}, ["patch", 3], {"patch": "1"}, {"patch": -1.0}, {"patch": np.nan}, {3: 1.0},
         np.array(["patch", "ssd"]),
@@ -37,17 +42,16 @@ BAD = {
     "upsampling": ["bilinear", True, None],
     "border_weight": [1.1, -0.1, None],
     "contrast": [-0.1, 1.1, "0"],
-    "n_steps": [-1, 1.0, "all", None],
-    "batch_size": [0, 2.0],
-    "learning_rate": [0, -1, np.inf, 10**400],
-    "tol": [-1, None],
+    "student__n_steps": [-1, 1.0, "all", None],
+    "student__batch_size": [0, 2.0],
+    "student__learning_rate": [0, -1, np.inf, 10**400],
+    "student__tol": [-1, None],
     "augment": ["no", None, 1, 0],
     "max_patches": [0, 1.5, None, "all"],
     "n_support": [0, -1, 2.0, "auto", True],
     "contamination": [0.6, 0, "high", None],
     "image_shape": [5, (4,), (4, 4, 2), (-4, -4), (0, 4), (4.0, 4), "44"],
     "value_range": [5, (0, 10**400), (1, 0), (1, 1), (-np.inf, 0), (0, 1, 2), "01", (None, 1), {0: 1, 1: 2}],
-    "max_pixels": [0, 1.5, None, -(10**400)],
     "device": [None, 3, ""],
     "precision": ["int8", None, torch.float32],
     "n_jobs": [0, 1.5, "all", True],
@@ -57,21 +61,22 @@ BAD = {
     "verbose": ["x", -1, None, 1.5],
 }  # fmt: skip
 GOOD = {
-    "weights": [None, "a", Path("a")], "init": [None, "auto", Path("a")], "lam": ["auto", 0, np.float32(1), np.inf],
+    "weights": [None, "a", Path("a")], "init": [None, "auto", Path("a")], "lam": [0, np.float32(1), np.inf],
     "evidence": ["auto", ["ssd"], ("patch", "tsd"), {"patch": np.float64(2)}],
     "layers": ["auto", "last", (1,), [4, 5, 7], (np.int64(2), 3), (0, 1)],
     "image_size": ["auto", 8, np.int64(9), (16, 32), [16, 32]],
-    "decoder_blocks": [[1, 2, 3], (1, 1, 0), (2, 0, 0)], "n_jobs": [None, 1, -1, np.int64(3)],
+    "student__decoder_blocks": [[1, 2, 3], (1, 1, 0), (2, 0, 0)], "n_jobs": [None, 1, -1, np.int64(3)],
     "n_support": [None, 1, np.int64(60)], "augment": [np.True_], "image_shape": [None, [4, 4], (4, 4, 3)],
     "value_range": [None, [0, 1], np.array([0.0, 2.0])], "device": ["cuda:1", torch.device("cpu")],
     "memory": [None, "folder"], "random_state": [None, 0, np.random, np.random.RandomState(0)],
-    "verbose": [True, 2], "contamination": ["auto", 0.5], "aggregation": ["mean", 1], "n_steps": ["auto", 0],
+    "verbose": [True, 2], "contamination": ["auto", 0.5], "aggregation": ["mean", 1], "student__n_steps": ["auto", 0],
 }  # fmt: skip
 
 
 def test_every_parameter_has_a_rule_and_a_bad_value_here():
     parameters = set(inspect.signature(DualDistillationDetector).parameters)
-    assert RULES.keys() == parameters == BAD.keys()
+    of_student = {f"student__{name}" for name in inspect.signature(Student).parameters}
+    assert RULES.keys() == parameters | of_student == BAD.keys()
     assert set(OF_THE_CALL) < parameters
 
 
@@ -80,7 +85,7 @@ def test_every_parameter_has_a_rule_and_a_bad_value_here():
     [pytest.param(n, v, id=f"{n}-{i}") for n, values in BAD.items() for i, v in enumerate(values)],
 )
 def test_bad_values_are_named_before_anything_is_done(normal, name, value):
-    det = DualDistillationDetector(**{name: value})  # the constructor only stores
+    det = make_detector(**{name: value})  # the constructors only store
     with pytest.raises(ValueError, match=rf"^{name}=") as caught:
         det.fit(normal[:2])
     said = str(caught.value)
@@ -89,20 +94,23 @@ def test_bad_values_are_named_before_anything_is_done(normal, name, value):
 
 
 def test_good_values_are_taken():
-    plain = DualDistillationDetector().get_params()
+    plain = DualDistillationDetector(student=Student()).get_params()
     checked(plain)
     for name, values in GOOD.items():
         for value in values:
-            checked({**plain, name: value})
+            checked(make_detector(**{name: value}).get_params())
 
 
 def test_what_was_checked_cannot_be_changed_from_outside():
     evidence, blocks, window = {"patch": 1.0}, [1, 1, 1], np.array([0.0, 1.0])
-    given = {"evidence": evidence, "decoder_blocks": blocks, "value_range": window}
+    student = Student(decoder_blocks=blocks)
+    given = {"evidence": evidence, "student": student, "value_range": window}
     settings = checked({**DualDistillationDetector().get_params(), **given})
+    student.n_steps = 7
     evidence["patch"], blocks[0], window[0] = 2.0, 9, -5.0
     assert settings.evidence == {"patch": 1.0}
-    assert settings.decoder_blocks == (1, 1, 1)
+    assert settings.training.decoder_blocks == (1, 1, 1)
+    assert settings.training.n_steps == "auto"
     assert settings.value_range == (0.0, 1.0)
     with pytest.raises(AttributeError):
         settings.lam = 3.0
@@ -111,7 +119,7 @@ def test_what_was_checked_cannot_be_changed_from_outside():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"backbone": None}, {"image_size": 4}, {"student": "both"}, {"decoder_blocks": None}, {"lam": "auto"},
+        {"backbone": None}, {"image_size": 4}, {"architecture": "both"}, {"decoder_blocks": None}, {"lam": "auto"},
         {"loss": "l2"}, {"batch_size": 0}, {"device": None}, {"precision": "int8"}, {"weights": 3}, {"n_steps": "auto"},
         {"n_shots": 0}, {"held_out": 0.6}, {"held_out": "x"}, {"random_state": None}, {"checkpoint_minutes": -1},
         {"verbose": "x"}, {"num_workers": 0}, {"resume": "yes"}, {"cache": 3},
@@ -134,13 +142,15 @@ def test_a_name_without_a_rule():
 
 
 CHANGES = {
-    "backbone": "resnet18", "image_size": 64, "student": "encoder", "decoder_blocks": (1, 1, 1), "init": None,
-    "lam": 5.0, "weighting": "uniform", "sharpness": 0.1, "loss": "flattened", "evidence": "patch",
+    "backbone": "resnet18", "image_size": 64, "student__architecture": "encoder", "student__decoder_blocks": (1, 1, 1),
+    "init": None,
+    "lam": 5.0, "student__weighting": "uniform", "student__sharpness": 0.1, "student__loss": "flattened",
+    "evidence": "patch",
     "aspect": "square", "max_patches": 7, "n_support": 1, "layers": (2, 3, 4),
     "student_weight": 0.0, "embedding_weight": 1.0,
     "aggregation": "max", "upsampling": "align_corners", "blur_sigma": 0.0, "border_weight": 1.0, "contrast": 0.0,
-    "n_steps": 0, "batch_size": 1,
-    "learning_rate": 0.5, "tol": 0.5, "augment": False, "contamination": 0.5, "image_shape": (1, 1),
+    "student__n_steps": 0, "student__batch_size": 1,
+    "student__learning_rate": 0.5, "student__tol": 0.5, "augment": False, "contamination": 0.5, "image_shape": (1, 1),
     "value_range": (0, 10), "precision": "float64", "random_state": 7,
 }  # fmt: skip
 
@@ -151,12 +161,12 @@ def fitted(toy, normal) -> DualDistillationDetector:
 
 
 def test_all_but_the_calls_own_are_here():
-    assert CHANGES.keys() == RULES.keys() - set(OF_THE_CALL)
+    assert CHANGES.keys() == RULES.keys() - set(OF_THE_CALL) - {"student"}
 
 
 @pytest.mark.parametrize("name", sorted(CHANGES))
 def test_a_changed_parameter_acts_at_the_next_fit(toy, normal, anomalous, tmp_path, name):
-    det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd", "patch", "embedding")}).fit(normal[:3])
+    det = make_detector(**{**toy, "evidence": ("ssd", "tsd", "patch", "embedding")}).fit(normal[:3])
     det.save(tmp_path / "before.fsad")
 
     def read() -> list[np.ndarray]:
@@ -197,9 +207,42 @@ def test_what_belongs_to_the_call_acts_at_once(toy, fitted, anomalous, tmp_path,
     np.testing.assert_array_equal(det.set_params(verbose=1, memory=tmp_path).score_samples(anomalous), expected)
     assert "scoring" in capsys.readouterr().err
     assert any(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="1600 pixels, more than the 10"):
-        det.set_params(max_pixels=10).score_samples([Image.fromarray(anomalous[0])])
     with pytest.raises(ValueError, match="device='toaster' cannot be used"):
         det.set_params(device="toaster").score_samples(anomalous)
     with pytest.raises(ValueError, match="on_error='never' was given"):
         det.set_params(device="cpu", on_error="never").score_samples(anomalous)
+
+
+# ---- the student's own
+
+
+def test_defaults_are_said_once_more_and_the_same():
+    assert vars(StudentSettings()) == Student().get_params()
+    assert DualDistillationDetector().student is None
+
+
+def test_a_name_of_the_students_makes_one_and_leaves_a_given_one_as_it_is():
+    det = DualDistillationDetector()
+    assert not any(name.startswith("student__") for name in det.get_params())
+    assert det.set_params(student__n_steps=7).student.get_params() == Student(n_steps=7).get_params()
+    given = Student(weighting="uniform")
+    det.set_params(student=given, student__n_steps=5)
+    assert det.student is given
+    assert given.get_params() == Student(weighting="uniform", n_steps=5).get_params()
+    assert clone(det).student is not given
+    with pytest.raises(ValueError, match="Invalid parameter 'colour' for estimator Student"):
+        det.set_params(student__colour=1)
+    assert DualDistillationDetector().set_params(**DualDistillationDetector().get_params()).student is None
+
+
+def test_a_pipeline_and_a_grid_reach_it(toy, normal):
+    pipe = make_pipeline(FunctionTransformer(), DualDistillationDetector())
+    pipe.set_params(dualdistillationdetector__student__loss="flattened")
+    assert pipe[-1].student.loss == "flattened"
+    y = [1] * 6 + [-1] * 2
+    images = [*normal[:6], *corrupted(stripes(2, seed=1))]
+    bare = DualDistillationDetector(**{**toy, "student": None}, evidence=("ssd", "tsd"))
+    grid = {"student__n_steps": [1, 2], "student__weighting": ["attention", "uniform"]}
+    search = GridSearchCV(bare, grid, cv=KShotSplit(3, 1, 0), scoring="roc_auc", error_score="raise").fit(images, y)
+    assert len(search.best_estimator_.loss_curve_) == 2 * search.best_params_["student__n_steps"]
+    assert bare.student is None

@@ -15,7 +15,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers import corrupted, stripes
+from helpers import corrupted, make_detector, stripes
 from PIL import Image
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
@@ -32,7 +32,7 @@ ALL = ("ssd", "tsd", "patch", "embedding")
 
 @pytest.fixture
 def make(toy):
-    return lambda **parameters: DualDistillationDetector(**{**toy, **parameters})
+    return lambda **parameters: make_detector(**{**toy, **parameters})
 
 
 # ---- frozen
@@ -285,7 +285,7 @@ def test_a_teacher_lives_as_long_as_a_detector_that_uses_it(make, normal, anomal
 @pytest.mark.parametrize("caller", CALLERS)
 def test_the_callers_torch_state_changes_no_bit(make, normal, anomalous, caller):
     def answers() -> list[bytes]:
-        det = make(evidence=ALL, n_steps=2).fit(normal[:3])
+        det = make(evidence=ALL, student__n_steps=2).fit(normal[:3])
         found = [
             det.decision_function(anomalous[:2]),
             det.anomaly_map(anomalous[:2]),
@@ -347,10 +347,10 @@ def test_threads_that_score_see_one_state_each(make, normal, tmp_path):
 
     possible = [set() for _ in range(5)]
     for plan in ("a", "a+", "b", "c"):
-        for i, found in enumerate(answers(fit(make(n_steps=2), plan))):
+        for i, found in enumerate(answers(fit(make(student__n_steps=2), plan))):
             possible[i].add(found)
 
-    det = make(n_steps=2).fit(plans["a"])
+    det = make(student__n_steps=2).fit(plans["a"])
     end, errors, counted = time.monotonic() + SECONDS, [], [0] * 9
 
     def guarded(index, step):

@@ -10,7 +10,7 @@ from helpers import stripes, write_random_weights
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from fewshot_ad import DualDistillationDetector
+from fewshot_ad import DualDistillationDetector, Student
 from fewshot_ad.method import matching
 from fewshot_ad.method.teacher import build_backbone
 
@@ -145,7 +145,9 @@ EVIDENCE = ["patch", ("patch", "embedding"), "subspace", ("ssd", "tsd", "patch",
 
 @pytest.mark.parametrize("evidence", EVIDENCE, ids=str)
 def test_files_hold_it_all(options, queries, tmp_path, evidence):
-    det = DualDistillationDetector(**options, evidence=evidence, n_steps=1, batch_size=2).fit(stripes(3, size=70))
+    det = DualDistillationDetector(**options, evidence=evidence, student=Student(n_steps=1, batch_size=2)).fit(
+        stripes(3, size=70)
+    )
     det.save(tmp_path / "model.fsad")
     again = DualDistillationDetector.load(tmp_path / "model.fsad", weights=options["weights"])
     assert again.layers_ == det.layers_ == (4, 5, 7, 10)
@@ -171,7 +173,7 @@ def test_scores_do_not_depend_on_company(options, queries):
 
 @pytest.mark.parametrize("student", ["decoder", "encoder"])
 def test_students_imitate_the_three_deepest_layers(options, queries, student):
-    changed = {"student": student, "n_steps": 1, "batch_size": 2}
+    changed = {"student": Student(architecture=student, n_steps=1, batch_size=2)}
     det = DualDistillationDetector(**options, **changed, evidence=("ssd", "tsd")).fit(stripes(2, size=70))
     assert [m.shape[1] for m in det.experts_[0].maps[0]] == [96] * 3
     assert np.isfinite(det.score_samples(queries)).all()

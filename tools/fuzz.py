@@ -38,7 +38,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from fewshot_ad import DualDistillationDetector, pretrain
+from fewshot_ad import DualDistillationDetector, Student, pretrain
 from fewshot_ad.data import images
 from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import FewShotADError
@@ -263,7 +263,7 @@ def _niftis() -> list[bytes]:
 
 def _models() -> list[bytes]:
     found = []
-    for options in ({}, {"evidence": "patch"}, {"n_steps": 1, "init": None, "decoder_blocks": (1, 1, 1)}):
+    for options in ({}, {"evidence": "patch"}, {"student": Student(n_steps=1, decoder_blocks=(1, 1, 1)), "init": None}):
         det = DualDistillationDetector(image_size=_SIDE, augment=False, random_state=0, **options)
         with tempfile.TemporaryDirectory() as folder:
             det.fit([_COLOUR, _COLOUR[::-1]]).save(Path(folder, "a.fsad"), support=True)

@@ -36,7 +36,6 @@ from .sources import Frame as Frame
 from .sources import Pixels, native
 from .streams import is_stream
 
-MAX_PIXELS = 50_000_000
 # Images that are read before they are asked for.
 _AHEAD = 16
 _SINGLE = (str, os.PathLike, Frame, Image.Image)
@@ -198,7 +197,6 @@ def load(
     index: int,
     geometry: Target,
     value_range: tuple[float, float] | None = None,
-    max_pixels: int = MAX_PIXELS,
     margin: float = 0.0,
 ) -> torch.Tensor:
     """Read one image.
@@ -215,8 +213,6 @@ def load(
         The raw values that become 0 and 1; values beyond are clipped. Those of DICOM and NIfTI files are rescaled (of a
         CT: Hounsfield units). By default the window of such a file, or its 0.5 and 99.5 percentiles; otherwise the full
         scale of the dtype (uint8 255, uint16 65535, bool and float 1).
-    max_pixels : int, optional
-        A file of more pixels is refused before it is decoded.
     margin : float, optional
         With `value_range`: how far beyond [0, 1] values are let before they are clipped.
 
@@ -239,7 +235,7 @@ def load(
     ImageWarning
         It was read, and may not be what was meant: its orientation is not known, or it is transparent everywhere.
     """
-    loaded, remarks = _load(item, index, geometry, value_range, max_pixels, margin)
+    loaded, remarks = _load(item, index, geometry, value_range, margin)
     _warn(remarks)
     return loaded.image
 
@@ -278,13 +274,12 @@ def _load(
     index: int,
     geometry: Target,
     value_range: tuple[float, float] | None = None,
-    max_pixels: int = MAX_PIXELS,
     margin: float = 0.0,
 ) -> tuple[Loaded, list[str]]:
     """Read one image; and what the user is to be warned of, which is left to the caller's own thread."""
     name = label(item, index)
     if _is_single(item):
-        pixels, (width, height) = read_picture(item, name, geometry, max_pixels, value_range)
+        pixels, (width, height) = read_picture(item, name, geometry, value_range)
     elif isinstance(item, (np.ndarray, torch.Tensor)):
         pixels = Pixels(read_array(item, name), value_range)
         height, width = pixels.values.shape[:2]

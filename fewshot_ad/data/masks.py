@@ -66,7 +66,7 @@ def shown_size(item: Any) -> tuple[int, int] | None:
     tuple of (int, int) or None
         None where they cannot be read.
     """
-    # Readers raise whatever a damaged file leads them to; a size that Pillow warns of is for max_pixels to judge.
+    # Readers raise whatever a damaged file leads them to; a size that Pillow warns of is for MAX_PIXELS to judge.
     with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
         return images.size_of(item)

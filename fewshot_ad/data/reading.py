@@ -20,6 +20,8 @@ from .pixels import ACCEPTED, rounding
 from .sources import File, Frame, Pixels, Source, native
 from .streams import is_stream, read_stream, stream_name
 
+# Larger images are refused before they are decoded; None is no limit. `fewshot_ad.images.MAX_PIXELS` sets it.
+MAX_PIXELS: int | None = 50_000_000
 _READABLE = f"{', '.join(FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
 
 
@@ -51,21 +53,21 @@ def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
 
 
 def read_picture(
-    item: Any, name: str, geometry: Target, max_pixels: int, value_range: tuple[float, float] | None
+    item: Any, name: str, geometry: Target, value_range: tuple[float, float] | None
 ) -> tuple[Pixels, tuple[int, int]]:
     """Read the raw values of a file's image or of a picture, and its width and height; what goes wrong names it."""
     try:
         if not isinstance(item, Image.Image):
-            return _read_file(item, name, geometry, max_pixels, value_range)
+            return _read_file(item, name, geometry, value_range)
         # A picture that Pillow has opened may still be undecoded, and fail like a file.
-        _check_size(item.size, name, max_pixels)
+        _check_size(item.size, name)
         size = shown_size(item)
         return decode(item, value_range), size
     except (ImageError, MissingExtraError):
         raise
     except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
         raise ImageError(
-            f"{name} is too large: {error}. max_pixels={max_pixels} are allowed here; if you trust the file, raise "
+            f"{name} is too large: {error}. fewshot_ad.images.MAX_PIXELS is {MAX_PIXELS}; if you trust the file, raise "
             "PIL.Image.MAX_IMAGE_PIXELS as well."
         ) from error
     except Exception as error:  # readers raise whatever a damaged file leads them to
@@ -81,7 +83,7 @@ def read_picture(
 
 
 def _read_file(
-    item: Any, name: str, geometry: Target, max_pixels: int, value_range: tuple[float, float] | None
+    item: Any, name: str, geometry: Target, value_range: tuple[float, float] | None
 ) -> tuple[Pixels, tuple[int, int]]:
     with opened(item, name, geometry) as file:
         index = item.index if isinstance(item, Frame) else 0
@@ -94,7 +96,7 @@ def _read_file(
                 "fewshot_ad.images.frames(paths): a row for each."
             )
         size = file.size(index)
-        _check_size(size, name, max_pixels)
+        _check_size(size, name)
         pixels = file.read(index, value_range)
     shape = pixels.values.shape
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
@@ -107,7 +109,7 @@ def opened(item: Any, name: str, geometry: Target | None = None) -> contextlib.c
     source = read_stream(item, name) if is_stream(item) else _on_disk(item, name)
     if source.n_bytes == 0:
         raise ImageError(f"{source} is an empty file. Accepted are {_READABLE}.")
-    # Pillow may warn of a size that max_pixels allows, and pydicom of fields: filters are not for one thread alone.
+    # Pillow may warn of a size that MAX_PIXELS allows, and pydicom of fields: filters are not for one thread alone.
     file = open_file(source, geometry)
     try:
         _check_count(file, source)
@@ -189,12 +191,12 @@ def label(item: Any, index: int) -> str:
     return f"image {index}"
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if min(size) < 1:
         raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {ACCEPTED}.")
-    if width * height > max_pixels:
+    if MAX_PIXELS is not None and width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {width} x {height} = {width * height} pixels, more than the {max_pixels} that are allowed. "
-            "Make it smaller, or raise max_pixels if you trust it."
+            f"{name} has {width} x {height} = {width * height} pixels, more than the {MAX_PIXELS} that are allowed. "
+            "Make it smaller, or raise fewshot_ad.images.MAX_PIXELS if you trust it."
         )

@@ -22,14 +22,14 @@ from safetensors.torch import save as serialize
 
 from .. import __version__
 from ..exceptions import CheckpointError, DiskFullError, OutputError, OutputExistsError
-from ..method.student import Decoder, Student
+from ..method.student import Decoder, StudentNetwork
 
 FORMAT = "fewshot_ad student 1"
 # Seconds after which a temporary file that nobody writes to is taken for a killed process's.
 _ABANDONED = 600.0
 
 
-def student_header(backbone: str, fingerprint: str, student: Student) -> dict[str, Any]:
+def student_header(backbone: str, fingerprint: str, student: StudentNetwork) -> dict[str, Any]:
     """Say what a detector must know of a student before it can use it: form, size, and the teacher it belongs to."""
     return {
         "backbone": backbone,
@@ -40,14 +40,14 @@ def student_header(backbone: str, fingerprint: str, student: Student) -> dict[st
     }
 
 
-def save_student(path: str | os.PathLike[str], student: Student, header: dict[str, Any]) -> None:
+def save_student(path: str | os.PathLike[str], student: StudentNetwork, header: dict[str, Any]) -> None:
     """Write a student, atomically: the file is there whole, or not at all.
 
     Parameters
     ----------
     path : path
         Ends in `.safetensors`.
-    student : Student
+    student : StudentNetwork
     header : dict
         JSON: `student_header`, and anything else that is worth knowing.
 

@@ -12,12 +12,31 @@ from ..data.views import turned_and_mirrored
 from ..exceptions import CheckpointError
 from ..method.evidence import WHOLE
 from ..method.reduction import USUAL_SIDE, Reduction
+from ..settings import OF_STUDENT
 
 FORMAT = "fewshot_ad model 1"
 _VIEWS = 8
 # What that release could not do otherwise.
 _FIXED = {"aspect": "square", "student_weight": 0.1, "embedding_weight": 0.2, "upsampling": "half_pixel"}
 _LEAST_FACTOR = 1e-3
+_RENAMED = {"student": "student__architecture"} | {
+    name: OF_STUDENT + name
+    for name in (
+        "decoder_blocks", "weighting", "sharpness", "loss", "n_steps", "batch_size", "learning_rate", "tol",
+    )
+}  # fmt: skip
+_GONE = ("max_pixels",)
+
+
+def renamed(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the parameters of that release today's names and values; what cannot be right stays for the check."""
+    given, fitted = header.get("parameters"), header.get("fitted")
+    if not isinstance(given, dict) or not isinstance(fitted, dict):
+        return dict(header)
+    found = {_RENAMED.get(name, name): value for name, value in given.items() if name not in _GONE}
+    if found.get("lam") == "auto" and "lam_" in fitted:
+        found["lam"] = fitted["lam_"]
+    return {**header, "parameters": found}
 
 
 def upgrade(

@@ -13,11 +13,13 @@ from .. import __version__
 from ..exceptions import CheckpointError
 from ..history import is_history
 from ..method.packaged import PACKAGED
-from ..settings import RULES, Rule
+from ..settings import RULES, STUDENT_RULES, Rule
 from .calibration_entry import is_entry, is_predictive
 
 # Parameters that belong to a machine, not to a detector.
 LEFT_OUT = ("device", "n_jobs", "memory", "verbose")
+# A student's parameters stand by themselves, as `student__...`.
+_EXPECTED = RULES.keys() - {*LEFT_OUT, "student"}
 # An image of this side is 200 MB; a header that asks for more is not believed.
 _MAX_SIDE = 4096
 _ALWAYS = {"backbone", "weights", "image_size"}
@@ -50,7 +52,7 @@ def _is_student(value: Any) -> bool:
         return False
     blocks = value["decoder_blocks"]
     return (
-        (blocks is None if value["student"] == "encoder" else RULES["decoder_blocks"].holds(blocks))
+        (blocks is None if value["student"] == "encoder" else STUDENT_RULES["decoder_blocks"].holds(blocks))
         and value["student"] in ("decoder", "encoder")
         and _is_list_of(value.get("shown", []), _is_integer)
         and value["weighting"] in ("attention", "uniform")
@@ -144,8 +146,7 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
 
 
 def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], version: str) -> None:
-    expected = RULES.keys() - set(LEFT_OUT)
-    unknown = sorted(given.keys() - expected)
+    unknown = sorted(given.keys() - _EXPECTED)
     if unknown:
         raise CheckpointError(
             f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} cannot take from a file. "

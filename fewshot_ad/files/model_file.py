@@ -67,6 +67,7 @@ def load(
             f"{path} was altered or damaged: its contents do not have the checksum in its header. Copy it again from "
             "where it came from, or save the detector again."
         )
+    header = format_1.renamed(header) if form == format_1.FORMAT else header
     check_header(path, header)
     if form == format_1.FORMAT:
         header, tensors = format_1.upgrade(path, header, tensors, defaults)
@@ -159,6 +160,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     header, form = checkpoints.load_header(path, (FORMAT, format_1.FORMAT), _WHAT, _MADE_BY)
     header.pop("sha256", None)
+    header = format_1.renamed(header) if form == format_1.FORMAT else header
     check_header(path, header)
     fitted = header["fitted"]
     return {
@@ -187,7 +189,7 @@ def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[st
     import timm
 
     parameters = {}
-    for name, value in vars(settings).items():
+    for name, value in settings.flat().items():
         if name in LEFT_OUT:
             continue
         if name == "random_state" and not isinstance(value, (int, np.integer)):

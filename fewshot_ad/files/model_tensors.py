@@ -13,7 +13,7 @@ from ..method.coreset import Patches
 from ..method.features import FeatureExtractor
 from ..method.packaged import timm_name
 from ..method.scoring import Expert
-from ..method.student import Student, build_student
+from ..method.student import StudentNetwork, build_student
 from ..method.subspace import Subspaces
 from ..method.teacher import Backbone
 from ..settings import Settings
@@ -108,7 +108,7 @@ def _read_student(
     held: list[str],
     settings: Settings,
     extract: FeatureExtractor,
-) -> Student:
+) -> StudentNetwork:
     """Build an untrained student of this form, if there are tensors for one: no more is built than the file fills."""
     blocks = form["decoder_blocks"]
     found = checkpoints.count_blocks(held)

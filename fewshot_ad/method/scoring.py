@@ -20,7 +20,7 @@ from .features import FeatureExtractor, Maps, in_batches, run_network, split
 from .losses import cosine_distance
 from .matching import PatchBank, embedding_evidence, patch_evidence
 from .reduction import Reduction, shared_blurs, to_pixels
-from .student import Student
+from .student import StudentNetwork
 from .subspace import Subspaces, subspace_evidence
 
 # Support images that a student compares with: of more, those that stand for the others.
@@ -47,7 +47,7 @@ class Expert:
 
     Attributes
     ----------
-    student : Student
+    student : StudentNetwork
         In eval mode.
     seen : torch.Tensor of bool
         (K,): the support images that it was trained on. It has no say where one of these is left out.
@@ -57,7 +57,7 @@ class Expert:
         Its maps of each of these, (1, C_l, H_l, W_l).
     """
 
-    student: Student
+    student: StudentNetwork
     seen: torch.Tensor
     shown: tuple[int, ...] = ()
     maps: list[Maps] = field(default_factory=list)
@@ -143,7 +143,7 @@ def student_evidence(
     return ssd, tsd, of_all
 
 
-def run_student(student: Student, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime) -> Maps:
+def run_student(student: StudentNetwork, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime) -> Maps:
     """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, H, W), given what it sees of the teacher's."""
     shapes = tuple(tuple(m.shape[2:]) for m in maps[:-1])
     return run_network(student, student.inputs(images, maps), runtime, shapes)

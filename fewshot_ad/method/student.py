@@ -118,7 +118,7 @@ def count_scales(blocks: Sequence[int]) -> int:
     return [*blocks, 0].index(0)
 
 
-class Student(nn.Module):
+class StudentNetwork(nn.Module):
     """What is trained: the student's network and its learn-to-weight attention.
 
     Parameters
@@ -165,13 +165,13 @@ def build_student(
     attention: bool,
     sharpness: float,
     seed: int,
-) -> Student:
+) -> StudentNetwork:
     """Make an untrained student for a teacher.
 
     Parameters
     ----------
     form : {"decoder", "encoder"}
-        See `Student`.
+        See `StudentNetwork`.
     teacher : Backbone
         Made with `embedding=True` for a decoder.
     name : str
@@ -185,7 +185,7 @@ def build_student(
 
     Returns
     -------
-    Student
+    StudentNetwork
     """
     with seeded(seed):
         net: nn.Module
@@ -196,4 +196,4 @@ def build_student(
             pick = teacher.layers.for_student
             net = Decoder(pick(teacher.channels), pick(teacher.shapes), pick(teacher.signed), blocks)
             channels = pick(teacher.channels)[N_SCALES - count_scales(blocks) : N_SCALES]
-        return Student(form, net, LearnToWeight(channels, attention, sharpness))
+        return StudentNetwork(form, net, LearnToWeight(channels, attention, sharpness))

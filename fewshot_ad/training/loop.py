@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..exceptions import MemoryWarning, OutOfMemoryError, TrainingError, warn
 from ..method.losses import distillation_loss, dual_loss
-from ..method.student import Student
+from ..method.student import StudentNetwork
 from ..runtime import Runtime, is_out_of_memory, own_torch_state, seeded
 from .episodes import Episode, Task, draw_episode
 from .workers import Workers
@@ -24,12 +24,12 @@ _ALONE = Workers()
 _WINDOW = 50  # steps over which the loss is averaged to see whether it still falls
 
 
-def episode_loss(student: Student, episode: Episode, lam: float, form: str, runtime: Runtime) -> torch.Tensor:
+def episode_loss(student: StudentNetwork, episode: Episode, lam: float, form: str, runtime: Runtime) -> torch.Tensor:
     """Compute SSD + lam * TSD of one episode, in B + K student passes.
 
     Parameters
     ----------
-    student : Student
+    student : StudentNetwork
     episode : Episode
         On the student's device.
     lam : float
@@ -54,7 +54,7 @@ def episode_loss(student: Student, episode: Episode, lam: float, form: str, runt
     return dual_loss(ssd, tsd, lam)
 
 
-def make_optimizer(student: Student, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(student: StudentNetwork, learning_rate: float) -> torch.optim.Optimizer:
     """Make the paper's Adam; one kernel for all weights."""
     return torch.optim.Adam(student.parameters(), lr=learning_rate, betas=_BETAS, fused=True)
 
@@ -66,7 +66,7 @@ class Training:
 
     Parameters
     ----------
-    student : Student
+    student : StudentNetwork
         On the runtime's device; trained in place.
     tasks : sequence of Task
     n_steps : int
@@ -93,7 +93,7 @@ class Training:
 
     def __init__(
         self,
-        student: Student,
+        student: StudentNetwork,
         tasks: Sequence[Task],
         *,
         n_steps: int,
@@ -207,7 +207,7 @@ class Training:
 
 
 def train(
-    student: Student, tasks: Sequence[Task], *, n_steps: int, tol: float, verbose: int = 0, **settings: Any
+    student: StudentNetwork, tasks: Sequence[Task], *, n_steps: int, tol: float, verbose: int = 0, **settings: Any
 ) -> list[float]:
     """Train a student in place, and leave it in eval mode.
 

@@ -48,7 +48,7 @@ def pretrain(
     backbone: str = "compact",
     weights: str | os.PathLike[str] | None = None,
     image_size: int = 128,
-    student: str = "decoder",
+    architecture: str = "decoder",
     decoder_blocks: tuple[int, int, int] = (2, 2, 2),
     weighting: str = "attention",
     sharpness: float = 1.0,
@@ -82,13 +82,13 @@ def pretrain(
     out : path
         The file to write, safetensors. What is needed to go on after a stop is kept beside it.
     backbone : str, default="compact"
-        The teacher, as all up to `loss` as for `DualDistillationDetector`.
+        The teacher, as for `DualDistillationDetector`.
     weights : path, optional
         The teacher's.
     image_size : int, default=128
         Side of the images, pixels.
-    student : {"decoder", "encoder"}, default="decoder"
-        Form of the student.
+    architecture : {"decoder", "encoder"}, default="decoder"
+        Of the student, as all up to `loss` as for `Student`.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
         Residual blocks of the decoder.
     weighting : {"attention", "uniform"}, default="attention"
@@ -128,9 +128,10 @@ def pretrain(
     random_state : int, default=0
         Of the student's weights, the held-out tasks and the episodes.
     engine : {"local", "ray"}, default="local"
-        "ray" shares each episode's queries among the workers of a Ray cluster (extra `ray`), for `student="decoder"`:
-        losses and student are those of one process but for rounding. A run that lost a worker goes on from its last
-        checkpoint. `tasks`, `out` and `cache` must be on storage that all workers reach.
+        "ray" shares each episode's queries among the workers of a Ray cluster (extra `ray`), for
+        `architecture="decoder"`: losses and student are those of one process but for rounding. A run
+        that lost a worker goes on from its last checkpoint. `tasks`, `out` and `cache` must be on storage that all
+        workers reach.
     num_workers : int, default=2
         Of engine="ray": each takes one GPU where the cluster has as many, else one CPU.
     verbose : int, default=1
@@ -179,10 +180,10 @@ def pretrain(
         raise ValueError(f"out={str(out)!r} was given; pass a name that ends in .safetensors.")
     check({name: arguments[name] for name in PRETRAINING_RULES}, PRETRAINING_RULES)
     if engine == "ray":
-        if student == "encoder":
+        if architecture == "encoder":
             raise ValueError(
-                "student='encoder' was given with engine='ray', but its batch norm must see all queries of an episode. "
-                "Pass student='decoder', or engine='local'."
+                "architecture='encoder' was given with engine='ray', but its batch norm must see all queries of an "
+                "episode. Pass architecture='decoder', or engine='local'."
             )
         _find_existing(out, partial, resume)
         run_on_ray(pretrain, arguments, num_workers)
@@ -194,10 +195,10 @@ def pretrain(
     first = workers.rank == 0
     runtime = resolve_runtime(device, precision, count_workers(None))
     folder = Path(cache) if cache is not None else out.with_name(f"{out.name}.features")
-    teacher, fingerprint = load_teacher(backbone, image_size, weights, student == "decoder", runtime)
+    teacher, fingerprint = load_teacher(backbone, image_size, weights, architecture == "decoder", runtime)
     collected = _collect(tasks, teacher.geometry, folder)
     settings = {
-        "backbone": backbone, "teacher": fingerprint, "image_size": image_size, "student": student,
+        "backbone": backbone, "teacher": fingerprint, "image_size": image_size, "architecture": architecture,
         "decoder_blocks": list(decoder_blocks), "weighting": weighting, "sharpness": sharpness, "lam": lam,
         "loss": loss, "n_shots": n_shots, "n_steps": n_steps, "batch_size": batch_size, "learning_rate": learning_rate,
         "held_out": held_out, "random_state": random_state, "device": runtime.device.type,
@@ -222,7 +223,7 @@ def pretrain(
                 stopping.check(lambda: "while features were computed")
 
             def store(names: Sequence[str]) -> list[Task]:
-                tasks = [store_features(n, *collected[n], folder, extract, student, tick) for n in names]
+                tasks = [store_features(n, *collected[n], folder, extract, architecture, tick) for n in names]
                 return [task for task in tasks if task is not None]
 
             if workers.count > 1:
@@ -233,7 +234,7 @@ def pretrain(
         if not stored:
             raise ImageError(f"None of the {len(collected)} tasks has two usable images: there is nothing to train on.")
         network = build_student(
-            student, teacher, timm_name(backbone), blocks=decoder_blocks,
+            architecture, teacher, timm_name(backbone), blocks=decoder_blocks,
             attention=weighting == "attention", sharpness=sharpness, seed=random_state,
         )  # fmt: skip
         network.to(runtime.device, runtime.dtype)

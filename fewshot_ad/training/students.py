@@ -20,9 +20,9 @@ from ..method.features import FeatureExtractor
 from ..method.layers import Layers
 from ..method.packaged import PACKAGED, timm_name
 from ..method.scoring import Expert
-from ..method.student import Student, build_student
+from ..method.student import StudentNetwork, build_student
 from ..settings import Settings
-from ..support import USUAL_LAM, training_lam
+from ..support import USUAL_LAM
 from .episodes import Task
 from .loop import train
 
@@ -42,8 +42,7 @@ def resolve_evidence(
     """
     evidence = settings.evidence
     if evidence == "auto":
-        asked = settings.init, settings.student, settings.weighting, settings.n_steps, settings.lam
-        usual = asked == ("auto", "decoder", "attention", "auto", USUAL_LAM) and auxiliary is None
+        usual = (settings.init, settings.student, settings.lam) == ("auto", None, USUAL_LAM) and auxiliary is None
         student = not usual if settings.student_weight is None else settings.student_weight > 0
         evidence = (*(STUDENT if student else ()), *PATCH, *(EMBEDDING if settings.embedding_weight else ()))
     return without_idle(evidence, settings.student_weight, settings.embedding_weight)
@@ -87,21 +86,21 @@ def make_experts(
     CheckpointError
         `init` belongs to another teacher, or is another form of student.
     ValueError
-        `n_steps` is 0 and there is no trained student; or auxiliary tasks that cannot be used.
+        `student__n_steps` is 0 and there is no trained student; or auxiliary tasks that cannot be used.
     TrainingError, OutOfMemoryError
         See `training.loop.Training.step`.
     """
     experts: list[Expert] = []
     curve: list[float] = []
-    runtime = extract.runtime
+    runtime, form = extract.runtime, settings.training
     for tasks, seen in _curricula(settings, evidence, support, auxiliary, extract, seeds[1]):
         student = _initial_student(settings, extract, fingerprint, seeds[0])
         student = student.to(runtime.device, runtime.dtype).eval()
         if tasks:
             curve += train(
                 student, tasks, n_steps=_steps(settings, auxiliary), n_shots=min(len(support), _MOST_SHOTS),
-                batch_size=settings.batch_size, learning_rate=settings.learning_rate, lam=training_lam(settings),
-                loss=settings.loss, tol=settings.tol, seed=seeds[2], runtime=runtime, verbose=settings.verbose,
+                batch_size=form.batch_size, learning_rate=form.learning_rate, lam=float(settings.lam),
+                loss=form.loss, tol=form.tol, seed=seeds[2], runtime=runtime, verbose=settings.verbose,
             )  # fmt: skip
         experts.append(Expert(student.cpu(), seen))
     return experts, curve
@@ -122,9 +121,9 @@ def _curricula(
     if _steps(settings, auxiliary) == 0:
         if _init_file(settings) is None or auxiliary is not None:
             raise ValueError(
-                f"n_steps=0 trains no student, but evidence={evidence!r} needs one"
+                f"student__n_steps=0 trains no student, but evidence={evidence!r} needs one"
                 + (" and auxiliary= was given to train it" if auxiliary is not None else "")
-                + ". Pass init= a trained student without auxiliary, n_steps above 0, or evidence='patch'."
+                + ". Pass init= a trained student without auxiliary, student__n_steps above 0, or evidence='patch'."
             )
         yield [], nothing
     elif auxiliary is not None:
@@ -139,8 +138,8 @@ def _curricula(
 
 
 def _steps(settings: Settings, auxiliary: Mapping[str, Any] | None) -> int:
-    if not isinstance(settings.n_steps, str):
-        return int(settings.n_steps)
+    if not isinstance(settings.training.n_steps, str):
+        return int(settings.training.n_steps)
     return 0 if _init_file(settings) is not None and auxiliary is None else _STEPS
 
 
@@ -149,21 +148,21 @@ def _init_file(settings: Settings) -> Path | None:
     if settings.init != "auto":
         return None if settings.init is None else Path(settings.init)
     packaged = PACKAGED.get(settings.backbone)
-    form = settings.weights, settings.student, settings.weighting
+    form = settings.weights, settings.training.architecture, settings.training.weighting
     fits = form == (None, "decoder", "attention") and settings.layers in ("auto", Layers().numbers)
     return packaged.check(packaged.student) if packaged is not None and fits else None
 
 
-def _initial_student(settings: Settings, extract: FeatureExtractor, fingerprint: str, seed: int) -> Student:
-    file = _init_file(settings)
-    blocks, tensors = settings.decoder_blocks, None
+def _initial_student(settings: Settings, extract: FeatureExtractor, fingerprint: str, seed: int) -> StudentNetwork:
+    file, form = _init_file(settings), settings.training
+    blocks, tensors = form.decoder_blocks, None
     if file is not None:
         tensors, header = checkpoints.load_student(file)
         _check_student(settings, file, header, fingerprint)
         blocks = header.get("decoder_blocks") or blocks
     student = build_student(
-        settings.student, extract.teacher, timm_name(settings.backbone), blocks=blocks,
-        attention=settings.weighting == "attention", sharpness=settings.sharpness, seed=seed,
+        form.architecture, extract.teacher, timm_name(settings.backbone), blocks=blocks,
+        attention=form.weighting == "attention", sharpness=form.sharpness, seed=seed,
     )  # fmt: skip
     if tensors is not None:
         try:
@@ -180,11 +179,9 @@ def _check_student(settings: Settings, file: Path, header: Mapping[str, Any], fi
             f"{header['teacher'][:12]}), not to {settings.backbone!r} (fingerprint {fingerprint[:12]}). Pass that "
             "teacher as backbone and weights, or train a student for this one."
         )
-    for name in ("student", "weighting"):
-        if header[name] != getattr(settings, name):
-            raise CheckpointError(
-                f"The student {file} has {name}={header[name]!r}; pass the same, or another student."
-            )  # fmt: skip
+    for name, found in (("architecture", header["student"]), ("weighting", header["weighting"])):
+        if found != getattr(settings.training, name):
+            raise CheckpointError(f"{file} has student__{name}={found!r}; pass the same, or another student.")
 
 
 def _support_task(settings: Settings, support: Sequence[torch.Tensor], extract: FeatureExtractor, seed: int) -> Task:
@@ -202,7 +199,9 @@ def _task(
     """Make a task of images of one shape."""
     maps = [torch.cat(level).cpu() for level in zip(*extract(batch), strict=True)]
     *imitated, start = extract.teacher.layers.for_student(maps)
-    return Task(name, imitated, torch.stack(list(batch)) if settings.student == "encoder" else start, sources)
+    return Task(
+        name, imitated, torch.stack(list(batch)) if settings.training.architecture == "encoder" else start, sources
+    )
 
 
 def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[torch.Tensor]:
@@ -227,10 +226,8 @@ def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: 
             f"auxiliary={auxiliary!r:.80} was given; accepted is a mapping of at least one task's name to its normal "
             "images."
         )
-    options: dict[str, Any] = {
-        "geometry": extract.teacher.geometry, "value_range": settings.value_range, "max_pixels": settings.max_pixels,
-        "n_workers": extract.runtime.workers,
-    }  # fmt: skip
+    options: dict[str, Any] = {"geometry": extract.teacher.geometry, "value_range": settings.value_range}
+    options["n_workers"] = extract.runtime.workers
     tasks = []
     for name, X in tqdm(auxiliary.items(), desc="auxiliary", disable=not settings.verbose):
         try:

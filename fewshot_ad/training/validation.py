@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..method.losses import distillation_loss
-from ..method.student import Student
+from ..method.student import StudentNetwork
 from ..runtime import Runtime
 from .episodes import Episode, Task, draw_episode
 
@@ -31,7 +31,7 @@ def held_out_episodes(
 
 
 @torch.inference_mode()
-def look(student: Student, episodes: Sequence[Episode], form: str, runtime: Runtime) -> dict[str, float]:
+def look(student: StudentNetwork, episodes: Sequence[Episode], form: str, runtime: Runtime) -> dict[str, float]:
     """Read a student on held-out tasks: SSD, TSD, and SSD as a share of that to another task's support."""
     student.eval()
     sums = np.zeros(3)
@@ -58,7 +58,7 @@ class Best:
         self.tensors = dict(tensors or {})
 
     @classmethod
-    def restore(cls, tensors: dict[str, torch.Tensor], header: dict[str, Any], student: Student) -> Best:
+    def restore(cls, tensors: dict[str, torch.Tensor], header: dict[str, Any], student: StudentNetwork) -> Best:
         """Go back to what was in a checkpoint, for a student of the same form."""
         kept = {key: value for key, value in tensors.items() if key.startswith("best.")}
         shapes = {f"best.{key}": value.shape for key, value in student.state_dict().items()}
@@ -67,7 +67,7 @@ class Best:
         entries = [{name: float(entry[name]) for name in ("ssd", "tsd", "contrast")} for entry in header["best"]]
         return cls([{"step": int(old["step"]), **new} for old, new in zip(header["best"], entries, strict=True)], kept)
 
-    def add(self, step: int, found: dict[str, float], student: Student) -> None:
+    def add(self, step: int, found: dict[str, float], student: StudentNetwork) -> None:
         """Note what was read; keep a copy of the student if it is the best."""
         self.entries.append({"step": step, **found})
         if found["contrast"] <= min(entry["contrast"] for entry in self.entries):

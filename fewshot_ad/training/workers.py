@@ -13,7 +13,7 @@ import torch
 
 from ..cluster import connect, settle
 from ..exceptions import FewShotADError, TrainingError
-from ..method.student import Student
+from ..method.student import StudentNetwork
 from .episodes import Episode
 
 # Restarts of a group on Ray, each from the last checkpoint.
@@ -45,7 +45,7 @@ class Workers:
         if self.count > 1:
             torch.distributed.barrier()
 
-    def add_up(self, loss: torch.Tensor, student: Student) -> torch.Tensor:
+    def add_up(self, loss: torch.Tensor, student: StudentNetwork) -> torch.Tensor:
         """Sum the workers' gradients, in place, and return the sum of their losses."""
         if self.count == 1:
             return loss
