@@ -6,8 +6,8 @@ Fit on a few normal images, score others, and draw where they are anomalous::
 
     python examples/01_quickstart.py [FOLDER] [--backbone NAME --weights FILE] [--shots 4] [--out maps.png]
 
-FOLDER has good/ and bad/ (and perhaps masks/, named as the images of bad/, which are then drawn in). Without FOLDER, a
-photograph that comes with scikit-learn is looked at as by a shaky camera in changing light, and scratches are painted.
+FOLDER has good/ and bad/. Ground-truth masks are outlined if it has masks/ with the names of bad/. Without FOLDER, the
+images are crops of a photograph of scikit-learn's in changing light, some with painted scratches.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from fewshot_ad.plotting import AnomalyMapDisplay
 matplotlib.use("Agg")
 
 parser = argparse.ArgumentParser(description="Fit on a few normal images, score others, draw where they are anomalous.")
-parser.add_argument("folder", type=Path, nargs="?", help="with good/, bad/ and perhaps masks/; default: painted here")
-parser.add_argument("--backbone", default="compact", help="the packaged teacher, or any of timm's")
+parser.add_argument("folder", type=Path, nargs="?", help="with good/, bad/ and perhaps masks/; default: generated")
+parser.add_argument("--backbone", default="compact", help="the packaged teacher, or a timm network")
 parser.add_argument("--weights", type=Path, help="safetensors file in timm's naming; default: packaged or the hub's")
 parser.add_argument("--shots", type=int, default=4, help="normal images to fit on")
 parser.add_argument("--evidence", nargs="+", default=["ssd", "tsd", "patch", "embedding"])
@@ -35,7 +35,7 @@ parser.add_argument("--out", type=Path, default=Path("maps.png"))
 args = parser.parse_args()
 
 # %%
-# A few normal images are the *support*, all others are judged.
+# The *support* is a few normal images; all others are scored.
 
 scratch = tempfile.TemporaryDirectory()
 folder = args.folder or write_images(scratch.name)
@@ -45,21 +45,22 @@ if len(good) <= args.shots or not bad:
 support, normal, bad = good[: args.shots], good[args.shots :][:150], bad[:100]
 
 # %%
-# Fitting takes the support alone: no anomalous image is needed, not even for the threshold. ``decision_function`` is
-# below 0 for what is called anomalous.
+# ``fit`` needs no anomalous image, not even for the threshold. ``decision_function`` is below 0 for images called
+# anomalous.
 
 det = DualDistillationDetector(args.backbone, weights=args.weights, evidence=args.evidence, random_state=0)
 det.fit(support)
 decision = det.decision_function([*normal, *bad])
 
 y = np.repeat([1, -1], [len(normal), len(bad)])
-print(f"{len(support)} normal images to fit on, {len(normal)} normal and {len(bad)} anomalous ones to judge")
+print(f"{len(support)} normal images to fit on, {len(normal)} normal and {len(bad)} anomalous ones to score")
 print(f"AUROC {roc_auc_score(y, decision):.3f}")
 false, true = (np.mean(decision[y == label] < 0) for label in (1, -1))
 print(f"called anomalous: {false:.0%} of the normal, {true:.0%} of the anomalous images")
 
 # %%
-# Where are they anomalous, and what were they compared with? Masks, where there are some, are outlined in white.
+# The display shows where images are anomalous, and what they were compared with. Ground-truth masks are outlined in
+# white.
 
 masks = [mask if (mask := folder / "masks" / f"{path.stem}.png").exists() else None for path in bad[: args.shown]]
 display = AnomalyMapDisplay.from_estimator(det, bad[: args.shown], masks=masks)

@@ -2,8 +2,8 @@
 In a pipeline
 =============
 
-``DualDistillationDetector`` is a scikit-learn estimator, so that a step before it can prepare the images: here one that
-cuts off a strip which has nothing to do with what is looked for.
+``DualDistillationDetector`` is a scikit-learn estimator, so a pipeline step can prepare its images. Here a step crops
+an irrelevant strip off.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ from fewshot_ad.demo import write_images
 from fewshot_ad.plotting import AnomalyMapDisplay
 
 # %%
-# Images of 160 pixels, some scratched. A device has printed something else on the lower edge of each.
+# Images of 160 pixels, some with scratches. Each has a different printed strip at the lower edge.
 
 with tempfile.TemporaryDirectory() as scratch:
     folder = write_images(scratch, n_normal=12, n_anomalous=8)
@@ -33,7 +33,7 @@ rng = np.random.default_rng(0)
 X[:, -32:] = 255 * rng.integers(0, 2, (len(X), 4, 20, 1), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
 
 # %%
-# A pipeline that cuts the strip off, and the detector alone.
+# Compare a pipeline that crops the strip off with the detector alone.
 
 
 def crop(images):
@@ -48,18 +48,18 @@ for name, model in (("whole image", whole), ("cropped", cropped)):
 AnomalyMapDisplay.from_estimator(whole, X[-1:], y=y[-1:])
 
 # %%
-# The last step of a fitted pipeline is a detector like any other. It wants images that went through the steps before.
+# The last step of a fitted pipeline is a detector. It takes images that went through the steps before it.
 
 AnomalyMapDisplay.from_estimator(cropped[-1], cropped[:-1].transform(X[-1:]), y=y[-1:])
 
 # %%
-# All of scikit-learn's tools take pipelines. ``KShotSplit`` fits on four normal images and tests on all others:
+# scikit-learn's tools take pipelines. ``KShotSplit`` fits on four normal images and tests on all others:
 
 print(cross_val_score(cropped, X, y, cv=KShotSplit(4, n_splits=2, random_state=0), scoring="roc_auc").round(3))
 
 # %%
-# Where images come as the rows of a table, ``image_shape`` says what they are. Handwritten digits, 8 by 8 pixels with
-# values from 0 to 16: fitted on eight zeros, which other digits are unlike them?
+# If images are rows of a table, ``image_shape`` gives their shape. This detector is fitted on eight handwritten zeros
+# of 8 by 8 pixels with values from 0 to 16. Which other digits does it call anomalous?
 
 digits = load_digits()
 zeros = digits.data[digits.target == 0]

@@ -2,8 +2,7 @@
 Heat maps and explanation
 =========================
 
-Why is this image called anomalous? Three displays, the numbers behind them, a map laid over its image, and a page for
-somebody who has no Python.
+Why is this image called anomalous? Three displays, the numbers behind them, an overlay, and an HTML report.
 """
 
 import tempfile
@@ -25,39 +24,36 @@ det = DualDistillationDetector(random_state=0).fit(good[:4])
 # %%
 # Where
 # -----
-# A row for each image: the image, its anomaly map, the normal image that counted most, and the patch of a normal image
-# that is most like the hottest spot. Colour begins just below the threshold, which is outlined: a normal image
-# has little or none.
+# Each row shows the image, its anomaly map, the support image with the largest weight, and the support patch most
+# similar to the hot spot. Colour starts just below the threshold. Anomalous regions are outlined.
 
 AnomalyMapDisplay.from_estimator(det, [good[10], *bad[:2]], y=[1, -1, -1])
 
 # %%
-# ``panels`` chooses among these four, and ``masks`` outlines where the images are known to be anomalous. ``save`` keeps
-# text in a PDF as text.
+# ``panels`` selects among these four. ``masks`` outlines ground-truth masks. ``save`` keeps text in a PDF as text.
 
 masks = [folder / "masks" / f"{path.stem}.png" for path in bad[:2]]
 display = AnomalyMapDisplay.from_estimator(det, bad[:2], masks=masks, panels=["image", "map"])
 display.save(folder / "where.pdf")
 
 # %%
-# How the scores lie
-# ------------------
-# Below the threshold an image is called anomalous. The triangles are the normal images that it was fitted on, each held
-# against the others.
+# Distribution of scores
+# ----------------------
+# An image above the threshold, 1, is called anomalous. Triangles are the leave-one-out scores of the support images.
 
 ScoreHistogramDisplay.from_estimator(det, [*good[4:], *bad], y=np.repeat([1, -1], [len(good[4:]), len(bad)]))
 
 # %%
-# Whom an image was compared with
-# -------------------------------
-# The student's attention picks the normal image that is most like each query.
+# Weights of the support images
+# -----------------------------
+# The weights show which support image counted most for each query.
 
 SupportWeightsDisplay.from_estimator(det, bad[:6])
 
 # %%
 # The numbers
 # -----------
-# All of it is data too, the same as ``score_samples``, ``decision_function`` and ``anomaly_map`` give.
+# ``explain`` returns all of it as data, equal to ``score_samples``, ``decision_function`` and ``anomaly_map``.
 
 e = det.explain(bad[:1])[0]
 print(f"decision {e.decision:+.2f} (below 0 = anomaly), hottest spot at row {e.hot_spot[0]}, column {e.hot_spot[1]}")
@@ -65,11 +61,10 @@ print(f"support image {e.support_index} counted most, with a weight of {e.suppor
 print(f"most like the hottest spot: a patch of support image {e.matches.support_index} ({e.matches.similarity:.2f})")
 
 # %%
-# A map laid over its image
-# -------------------------
-# The detector sees an image small. ``picture`` is the image to look at, with all pixels of the file up to a longest
-# side of 640, and ``hot_box`` is where the hottest patch is in it. ``anomaly_map(size="original")`` has a value for
-# each pixel of the file.
+# Overlays
+# --------
+# The detector resizes images to a small area. ``picture`` is the original, at most 640 pixels long, and ``hot_box`` the
+# hottest patch in it. ``anomaly_map(size="original")`` has a value for each pixel of the file.
 
 pixels = overlay(e)
 print(f"the detector saw {e.image.shape[:2]} pixels; {pixels.shape[:2]} are shown, of {e.original_size} in the file")
@@ -79,9 +74,9 @@ print(
 print(det.anomaly_map(bad[:1], size="original").shape)
 
 # %%
-# A page to look through
-# ----------------------
-# One HTML file, with the images in it, that needs no network. Its threshold can be moved.
+# Report
+# ------
+# A report is one HTML file that contains the images and a threshold slider. It works offline.
 
 report = Path(scratch.name) / "report.html"
 write_report(det, [*good[4:], *bad], report, y=np.repeat([1, -1], [len(good[4:]), len(bad)]))

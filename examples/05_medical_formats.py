@@ -2,8 +2,8 @@
 Medical formats
 ===============
 
-DICOM, NIfTI and TIFF of 16 bits are read as they are (``pip install "fewshot-ad[medical]"``). Here a detector is fitted
-on slices of a NIfTI volume and judges DICOM files, all of them rendered: nobody's data are shown.
+DICOM, NIfTI and 16-bit TIFF are read directly (``pip install "fewshot-ad[medical]"``). This detector is fitted on
+slices of a NIfTI volume and scores DICOM files. All images are synthetic.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from fewshot_ad.data.images import frames
 from fewshot_ad.plotting import AnomalyMapDisplay
 
 # %%
-# A body in Hounsfield units, seen from below: fat around soft tissue, two lungs, a spine, and noise. No two are alike.
+# Each image is a body in Hounsfield units, seen from below: fat around soft tissue, two lungs, a spine, and noise.
 
 
 def render(rng, lesion=False):
@@ -47,14 +47,15 @@ scratch = tempfile.TemporaryDirectory()
 folder = Path(scratch.name)
 
 # %%
-# A volume of eight normal slices. In a NIfTI array the first two axes run from left to right and from back to front.
+# Write a volume of eight normal slices. The first two axes of a NIfTI array run from left to right and from back to
+# front.
 
 slices = np.stack([render(rng)[::-1, ::-1].T for _ in range(8)], axis=-1)
 nibabel.save(nibabel.Nifti1Image(slices.astype(np.int16), np.eye(4)), folder / "ct.nii.gz")
 
 # %%
-# Four DICOM files, the last two with a lesion. As in a scanner's files, stored values are turned into Hounsfield units
-# by a slope and an intercept.
+# Write four DICOM files, the last two with a lesion. As in a scanner's files, a slope and an intercept convert stored
+# values to Hounsfield units.
 
 
 def write_dicom(path, values):
@@ -78,8 +79,8 @@ for i in range(4):
     write_dicom(folder / f"{i}.dcm", render(rng, lesion=i >= 2))
 
 # %%
-# One window for all files makes them comparable: ``value_range`` is in the units that the file means, here Hounsfield
-# units. A volume holds several images, which ``frames`` lists.
+# Set one input window (low, high) for all files: ``value_range`` is in the file's units, here Hounsfield units.
+# ``frames`` lists the images of a volume.
 
 support = frames(folder / "ct.nii.gz")
 queries = [folder / f"{i}.dcm" for i in range(4)]
@@ -91,7 +92,7 @@ for path, decision in zip(queries, det.decision_function(queries), strict=True):
 AnomalyMapDisplay.from_estimator(det, queries[1:3], y=[1, -1])
 
 # %%
-# A TIFF of 16 bits counts in full, 65535 being white. Pages are listed by ``frames`` as well.
+# By default 65535 is white in a 16-bit TIFF, so set the window here too. ``frames`` also lists pages.
 
 pages = np.stack([render(rng), render(rng, lesion=True)])
 tifffile.imwrite(folder / "pages.tif", (pages + 1024).clip(0).astype(np.uint16), photometric="minisblack")

@@ -2,8 +2,8 @@
 A bad support image
 ===================
 
-What if one of the few images that should be normal is not? Then what looks like it passes for normal. How each support
-image reads against the others can give it away.
+An anomalous image in the support makes similar anomalies score as normal. The leave-one-out scores of the support can
+reveal it.
 """
 
 import tempfile
@@ -24,8 +24,8 @@ good, bad = (sorted((folder / kind).glob("*")) for kind in ("good", "bad"))
 queries, y = [*good[8:], *bad[1:]], np.repeat([1, -1], [len(good[8:]), len(bad[1:])])
 
 # %%
-# Three supports of five images: all normal; with a scratched one; and with one that shows something else altogether, as
-# when a file ended up in the wrong folder.
+# Compare three supports of five images: all normal, one with a scratch, and one that shows something else, such as a
+# file in the wrong folder.
 
 stray = folder / "stray.png"
 stripes = 128 + 100 * np.sin(np.arange(160) / 3) * np.ones((160, 1))
@@ -44,9 +44,8 @@ for name, support in supports.items():
         print(f"  warning: {str(warning.message).replace(scratch.name, '')}")
 
 # %%
-# ``support_scores_`` tells how each support image reads against the others (high = normal, as all scores). The last
-# bar of each group is the image in question. A warning names an image only where it is very unlike the rest; a subtle
-# anomaly is seldom noticed, so look at the images that you fit on.
+# ``support_scores_`` are the leave-one-out scores (high = normal). The last bar of each group is the image in question.
+# A warning names only a clear outlier among the support images, seldom a subtle anomaly: look at your support images.
 
 fig, axes = plt.subplots(1, 3, figsize=(8, 3), sharey=True, layout="constrained")
 for ax, (name, det) in zip(axes, fitted.items(), strict=True):
@@ -57,8 +56,8 @@ axes[0].set_ylabel("support_scores_")
 axes[0].legend(loc="lower left")
 
 # %%
-# The bad image also moves the threshold: the spread of the support's scores grows, so that less is called anomalous.
-# The remedy is to fit without it, and to add another normal image where there is one.
+# The bad image also widens the spread of the support's scores, so the threshold rises and recall falls. Fit without it,
+# and add another normal image if you have one.
 
 clean = DualDistillationDetector(random_state=0).fit(good[:4]).partial_fit(good[4:5])
 print(f"AUROC {roc_auc_score(y, clean.decision_function(queries)):.3f}")

@@ -2,7 +2,7 @@
 Offline
 =======
 
-The package brings a teacher and a student, so that nothing is fetched. Here any attempt to reach a network would fail.
+The package includes a teacher and a student and downloads nothing. In this example any network access would fail.
 """
 
 import os
@@ -29,7 +29,7 @@ def refuse(*_):
 connect, socket.socket.connect = socket.socket.connect, refuse
 
 # %%
-# Fit, save, load, score: a file of ``save`` holds no pickle and no teacher.
+# Fit, save, load and score. The file holds no pickle and no teacher.
 
 scratch = tempfile.TemporaryDirectory()
 folder = write_images(scratch.name, n_normal=6, n_anomalous=2)
@@ -41,14 +41,14 @@ det = DualDistillationDetector.load(model)
 print(det.predict([*good[4:], *bad]))
 
 # %%
-# What is in such a file, without its tensors:
+# ``describe`` shows what is in the file, without its tensors:
 
 header = describe(model)
 for name in ("backbone", "n_support", "support_names", "support_images", "bytes"):
     print(f"{name}: {header[name]}")
 
 # %%
-# Another network of timm's needs its weights. Where they are neither in the hub's cache nor given, that is an error:
+# Another timm network needs its weights. If they are neither in the hub's cache nor given, this is an error:
 
 try:
     DualDistillationDetector("resnet10t", evidence="patch").fit(good[:4])
@@ -56,8 +56,8 @@ except WeightsNotFoundError as error:
     print(error)
 
 # %%
-# On a machine with a network, write them to a file once, and take that along. (The weights here are random, a stand-in
-# for ``pretrained=True``.)
+# Write them to a file on a machine with network access, and copy it. (The weights here are random, a stand-in for
+# ``pretrained=True``.)
 
 weights = Path(scratch.name) / "resnet10t.safetensors"
 torch.manual_seed(0)

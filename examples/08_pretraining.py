@@ -2,9 +2,9 @@
 Pretraining on your own domain
 ==============================
 
-The packaged student has seen photographs and rendered pictures only. ``pretrain`` trains one on *other kinds* of normal
-images of your domain, by the paper's episodes: no image of the kind that you want to judge is needed, and no anomalous
-one. Here in miniature; minutes and thousands of images are usual.
+The packaged student was trained on photographs and rendered pictures only. ``pretrain`` trains a student on *other
+kinds* of normal images of your domain, by the paper's episodes. It needs no image of the kind that you want to score,
+and no anomalous one. This example is small; minutes and thousands of images are usual.
 """
 
 import tempfile
@@ -20,9 +20,8 @@ from fewshot_ad.demo import write_images
 from fewshot_ad.files.checkpoints import load_student
 
 # %%
-# Tasks: twelve kinds of normal images with eight images each. Here these are twelve spots in the right part of a
-# photograph; what is to be judged later shows a spot on the left. On disk that would be a folder with a sub-folder for
-# each kind.
+# The tasks are twelve kinds of normal images with eight images each: twelve spots in the right part of a photograph.
+# The images to score later show a spot on the left. On disk, use a folder with a sub-folder for each kind.
 
 photograph, rng = load_sample_image("china.jpg"), np.random.default_rng(0)
 tasks = {}
@@ -32,8 +31,8 @@ for kind in range(12):
     tasks[f"spot {kind}"] = [photograph[y : y + 160, x : x + 160] for y, x in corners]
 
 # %%
-# A stop (Ctrl-C) leaves a checkpoint, from which ``resume=True`` goes on. A fifth of the tasks is held out; they choose
-# the student that is kept, the lowest point on the right.
+# Ctrl-C leaves a checkpoint, and ``resume=True`` continues from it. A fifth of the tasks is held out to select the best
+# student, the lowest point in the right plot.
 
 scratch = tempfile.TemporaryDirectory()
 student = pretrain(
@@ -50,10 +49,9 @@ right.plot([look["step"] for look in looks], [look["contrast"] for look in looks
 right.set(title="held-out tasks", xlabel="episode", ylabel="SSD, own over other support", ylim=(0, None))
 
 # %%
-# The student goes into any number of detectors with the same teacher, and is not trained again. How do it and the
-# packaged one do, by their evidence alone and in the default? On these scratches neither is worth much by itself, and
-# in the default the patches say more than either. So measure on images of your own before you replace the packaged
-# student.
+# Any detector with the same teacher can use the student without further training. Compare it with the packaged one, by
+# its own score components and in the default. On these scratches neither achieves much alone, and in the default the
+# patches contribute more. Measure on your own images before you replace the packaged student.
 
 folder = write_images(f"{scratch.name}/images")
 good, bad = (sorted((folder / kind).glob("*")) for kind in ("good", "bad"))

@@ -2,13 +2,13 @@
 Export to ONNX
 ==============
 
-A fitted detector becomes one file that onnxruntime, OpenVINO and the like run, without this package and without torch:
-teacher, student, support and scoring in one graph. It needs ``pip install "fewshot-ad[export]"``.
+``export`` writes teacher, student, support and scoring as one graph. onnxruntime and OpenVINO run it without this
+package or torch. It needs ``pip install "fewshot-ad[export]"``.
 """
 
 # %%
-# Fit on four normal images, here of a photograph, and export. The graph compares all patches; with ``float32`` the
-# detector does that too, so that both give the same scores.
+# Fit on four normal images and export. The graph compares all patches; with ``precision="float32"`` the detector does
+# so too, and both give the same scores.
 
 import tempfile
 from pathlib import Path
@@ -29,7 +29,7 @@ det = DualDistillationDetector(precision="float32", random_state=0).fit(good[:4]
 det.export(folder / "model.onnx")
 
 # %%
-# The file says what it is. Scores are those of ``score_samples``, high = normal; ``offset`` is the threshold.
+# The metadata describe the graph. Scores are those of ``score_samples``, high = normal; ``offset`` is the threshold.
 
 session = onnxruntime.InferenceSession(folder / "model.onnx")
 about = session.get_modelmeta().custom_metadata_map
@@ -37,8 +37,8 @@ for name in ("offset", "sign", "image_size", "aspect", "n_support", "evidence"):
     print(f"{name}: {about[name]}")
 
 # %%
-# An image goes in as it is, (N, 3, height, width) in [0, 1]: the graph resizes it, and keeps its proportions. Images
-# of one size can go in together.
+# The input is (N, 3, height, width) in [0, 1] at any size; the graph resizes it and keeps its proportions. A batch
+# holds images of one size.
 
 queries = good[4:] + bad
 images = np.stack([np.asarray(Image.open(path), np.float32) / 255 for path in queries]).transpose(0, 3, 1, 2)
@@ -49,7 +49,7 @@ for path, score, native in zip(queries, scores, det.score_samples(queries), stri
 print(f"largest difference: {np.abs(scores - det.score_samples(queries)).max():.1e}")
 
 # %%
-# Where it is anomalous: the second output.
+# The second output is the anomaly map.
 
 figure, axes = plt.subplots(1, 2, figsize=(6, 3), layout="constrained")
 axes[0].imshow(images[-1].transpose(1, 2, 0))

@@ -2,8 +2,8 @@
 On a Ray cluster
 ================
 
-``distributed.score`` puts a fitted detector into each of several processes, of one machine or of many, and goes on when
-one dies (``pip install "fewshot-ad[ray]"``). Up to some hundred thousand images plain ``score_samples`` will do.
+``distributed.score`` runs a fitted detector in several processes, on one machine or many, and continues if one dies
+(``pip install "fewshot-ad[ray]"``). Up to some hundred thousand images ``score_samples`` is enough.
 """
 
 import importlib.util
@@ -19,8 +19,8 @@ folder = write_images(scratch.name, n_normal=8, n_anomalous=4)
 det = DualDistillationDetector(random_state=0).fit(sorted((folder / "good").glob("*"))[:4])
 
 # %%
-# Without ``address=``, and without a cluster in ``RAY_ADDRESS``, one is started on this machine. The result is a Ray
-# Dataset with a row for each file, in the order of their paths.
+# Without ``address=`` or a cluster in ``RAY_ADDRESS``, one is started on this machine. The result is a Ray Dataset with
+# a row for each file, ordered by path.
 
 if importlib.util.find_spec("ray") is None:
     print('Ray is not installed: pip install "fewshot-ad[ray]"')
@@ -31,6 +31,6 @@ else:
     for row in rows:
         print(row["path"].rsplit("/", 1)[-1], f"{row['score']:.3f}", row["label"])
 
-    # The same numbers as in this process, but for the last digits where the number of threads differs.
+    # The scores equal those of this process, except for the last digits if the number of threads differs.
     print(np.allclose([row["score"] for row in rows], det.score_samples(sorted((folder / "bad").glob("*"))), atol=1e-4))
     ray.shutdown()

@@ -2,7 +2,7 @@
 A web service
 =============
 
-An image goes in; its score, p-value, regions and its picture under the map come out
+The service takes an image and returns its score, p-value, regions and overlay
 (``pip install "fewshot-ad[examples]"``).
 To serve a file from ``fewshot-ad fit``, save this page as ``service.py``::
 
@@ -26,7 +26,8 @@ from fewshot_ad.explanation import overlay
 MOST_BYTES = int(os.environ.get("FEWSHOT_AD_MOST_BYTES", 20_000_000))
 
 # %%
-# The detector is loaded once. Its ``max_pixels`` refuses small files of huge images before they are decoded.
+# Load the detector once. Small files of huge images (more than ``fewshot_ad.images.MAX_PIXELS``) are refused before
+# they are decoded; lower that limit for images from strangers.
 
 scratch = tempfile.TemporaryDirectory()
 folder = demo.write_images(scratch.name, n_normal=4, n_anomalous=1)
@@ -34,11 +35,11 @@ if "FEWSHOT_AD_MODEL" in os.environ:
     det = DualDistillationDetector.load(os.environ["FEWSHOT_AD_MODEL"])
 else:
     det = DualDistillationDetector(random_state=0).fit(sorted((folder / "good").glob("*")))
-det.set_params(n_jobs=1)  # requests come in threads of their own
+det.set_params(n_jobs=1)  # each request has a thread of its own
 
 # %%
-# The service. ``score`` is a plain function, no coroutine: so FastAPI calls it in a thread, and goes on listening. What
-# is too long is refused by its header, before it is received; an upload without a length is refused as well.
+# ``score`` is a plain function, not a coroutine, so FastAPI calls it in a thread and stays responsive. Long uploads are
+# refused by their header, before they are received, and so are uploads without a length.
 
 if importlib.util.find_spec("fastapi") is None:
     print('FastAPI is not installed: pip install "fewshot-ad[examples]"')
@@ -70,7 +71,7 @@ else:
             "name": image.filename,
             "score": found.relative,  # 1 is the threshold, high = anomalous
             "anomalous": found.decision < 0,
-            "p_value": float(det.normal_pvalue([image])[0]),  # of normal images, how many score as high
+            "p_value": float(det.normal_pvalue([image])[0]),  # share of normal images expected to score as high
             "regions": [
                 {"box": one.box, "area": one.area, "peak": one.peak, "polygon": one.polygon.tolist()}
                 for one in found.regions
@@ -79,7 +80,7 @@ else:
         }
 
     # %%
-    # A request, without a network.
+    # Send a request, without a network.
 
     with TestClient(app) as client, open(next((folder / "bad").glob("*")), "rb") as file:
         reply = client.post("/score", files={"image": file}).json()

@@ -1,10 +1,10 @@
 """
-A model of MLflow
-=================
+An MLflow model
+===============
 
-MLflow keeps models beside the runs that made them, and serves them all in one way, as ``pyfunc``
-(``pip install "fewshot-ad[examples]"``). A detector's file is an artifact of such a model: MLflow pickles the few lines
-of the class below, and no detector.
+MLflow stores models with the runs that made them, and serves them as ``pyfunc``
+(``pip install "fewshot-ad[examples]"``). The detector's file is an artifact of the model: MLflow
+pickles the small class below, not the detector.
 """
 
 import importlib.util
@@ -21,8 +21,8 @@ det = DualDistillationDetector(random_state=0).fit(normal[:4])
 det.save(folder / "model.fsad", support=True)
 
 # %%
-# The model takes a table with paths in its first column, and returns one with a row for each: the score, as tables and
-# reports have it (1 is the threshold, high = anomalous), and the label, -1 where it is anomalous.
+# The model takes a table with paths in its first column. It returns a table with the score on the scale of tables and
+# reports (1 is the threshold, high = anomalous) and the label (-1 = anomalous).
 
 if importlib.util.find_spec("mlflow") is None:
     print('MLflow is not installed: pip install "fewshot-ad[examples]"')
@@ -52,7 +52,7 @@ else:
         )
 
     # %%
-    # Anywhere else, with the address of the model and nothing of this page:
+    # Elsewhere, load the model by its address alone:
 
     model = mlflow.pyfunc.load_model(logged.model_uri)
     found = model.predict(pd.DataFrame({"path": [*normal[4:], *bad]}))

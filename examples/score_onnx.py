@@ -1,8 +1,8 @@
-"""Score the images of a folder with an exported detector, by onnxruntime and numpy; Pillow decodes.
+"""Score the images of a folder with an exported detector; needs onnxruntime, numpy and Pillow.
 
 python examples/score_onnx.py model.onnx FOLDER
 
-Path, score and label of each image: a score above 1 is anomalous, label -1.
+Prints path, score and label of each image: above 1 is anomalous, label -1.
 """
 
 import json
@@ -21,14 +21,14 @@ size, offset = np.max(json.loads(about["image_size"])), float(about["offset"])
 try:
     for path in sorted(Path(sys.argv[2]).iterdir()):
         with Image.open(path) as picture:
-            # Of a large JPEG no more is decoded than the detector needs, for its longer side too.
+            # Decode a large JPEG at a smaller scale, large enough for the longer side too.
             side = math.ceil(4 * size * min(max(picture.size) / min(picture.size), 4) ** 0.5)
             picture.draft(None, (side, side))
             pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"), np.float32) / 255
         (scores,) = session.run(["score"], {"image": pixels.transpose(2, 0, 1)[None]})
         score = float(scores[0])
-        # A score that is no number is not known to be normal.
+        # NaN is not known to be normal.
         print(path, score / offset, 1 if score >= offset else -1, flush=True)
-except BrokenPipeError:  # as in `... | head`: nobody reads on
+except BrokenPipeError:  # as in `... | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
