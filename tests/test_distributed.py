@@ -19,6 +19,7 @@ from PIL import Image
 from sklearn.model_selection import GridSearchCV
 from test_pretraining import write_tasks
 
+import fewshot_ad.images
 from fewshot_ad import DualDistillationDetector, KShotSplit, Student, cli, distributed, pretrain
 from fewshot_ad.exceptions import CheckpointError, ImageError, MissingExtraError
 from fewshot_ad.files.checkpoints import load_student
@@ -191,6 +192,12 @@ def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_size_that_is_refused_is_the_callers(ray, fitted, tmp_path, monkeypatch):
+    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
+    rows = distributed.score(fitted, write_images(tmp_path / "images", 2), num_actors=1).take_all()
+    assert all("more than the 1000" in row["error"] for row in rows)
+
+
 def test_the_command_writes_the_same_table_on_ray(ray, tmp_path, capsys):
     paths = write_images(tmp_path / "images", 6)
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")

@@ -20,7 +20,8 @@ from sklearn.exceptions import NotFittedError
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.exceptions import CheckpointError, FewShotADError, OutputError, OutputExistsError, WeightsNotFoundError
-from fewshot_ad.files import checkpoints, model_file
+from fewshot_ad.files import checkpoints, format_1, model_file
+from fewshot_ad.files.header import LEFT_OUT
 
 load = DualDistillationDetector.load
 pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:X does not have valid feature names")
@@ -271,8 +272,8 @@ def test_what_cannot_be_saved(make, fitted, toy, normal, tmp_path):
     with pytest.raises(NotFittedError):
         make().save(path)
     det = clone(fitted).set_params(evidence="patch").fit(normal[:2])
-    with pytest.raises(ValueError, match="lam=-1"):
-        pickle.loads(pickle.dumps(det)).set_params(lam=-1).save(path)
+    with pytest.raises(ValueError, match="on_error='never'"):
+        pickle.loads(pickle.dumps(det)).set_params(on_error="never").save(path)
     settings = dataclasses.replace(det.fitted_.settings, backbone="hf-hub:somebody/something")
     with pytest.raises(CheckpointError, match="not a network that timm"):
         model_file.save(path, det.fitted_, settings)
@@ -567,7 +568,7 @@ def test_describe_reads_the_header_alone(fitted, saved, tmp_path):
     assert found["n_features_in_"] is None
     assert [student["decoder_blocks"] for student in found["students"]] == [[1, 2, 1]] * 2
     assert found["parameters"]["image_size"] == 32
-    assert found["parameters"].keys() == fitted.get_params().keys() - {"device", "n_jobs", "memory", "verbose"}
+    assert found["parameters"].keys() == fitted.get_params().keys() - {*LEFT_OUT, "student"}
     assert issubclass(CheckpointError, FewShotADError)
 
 
@@ -588,3 +589,16 @@ def test_names_are_escaped_in_notebooks(fitted):
     det = pickle.loads(pickle.dumps(fitted)).set_params(backbone="<script>alert(1)</script>")
     assert "<script>alert" not in det._repr_html_()
     assert "&lt;script&gt;alert(1)" in det._repr_html_()
+
+
+def test_parameters_of_the_first_release_have_todays_names():
+    given = {"backbone": "compact", "student": "encoder", "n_steps": 5, "tol": 0.1, "lam": "auto", "max_pixels": 7}
+    header = {"parameters": given, "fitted": {"lam_": 0.3}, "students": []}
+    assert format_1.renamed(header)["parameters"] == {
+        "backbone": "compact", "student__architecture": "encoder", "student__n_steps": 5, "student__tol": 0.1,
+        "lam": 0.3,
+    }  # fmt: skip
+    assert format_1.renamed({"parameters": 3}) == {"parameters": 3}  # for the check to name
+    old = DualDistillationDetector.load(DATA / "model_1.fsad").get_params()
+    assert old["student"] is not None
+    assert old["student__decoder_blocks"] == (2, 2, 2)
