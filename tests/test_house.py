@@ -40,7 +40,7 @@ FLOORS = [
     ["images"],
     ["data"],
     ["threads"],
-    ["metrics", "cluster", "drawing", "runtime"],
+    ["metrics", "cluster", "drawing", "rendered", "runtime"],
     ["exceptions"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
