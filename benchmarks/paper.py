@@ -50,13 +50,13 @@ PUBLISHED: dict[str, dict[tuple[str, int], float]] = {
         ("HIS", 2): 0.942, ("LAG", 4): 0.962, ("APTOS", 2): 1.000, ("RSNA", 4): 0.979, ("Brain_Tumor", 4): 0.953,
     },
 }  # fmt: skip
-# The ablation's own table gives another figure for the whole method than the main one.
-ALSO = "The paper's ablation table gives the whole method .967 on HIS and 1.000 on APTOS."
+# The ablation table and the main table differ for the whole method.
+ALSO = "The paper's ablation table gives the whole method 0.967 on HIS and 1.000 on APTOS."
 WARNING = """\
 **The published figures do not compare with these.** The published code blurs a whole batch of maps with one Gaussian,
 across images that are sorted by class, drops the last incomplete batch, and keeps the epoch with the best AUROC on the
-test images. Ours are scored image by image, with the training's length fixed beforehand. "Leaky" (--leaky) scores the
-same maps with that blur, to show what it alone is worth; it is not a measurement of anything.
+test images. Ours are scored image by image, with a fixed length of training. "Leaky" (--leaky) scores the same maps with
+that blur, to show its effect alone; it is not a measurement of anything.
 """
 QUICK = {"shots": [2, 4], "seeds": 2, "steps": 60, "images": 40, "auxiliary": 40, "domains": 4}
 

@@ -17,18 +17,18 @@ from fewshot_ad.method import features, matching, scoring
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "teacher": [(features, "run_network")],
     "student": [(scoring, "run_student")],
-    "describing patches": [(matching, "patch_features")],
-    "searching the memory": [(matching.PatchBank, "nearest")],
+    "patch descriptors": [(matching, "patch_features")],
+    "searching the memory bank": [(matching.PatchBank, "nearest")],
     "student against its weighted support and the teacher": [(scoring, "student_evidence")],
     "embedding": [(scoring, "embedding_evidence")],
-    "enlarging, blurring": [(scoring, "to_pixels")],
+    "upsampling, blurring": [(scoring, "to_pixels")],
     "score: border, highest pixels, mean": [(scoring.Scorer, "judge")],
     "reading, resizing": [(images, "_load")],
-    "looking for copies of the support": [(support.FittedSupport, "exclude")],
+    "detecting copies of the support": [(support.FittedSupport, "exclude")],
     "copying maps": [(scoring, "split"), (features, "plain")],
-    "putting evidence together": [(scoring.Scorer, "compare")],
+    "combining score components": [(scoring.Scorer, "compare")],
 }
-REST = "threads, windows, all else"
+REST = "threads, batching, other"
 
 
 class Clock:
