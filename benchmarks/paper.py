@@ -55,8 +55,8 @@ ALSO = "The paper's ablation table gives the whole method 0.967 on HIS and 1.000
 WARNING = """\
 **The published figures do not compare with these.** The published code blurs a whole batch of maps with one Gaussian,
 across images that are sorted by class, drops the last incomplete batch, and keeps the epoch with the best AUROC on the
-test images. Ours are scored image by image, with a fixed length of training. "Leaky" (--leaky) scores the same maps with
-that blur, to show its effect alone; it is not a measurement of anything.
+test images. Ours are scored image by image, with a fixed length of training. "Leaky" (--leaky) scores the same maps
+with that blur, to show its effect alone; it is not a measurement of anything.
 """
 QUICK = {"shots": [2, 4], "seeds": 2, "steps": 60, "images": 40, "auxiliary": 40, "domains": 4}
 
