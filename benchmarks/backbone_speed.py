@@ -3,9 +3,9 @@
 python benchmarks/backbone_speed.py
 python benchmarks/backbone_speed.py --side 224 --images 4 --rounds 3 --shots 1
 
-Both have the same weights of DINOv2 S/14 and see the same arrays. They are timed in turn, and a ratio is of one round:
-the median of these is shown. anomalib's model takes one image at a time (several at once took no less time for each),
-with all of torch's threads; ours has as many images as threads. The load of the machine before and after stands below.
+Both have the same weights of DINOv2 S/14 and process the same arrays. They are timed in turn, and the median of the
+ratios within a round is shown. anomalib's model takes one image at a time with all of torch's threads (several at once
+took no less time for each); ours takes as many images as threads. The load of the machine before and after is printed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def show(args: argparse.Namespace, weights: Path, shots: int, folder: Path) -> None:
-    """Time anomalib and each of ours with so many normal images; print a row for each."""
+    """Time anomalib and each of ours with this number of normal images; print a row for each."""
     support, images = make_images(shots, args.side, 0), make_images(args.images, args.side, 1)
     peer = build_peer(weights)
 

@@ -2,13 +2,13 @@
 
 python benchmarks/calibrate.py DATA --out calibrate
 
-A support is drawn for each task, and every other image is scored once: at most 190 normal and 100 anomalous ones. Of
-the normal ones 10, 20 and 40 are then drawn to calibrate on, twenty times, and all others are called normal or not.
-Scores are kept in the folder `--out`, from which the tables are made again in seconds; `--fresh` computes them anew.
+For each task a support is drawn, and at most 190 other normal and 100 anomalous images are scored once. Then 10, 20 and
+40 of the normal ones are drawn to calibrate on, twenty times; the others are the test set. Scores are kept in `--out`,
+and tables are made from them in seconds; `--fresh` recomputes them.
 
-The second table is of the automatic threshold, from the support alone. Its prior on the spread of normal scores (the
-standard deviation of their logarithm, and how many images that belief is worth) is chosen on all families of tasks but
-one, from a grid, by the mean distance of a task's false alarms from 5 %; false alarms are counted on that one.
+The second table shows the automatic threshold, from the support alone. Its prior on the spread of normal scores (the
+standard deviation of their logarithm, and its weight in images) is chosen from a grid on all families of tasks but one,
+by the mean distance of a task's false alarms from 5 %. False alarms are then counted on the family left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ N_DRAWS = 20
 RATE = 0.05
 SDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# Families that are counted on, and chosen by no prior: their two kinds of images come of different sources.
+# Evaluated, but not used to choose the prior: normal and anomalous images come from different sources.
 DECIDES_NOTHING = ("brain",)
 
 
@@ -60,13 +60,13 @@ def scored(task: Path, shots: int, seed: int, pictures: Pictures, features: Feat
 
 
 def called(found: dict[str, Any], offset: float, left: np.ndarray | None = None) -> np.ndarray:
-    """Return false alarms among the normal images that are left, and recall."""
+    """Return the false-positive rate on the normal images that are left, and recall."""
     normal = np.array(found["normal"]) if left is None else np.array(found["normal"])[left]
     return np.array([(normal < offset).mean(), (np.array(found["anomalous"]) < offset).mean()])
 
 
 def after(found: dict[str, Any], n: int, seed: int) -> np.ndarray:
-    """Calibrate on n of the normal images, many times: mean false alarms among the others, and mean recall."""
+    """Calibrate on n of the normal images, many times: mean false-positive rate on the others, and mean recall."""
     normal, rng = np.array(found["normal"]), np.random.default_rng((seed, n))
     results = []
     if n >= len(normal):  # none would be left to test on

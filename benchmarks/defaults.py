@@ -3,12 +3,12 @@
 python benchmarks/defaults.py DATA --out results
 python benchmarks/defaults.py DATA --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
 
-Each parameter in turn takes some values, the others keep their defaults. Leave one family out: the value is chosen on
-all families of tasks but one, and counted on that one; of values that are within 0.003 of the best the simplest is
-chosen, which stands first below. "Chosen on" is the gain over the simplest value on the families that it was chosen on,
-"left out" that on the families left out, both means over all families. Image AUROC, mean over the tasks of a family and
-over draws of the support (see quality.py). `brain_tumor` decides nothing: its classes differ by source. Tasks where
-every setting reaches 0.999 are not counted.
+Each parameter varies in turn; the others keep their defaults. A value is chosen on all families of tasks but one and
+evaluated on the family left out. Among values within 0.003 of the best, the simplest is chosen; it is listed first.
+"Chosen on" is the gain over the simplest value on the families used for the choice, "left out" the gain on the family
+left out; both are means over all families. The metric is image AUROC, averaged over the tasks of a family and over
+draws of the support (see quality.py). `brain_tumor` is excluded, because its classes differ by source. Tasks where
+every setting reaches 0.999 are excluded too.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("data", type=Path, metavar="DATA")
-    add("--out", type=Path, required=True, metavar="DIR", help="where results are kept: a run that stopped goes on")
+    add("--out", type=Path, required=True, metavar="DIR", help="where results are kept; an interrupted run resumes")
     add("--parameters", nargs="+", choices=tuple(VALUES), default=list(VALUES))
     add("--shots", type=int, default=4)
     add("--seeds", type=int, default=3)
     add("--tasks", nargs="+", metavar="NAME", help="default: all")
     add("--backbone", default="compact")
-    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
+    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged, or the hub's")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""How often `det.drift` says drift: python benchmarks/drift.py [ROOT].
+"""How often `det.drift` reports drift: python benchmarks/drift.py [ROOT].
 
-Of each task some draws of the support, and twenty other normal images: as they are, a third brighter, blurred, and
-twenty normal images of another task in their place. Tasks of one kind do not stand for each other's product.
+For each task and draw of the support, twenty other normal images are tested: unchanged, 1.3 times as bright, blurred,
+and replaced by normal images of another task. Tasks of one kind do not replace each other.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""One training step, ours against the published way of doing the same step: Markdown on standard output.
+"""One training step, ours against the published implementation: Markdown on standard output.
 
 python benchmarks/episode_step.py [--backbone wide_resnet50_2] [--blocks 3 4 6] [--rounds 5]
 
-Published way, for B queries: each brings its own K support images, teacher and student see every one of them inside the
+Published, for B queries: each brings its own K support images, and teacher and student process all of them inside the
 step, B (1 + K) passes each, in float32. Ours: the queries share their support, B + K student passes; the teacher's
-features were computed before, once for each distinct image; precision "auto", that is bfloat16 where the hardware
-multiplies it natively. Student, losses, optimiser and K, B are the same; both are timed in turn, the median of the
-rounds is shown. Random weights: a step costs the same.
+features are computed beforehand, once for each distinct image; precision "auto" is bfloat16 on hardware with native
+support. Student, losses, optimiser, K and B are the same. Both are timed in turn; the median of the rounds is shown.
+Weights are random, which does not change the time.
 """
 
 from __future__ import annotations

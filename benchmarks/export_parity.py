@@ -1,14 +1,13 @@
-"""How far an exported detector is from the package, on real images: Markdown on standard output.
+"""How far the scores of an exported detector are from the package's, on real images: Markdown on standard output.
 
 python benchmarks/export_parity.py DATA --shots 1 2 4 8 --seeds 1
 python benchmarks/export_parity.py DATA --shots 4 --seeds 3 --int8
 
 DATA has one folder for each task; supports and test images are those of quality.py, in their own size and proportions.
 The graph is scored in onnxruntime and in OpenVINO, one image at a time, and compared with the package at --precision
-(float32 compares all patches, as the graph does): largest difference of a score and of a pixel of a map, and how many
-decisions differ. --int8 tells the image AUROC instead, of
-the graph as it is and with the teacher's convolutions in 8 bits (static, calibrated on the support's views), both in
-onnxruntime; the package does not offer that.
+(float32 compares all patches, as the graph does): largest difference of a score and of a pixel of a map, and number of
+changed decisions. --int8 prints the image AUROC instead: of the graph as exported, and with the teacher's convolutions
+in 8 bits (static, calibrated on the support's views), both in onnxruntime; the package does not offer 8 bits.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ def main() -> None:
     add("data", type=Path, metavar="DATA")
     add("--shots", type=int, nargs="+", default=[4], metavar="K")
     add("--seeds", type=int, default=1)
-    add("--limit", type=int, metavar="N", help="at most so many test images of each kind")
+    add("--limit", type=int, metavar="N", help="limit on the test images of each class")
     add("--backbone", default="compact")
-    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
+    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged, or the hub's")
     add("--aspect", choices=["keep", "square"], default="keep")
     add("--precision", default="float32", help="of the package")
     add("--threads", type=int, default=1)
@@ -79,7 +78,7 @@ def main() -> None:
             score, pixel, decisions = zip(*(one[i] for one in found), strict=True)
             rows.append([name, f"{max(score):.1e}", f"{max(pixel):.1e}", str(sum(decisions))])
         nearest = min(np.abs(decision).min() for decision, *_ in found)
-        print(table(["", "score", "map", "other decisions"], rows) + f"nearest to a threshold: {nearest:.1e}")
+        print(table(["", "score", "map", "changed decisions"], rows) + f"nearest to a threshold: {nearest:.1e}")
 
 
 def read(path: Path) -> np.ndarray:
@@ -88,12 +87,12 @@ def read(path: Path) -> np.ndarray:
 
 
 def tensor(image: np.ndarray) -> np.ndarray:
-    """Make of an image what the graph takes."""
+    """Convert an image to the graph's input."""
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
 
 
 def differences(det: DualDistillationDetector, model: Path, queries: list[np.ndarray], n_threads: int) -> list:
-    """Return the package's decision function, and how far the graph is from it in each runtime."""
+    """Return the package's decision function, and the graph's difference from it in each runtime."""
     score, pixels = det.score_samples(queries), det.anomaly_map(queries)
     found = [score - det.offset_]
     for run in (in_onnxruntime(model, n_threads), in_openvino(model, n_threads)):
@@ -125,7 +124,7 @@ def aurocs(
 
 
 def quantize(det: DualDistillationDetector, model: Path, out: Path, support: list[np.ndarray]) -> None:
-    """Write the graph with the teacher's convolutions in 8 bits: they are the first that it makes."""
+    """Write the graph with the teacher's convolutions in 8 bits; they come first in the graph."""
     n_convolutions = sum(isinstance(module, nn.Conv2d) for module in det.session().scorer.extract.teacher.modules())
     names = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"][:n_convolutions]
     quantization.quantize_static(
@@ -135,14 +134,14 @@ def quantize(det: DualDistillationDetector, model: Path, out: Path, support: lis
 
 
 class Views(quantization.CalibrationDataReader):
-    """The support, turned and mirrored, one view at a time."""
+    """The support, rotated and flipped, one view at a time."""
 
     def __init__(self, support: list[np.ndarray]) -> None:
         images = (torch.from_numpy(tensor(image)[0]) for image in support)
         self.batches = (view[None] for image in images for view in turned_and_mirrored(image))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next few, or None after the last."""
+        """Return the next batch, or None after the last."""
         batch = next(self.batches, None)
         return None if batch is None else {"image": batch.contiguous().numpy()}
 

@@ -4,8 +4,8 @@ python benchmarks/export_speed.py FOLDER --threads 1 2 --batches 1 8
 
 The first four files of the folder are the support, the next ones the queries, read beforehand and resized to one size.
 All run on the CPU: the package with precision="float32" (which compares all patches, as the graph does) and with
-"auto", the graph in onnxruntime and in OpenVINO. They are timed in turn, and the medians of the rounds are shown, with
-their middle halves; a ratio is of two times of one round.
+"auto", the graph in onnxruntime and in OpenVINO. They are timed in turn; medians of the rounds and interquartile
+ranges are shown. A ratio is of two times within one round.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER")
     add("--backbone", default="compact")
-    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
+    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged, or the hub's")
     add("--image-size", type=int, default=128)
     add("--aspect", choices=["keep", "square"], default="keep")
     add("--shown", type=int, nargs=2, metavar=("H", "W"), help="size of the queries; default: squares of --image-size")
@@ -88,7 +88,7 @@ def in_openvino(model: Path, n_threads: int) -> Run:
 
 
 def show(what: str, rivals: dict[str, Run], batch: np.ndarray, rounds: int) -> None:
-    """Time the rivals in turn; print medians and middle halves."""
+    """Time the contenders in turn; print medians and interquartile ranges."""
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, run in rivals.items():

@@ -1,4 +1,4 @@
-"""What a grid search with `memory=` takes beside its training steps: one line on standard output.
+"""Time of a grid search with `memory=` relative to its training steps: one line on standard output.
 
 python benchmarks/grid.py --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
 

@@ -1,10 +1,10 @@
-"""What a few labelled images gain: `LabelledDetector` against its detector. Markdown on standard output.
+"""Gain from a few labelled images: `LabelledDetector` against its detector. Markdown on standard output.
 
 python benchmarks/labels.py DATA
 
-From each task and draw N anomalous and 2 N + 4 normal images are labelled, of which four are the support; the others of
-at most 154 normal and 100 anomalous ones are the test. Image AUROC. `brain_tumor` decides nothing: its classes differ
-by source. Tasks with fewer than 20 normal images left are not counted.
+In each task and draw, N anomalous and 2 N + 4 normal images are labelled; four of the normal ones are the support. The
+rest of at most 154 normal and 100 anomalous images is the test set. The metric is image AUROC. `brain_tumor` is
+excluded, because its classes differ by source; so are tasks with fewer than 20 normal images left.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The field's few-shot protocol, for whoever holds its data: MVTec AD, AD 2 and LOCO, VisA, BTAD, DAGM, Real-IAD.
+"""The field's few-shot protocol, on your copy of MVTec AD, AD 2 or LOCO, VisA, BTAD, DAGM or Real-IAD.
 
 python benchmarks/mvtec.py ROOT --backbone vit_small_patch14_dinov2.lvd142m --image-size 448 --evidence patch
 python benchmarks/mvtec.py ROOT --quick
 
-ROOT is a data set as it comes: a folder of categories in a layout that `load_folder` reads, or one of them. For each
-category, number of shots and draw, that many normal training images are the support, and all test images are scored.
-Draws are numbers: draw 0 takes the first K images of the training images in the order of seed 0, and so on. Measured
-are image AUROC, average precision (AP) and F1-max, and pixel AUROC and AUPRO (up to a false-positive rate of 0.3), maps
-and masks at 256 pixels. Results are kept in OUT, one file each: a run that was broken off goes on.
+ROOT is a data set as published: a folder of categories in a layout that `load_folder` reads, or one of them. For each
+category, number of shots K and draw, K normal training images are the support, and all test images are scored. Draw i
+takes the first K training images in the random order of seed i. The metrics are image AUROC, average precision (AP),
+F1-max, pixel AUROC and AUPRO (up to a false-positive rate of 0.3), with maps and masks at 256 pixels. Results are kept
+in OUT, one file each; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fewshot_ad.data.listing import say_left_out
 from fewshot_ad.draws import N_ANOMALOUS, N_NORMAL
 from fewshot_ad.exceptions import FewShotADError, SupportWarning
 
-# Of a result: its name in tables.
+# Names of the metrics in tables.
 METRICS = {"image": "image AUROC", "ap": "AP", "f1": "F1-max", "pixel": "pixel AUROC", "aupro": "AUPRO"}
 QUICK = {"draws": 1, "categories": 2, "limit": 20}
 Entry = dict[str, Any]
@@ -44,13 +44,13 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Listed(Draw):
-    """A draw of a folder that says which mask belongs to which image."""
+    """A draw from a folder that lists the mask of each image."""
 
     of_images: Mapping[Path, Path | None] = field(default_factory=dict)
 
     @property
     def mask_files(self) -> list[Path]:
-        """Masks of the test images; of several of an image, their folder."""
+        """Masks of the test images; a folder where an image has several."""
         return [mask for mask in self.of_images.values() if mask is not None]
 
     def mask(self, path: Path) -> Path | None:
@@ -59,7 +59,7 @@ class Listed(Draw):
 
 
 class Unheld(Features):
-    """Holds no features: each draw computes them anew."""
+    """Holds no features: each draw recomputes them."""
 
     def __call__(self, image: np.ndarray, key: str, compute: Any) -> list[np.ndarray]:
         """Return an image's features."""
@@ -81,10 +81,10 @@ def parse() -> argparse.Namespace:
     add("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any parameter of the detector")
     add("--device", default="auto")
     add("--threads", type=int, default=os.cpu_count())
-    add("--limit", type=int, metavar="N", help="at most so many test images of each kind")
-    add("--low-memory", action="store_true", help="hold no features of test images: each draw computes them anew")
-    add("--fresh", action="store_true", help="compute every result anew")
-    add("--quick", action="store_true", help="few draws, categories and images: to see that all runs")
+    add("--limit", type=int, metavar="N", help="limit on the test images of each class")
+    add("--low-memory", action="store_true", help="hold no features of test images: each draw recomputes them")
+    add("--fresh", action="store_true", help="recompute every result")
+    add("--quick", action="store_true", help="few draws, categories and images: a check that everything runs")
     args = parser.parse_args()
     args.out = args.out or Path(f"mvtec-{args.root.resolve().name}")
     if args.quick:
@@ -105,7 +105,7 @@ def make_detector(args: argparse.Namespace) -> DualDistillationDetector:
 
 
 def as_json(text: str) -> Any:
-    """Read a value as JSON, or as the text that it is."""
+    """Read a value as JSON, or else as plain text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -113,10 +113,10 @@ def as_json(text: str) -> Any:
 
 
 def find_categories(root: Path, names: Sequence[str] | None) -> list[Path]:
-    """List the folders to measure on, those named where names are given."""
+    """List the folders to measure on, or those named."""
     found = categories(root) if root.is_dir() else []
     if not found:
-        load_folder(root)  # one category, or an error that says what is expected
+        load_folder(root)  # one category, or an error that describes the layout
         found = [root]
     if len({folder.name for folder in found}) < len(found):
         versions = sorted({folder.parent.name for folder in found})
@@ -129,7 +129,7 @@ def find_categories(root: Path, names: Sequence[str] | None) -> list[Path]:
 
 
 def draw(root: Path, folder: ImageFolder, n_shots: int, seed: int, limit: int | None) -> Listed:
-    """Draw a support among the normal training images; where training and test are not apart, as `evaluate` does."""
+    """Draw a support from the normal training images; without a training split, as `evaluate` does."""
     paths, y, train = np.array(folder.paths, object), folder.y, folder.train
     split = bool(train.any())
     pool = paths[(y == 1) & (train | (not split))]
@@ -180,7 +180,7 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
 
 
 def values(found: Sequence[Entry], shots: int, metric: str) -> dict[str, list[float]]:
-    """Collect a metric by category, one value for each draw; categories in which it was not measured are left out."""
+    """Collect a metric by category, one value for each draw; categories without it are left out."""
     collected: dict[str, list[float]] = {}
     for entry in found:
         if entry["shots"] == shots and metric in entry:
@@ -235,10 +235,10 @@ def main() -> int:
     try:
         store = Store(args.out / "results", args.fresh)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SupportWarning)  # one image is few: that is what is measured
+            warnings.simplefilter("ignore", SupportWarning)  # few images are the point of this measurement
             found = entries(args, store)
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        print("\nStopped; the same command resumes from here.", file=sys.stderr)
         return 130
     except FewShotADError as error:
         raise SystemExit(str(error)) from error

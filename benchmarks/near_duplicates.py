@@ -1,7 +1,7 @@
-"""False alarms where the support is one image four times: python benchmarks/near_duplicates.py [DATA].
+"""False alarms when the support is one image four times: python benchmarks/near_duplicates.py [DATA].
 
-Four normal images of each task as the threshold sees them: drawn at random; one image saved as JPEG four times; four
-frames of one still scene. Forty other normal images are then called normal or not.
+The support of each task is four normal images: drawn at random; one image saved as JPEG four times; or four frames of
+one still scene. The false-positive rate is counted on forty other normal images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def as_jpeg(path: Path, i: int) -> Image.Image:
 
 
 def as_frame(path: Path, i: int) -> np.ndarray:
-    """Noise, a little more light, a shift by one pixel."""
+    """Add noise, a little brightness and a shift by one pixel."""
     pixels = np.asarray(Image.open(path).convert("RGB"), dtype=float)
     noise = np.random.default_rng(i).normal(0, 3, pixels.shape)
     return np.clip(np.roll(pixels, (i % 2, i // 2 % 2), (0, 1)) + noise + 1.5 * i, 0, 255).astype(np.uint8)

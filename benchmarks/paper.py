@@ -1,13 +1,13 @@
-"""The paper's own experiment, for whoever holds its data: each domain in turn held out, every line of the ablation.
+"""The paper's own experiment, on your copy of its data: each domain held out in turn, every line of the ablation.
 
 python benchmarks/paper.py ROOT --out results
 python benchmarks/paper.py ROOT --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors --quick
 
 ROOT has one folder for each domain (HIS, LAG, APTOS, RSNA, Brain_Tumor, or any others), with train/good, test/good and
 test/bad, or with good/ and bad/ (then split as in quality.py). For each domain and line, a student is pretrained by
-episodes on the normal images of the domains of other families (the family is what stands before the first underscore),
-for a number of epochs that is fixed beforehand; then K normal images of the domain, drawn by each seed, are shown to
-it. Nothing is chosen by test labels. Students and results are kept in OUT: a run that was broken off goes on.
+episodes on the normal images of other families' domains (the family is the name up to the first underscore), for a
+fixed number of epochs. Then K normal images of the domain, drawn by each seed, are the support. Nothing is chosen by
+test labels. Students and results are kept in OUT; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ PUBLISHED: dict[str, dict[tuple[str, int], float]] = {
         ("HIS", 2): 0.942, ("LAG", 4): 0.962, ("APTOS", 2): 1.000, ("RSNA", 4): 0.979, ("Brain_Tumor", 4): 0.953,
     },
 }  # fmt: skip
-# The ablation's own table gives another figure for the whole method than the main one.
-ALSO = "The paper's ablation table gives the whole method .967 on HIS and 1.000 on APTOS."
+# The ablation table and the main table differ for the whole method.
+ALSO = "The paper's ablation table gives the whole method 0.967 on HIS and 1.000 on APTOS."
 WARNING = """\
 **The published figures do not compare with these.** The published code blurs a whole batch of maps with one Gaussian,
 across images that are sorted by class, drops the last incomplete batch, and keeps the epoch with the best AUROC on the
-test images. Ours are scored image by image, with the training's length fixed beforehand. "Leaky" (--leaky) scores the
-same maps with that blur, to show what it alone is worth; it is not a measurement of anything.
+test images. Ours are scored image by image, with a fixed length of training. "Leaky" (--leaky) scores the same maps
+with that blur, to show its effect alone; it is not a measurement of anything.
 """
 QUICK = {"shots": [2, 4], "seeds": 2, "steps": 60, "images": 40, "auxiliary": 40, "domains": 4}
 
@@ -77,9 +77,9 @@ def parse() -> argparse.Namespace:
     add("--epochs", type=int, default=70, help="over the auxiliary images, 16 in a step")
     add("--steps", type=int, help="in place of epochs")
     add("--threads", type=int, default=os.cpu_count())
-    add("--leaky", action="store_true", help="besides, score the way of the published code")
-    add("--fresh", action="store_true", help="compute every result anew, with the students that are there")
-    add("--quick", action="store_true", help="few domains, images and steps: to see that all runs, not for its figures")
+    add("--leaky", action="store_true", help="also score as the published code does")
+    add("--fresh", action="store_true", help="recompute every result, with the existing students")
+    add("--quick", action="store_true", help="few domains, images and steps: a check that everything runs")
     args = parser.parse_args()
     if args.quick:
         args.shots, args.seeds = QUICK["shots"], min(args.seeds, QUICK["seeds"])
@@ -141,7 +141,7 @@ def report(args: argparse.Namespace, results: Results) -> str:
         parts += [f"## {shots} normal images\n", "Image AUROC ± standard error over seeds:\n"]
         parts.append(results.grid(shots, ["image"]))
         if args.leaky:
-            parts += ["Leaky image AUROC / the same maps scored each by itself:\n"]
+            parts += ["Leaky image AUROC / the same maps, each scored alone:\n"]
             parts.append(results.grid(shots, ["leaky", "image"], needs="leaky"))
     rows = []
     for line, figures in PUBLISHED.items():
@@ -160,7 +160,7 @@ def main() -> int:
     try:
         found = entries(args, store)
     except (KeyboardInterrupt, PretrainingStopped):
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        print("\nStopped; the same command resumes from here.", file=sys.stderr)
         return 130
     said = report(args, Results(found))
     print(said)

@@ -2,11 +2,11 @@
 
 python benchmarks/parity_anomalydino.py --side 448
 
-Both have the same random weights of DINOv2 S/14, the same support and the same images; neither fetches anything. Our
-support is not turned here, as theirs is not. anomalib is an optional extra: pip install "fewshot-ad[bench]".
+Both have the same random weights of DINOv2 S/14, support and images; nothing is downloaded. Neither support is rotated.
+anomalib is an optional extra: pip install "fewshot-ad[bench]".
 
-In the second row position embeddings are resampled as anomalib resamples them, without antialiasing; in the first, for
-both, as timm does.
+In the first row both resample position embeddings as timm does; in the second, anomalib's model does it its own way,
+without antialiasing.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def main() -> None:
 
 
 def write_weights(path: Path) -> Path:
-    """Save random weights. Blocks count for more than in a network before its training."""
+    """Save random weights, with a larger share of the blocks than in an untrained network."""
     model = timm.create_model(NETWORK, init_values=0.5)
     save_file(model.state_dict(), path)
     return path
 
 
 def build_peer(weights: Path) -> Any:
-    """Make anomalib's model of a file, offline."""
+    """Build anomalib's model from a file, offline."""
     from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel
 
     create: Callable[..., Any] = timm.create_model

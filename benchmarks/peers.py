@@ -1,7 +1,7 @@
-"""Peers, run from their own package (anomalib): the same images, draws, weights and size, their own scores and maps.
+"""anomalib's models on the same images, draws, weights and size, with their own scores and maps.
 
-Each image is fed by itself. As in its package, a peer squashes every image to a square; "patchcore-keep" sees each in
-its own proportions, at the same area, as our detectors do by default. They are an optional extra:
+Images are passed one by one. As in anomalib, a peer squashes every image to a square; "patchcore-keep" receives images
+in their own proportions at the same area, as our detectors do by default. anomalib is an optional extra:
 `pip install "fewshot-ad[bench]"`.
 """
 
@@ -24,7 +24,7 @@ from fewshot_ad.method.packaged import teacher_file, timm_name
 from fewshot_ad.method.teacher import Backbone, build_backbone
 
 # Each with the strides of its stages; PatchCore's default ratio of the coreset is 0.1.
-# PaDiM describes each position by itself, and needs all images in one shape.
+# PaDiM models each position, so it needs all images in one shape.
 PEERS: dict[str, dict[str, Any]] = {
     "patchcore": {"model": "patchcore", "strides": (8, 16), "square": True, "ratio": 1.0},
     "patchcore-keep": {"model": "patchcore", "strides": (8, 16), "square": False, "ratio": 1.0},
@@ -42,7 +42,7 @@ def version() -> str | None:
 
 
 def build(peer: str, teacher: Backbone, backbone: str, seed: int) -> torch.nn.Module:
-    """Make a peer's model with our teacher's weights, and check that it sees what our teacher sees.
+    """Build a peer's model with our teacher's weights, and check that its stages equal our teacher's.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def build(peer: str, teacher: Backbone, backbone: str, seed: int) -> torch.nn.Mo
 
 
 class Held(torch.nn.Module):
-    """A peer's own extractor of features, run once for each image and not once for each draw of the support."""
+    """A peer's own feature extractor, run once for each image, not for each draw of the support."""
 
     def __init__(self, extractor: torch.nn.Module, held: dict[Any, list[torch.Tensor]]) -> None:
         super().__init__()

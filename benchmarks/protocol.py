@@ -1,7 +1,7 @@
-"""What the benchmarks share: draws of the support, images read once, metrics, the store of results, tables.
+"""Shared by the benchmarks: draws of the support, images read once, metrics, the store of results, tables.
 
-A task is a folder with good/, bad/ and perhaps masks/ (named as the images of bad/), or one that is split already, with
-train/good, test/good and test/bad. Nothing here looks at a test label except to compute a metric.
+A task is a folder with good/, bad/ and optionally masks/ (named as the images of bad/), or a folder with a split,
+train/good, test/good and test/bad. Test labels are used only to compute metrics.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from fewshot_ad.metrics import aupro, average_precision, f1_max
 from fewshot_ad.runtime import resolve_runtime
 
 MAX_FPR = 0.3
-# Of the published code's test loader.
+# The published code's test loader.
 LEAKY_BATCH = 16
-# Tasks by the beginnings of their names; what is in neither group is averaged apart.
+# Prefixes of task names; other tasks are averaged separately.
 MEDICAL = ("odir_", "busi", "skin_", "his_", "cxr_nih", "brain_")
 INDUSTRIAL = ("magnetic_", "loco_", "kolektor", "elpv_", "mvtec_")
 # The paper's ablation, as changes to `DualDistillationDetector.paper`.
@@ -54,12 +54,12 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 
 def family(task: str) -> str:
-    """Name what must not be in the pretraining for a task: `odir_glaucoma` and `odir_amd` are one family."""
+    """Name a task's family, which its pretraining must exclude: `odir_glaucoma` and `odir_amd` are one family."""
     return task.split("_")[0]
 
 
 def find_tasks(data: Path, names: Sequence[str] | None = None) -> list[Path]:
-    """List the folders that are tasks; those named, where names are given."""
+    """List the folders that are tasks, or those named."""
     found = [p for p in sorted(data.iterdir()) if (p / "good").is_dir() or (p / "train" / "good").is_dir()]
     if unknown := set(names or ()) - {p.name for p in found}:
         raise SystemExit(
@@ -71,7 +71,7 @@ def find_tasks(data: Path, names: Sequence[str] | None = None) -> list[Path]:
 
 
 def normal_pool(task: Path) -> list[Path]:
-    """List the normal images that a support, or a pretraining for another task, may be drawn from."""
+    """List the normal images for a support, or for pretraining for another task."""
     return _files(task / "good" if (task / "good").is_dir() else task / "train" / "good")
 
 
@@ -81,7 +81,7 @@ def _files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Draw:
-    """One support and its test set; `support` ends in anomalous images where it is corrupted."""
+    """One support and its test set; a corrupted `support` ends in anomalous images."""
 
     support: list[Path]
     normal: list[Path]
@@ -110,24 +110,24 @@ class Draw:
 
     @property
     def stamp(self) -> str:
-        """Change with the files: results of other images are not these."""
+        """Hash the files, so that results of other images are not reused."""
         said = [f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in (*self.support, *self.queries)]
         said += [f"{p.name} {p.stat().st_size}" for p in self.mask_files]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
 def draw(task: Path, n_shots: int, seed: int, *, n_corrupted: int = 0, limit: int | None = None) -> Draw:
-    """Draw a support by its seed, and the test set that goes with it.
+    """Draw a support by its seed, and its test set.
 
     Parameters
     ----------
     task : Path
     n_shots, seed : int
     n_corrupted : int
-        So many of the support are replaced by anomalous images, drawn by the seed from those that are in no test set;
-        where there are too few of these, from all, and they leave the test set.
+        Number of support images replaced by anomalous ones, drawn by the seed from those in no test set; where these
+        are too few, from all, and then removed from the test set.
     limit : int, optional
-        At most so many test images of each kind, for a quick look.
+        Limit on the test images of each class, for a quick look.
     """
     split = not (task / "good").is_dir()
     pool, bad = normal_pool(task), _files(task / "test" / "bad" if split else task / "bad")
@@ -164,7 +164,7 @@ class Pictures:
         return self._held[key]
 
     def truth(self, drawn: Draw) -> tuple[list[int], np.ndarray]:
-        """Return which queries are normal or have a mask, and what is anomalous in them, (N, 256, 256)."""
+        """Return which queries are normal or have a mask, and their ground truth, (N, 256, 256)."""
         which, truth = [], []
         for i, path in enumerate(drawn.queries):
             mask = np.zeros((PIXELS, PIXELS), bool) if i < len(drawn.normal) else self._mask(drawn.mask(path))
@@ -183,16 +183,16 @@ class Pictures:
 
 
 class Features:
-    """Teacher's features in memory, in the place of a joblib.Memory: each image passes through the teacher once.
+    """Teacher's features in memory, in place of a joblib.Memory: each image passes through the teacher once.
 
     Attributes
     ----------
     patch : dict
-        The latest "patch" evidence, by patches of the support and queries: `default` and `memory-rotated` share it.
+        The latest "patch" component, by patches of the support and queries: `default` and `memory-rotated` share it.
     pixels : dict
-        Pixel metrics, by the maps: of evidence that two methods share.
+        Pixel metrics by map, for components that two methods share.
     peers : dict
-        Of other packages' networks, see `peers.Held`.
+        Features of other packages' networks, see `peers.Held`.
     """
 
     location = "memory"
@@ -224,14 +224,14 @@ class Features:
 
 
 def pixel_auroc(truth: np.ndarray, maps: np.ndarray) -> float:
-    """Compute `roc_auc_score` of pixels; sorting each kind by itself takes a tenth of its time."""
+    """Compute `roc_auc_score` of pixels; sorting each class separately takes a tenth of its time."""
     found, others = np.sort(maps[truth]), np.sort(maps[~truth])
     below = np.searchsorted(others, found, "left").sum(dtype=float)
     return (below + np.searchsorted(others, found, "right").sum(dtype=float)) / 2 / len(found) / len(others)
 
 
 def image_metrics(y: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Compute AUROC, average precision and the highest F1, anomalous images being the positive ones."""
+    """Compute AUROC, average precision and F1-max, with anomalous images as the positive class."""
     auroc = float(roc_auc_score(y, -scores))
     return {"image": auroc, "ap": average_precision(y, scores), "f1": f1_max(y, scores).value}
 
@@ -243,7 +243,7 @@ def measure(
     scores: Mapping[str, np.ndarray],
     maps: Mapping[str, Sequence[np.ndarray]],
 ) -> dict[str, dict[str, float]]:
-    """Compute each kind's image AUROC, average precision and F1-max and, where there are masks, pixel AUROC and AUPRO.
+    """Compute each component's image AUROC, average precision, F1-max and, with masks, pixel AUROC and AUPRO.
 
     Scores and maps are high for anomalous images; maps are (H, W), each in its image's own shape.
     """
@@ -267,22 +267,22 @@ def measure(
             features.pixels[key] = float(value)
         found[name][metric] = features.pixels[key]
 
-    # Sorting lets go of the interpreter: two at a time, which is also what memory allows.
+    # Sorting releases the interpreter's lock; memory allows two at a time.
     with ThreadPoolExecutor(min(2, torch.get_num_threads())) as pool:
         list(pool.map(pixels, [(name, metric) for name in maps for metric in ("pixel", "aupro")]))
     return found
 
 
 def enlarged(shown: np.ndarray) -> np.ndarray:
-    """Resize a map (H, W) to the square that masks are resized to, whatever its shape."""
+    """Resize a map (H, W) of any shape to the masks' square."""
     return F.interpolate(torch.from_numpy(shown)[None, None], size=(PIXELS, PIXELS), mode="bilinear")[0, 0].numpy()
 
 
 def leaky_scores(maps: np.ndarray, sigma: float = 4.0, batch: int = LEAKY_BATCH) -> np.ndarray:
-    """Score maps the way that the published code does, for comparison only: never use this to score anything.
+    """Score maps as the published code does, for comparison only: never use this to score anything.
 
-    One Gaussian with one sigma blurs the stack of a batch along all three axes, so that neighbouring images lend each
-    other their anomalies; the score is the maximum. The last incomplete batch is dropped.
+    One Gaussian with one sigma blurs the stack of a batch along all three axes, so anomalies leak into neighbouring
+    images; the score is the maximum. The last incomplete batch is dropped.
 
     Parameters
     ----------
@@ -298,7 +298,7 @@ def leaky_scores(maps: np.ndarray, sigma: float = 4.0, batch: int = LEAKY_BATCH)
 
 
 def leaky_auroc(maps: np.ndarray, y: np.ndarray) -> float:
-    """Image AUROC of maps that are not blurred yet, the published way; NaN where its batches leave one class only."""
+    """Image AUROC of unblurred maps, the published way; NaN where its batches leave one class only."""
     order = np.argsort(y, kind="stable")  # anomalous first, as the folders' names sort
     if len(y) < LEAKY_BATCH:
         return float("nan")
@@ -310,9 +310,9 @@ def leaky_auroc(maps: np.ndarray, y: np.ndarray) -> float:
 def evaluate(
     det: DualDistillationDetector, drawn: Draw, pictures: Pictures, features: Features, *, kinds: bool, leaky: bool
 ) -> dict[str, dict[str, float]]:
-    """Fit once, and read the fused map, and each kind of evidence by itself, from one pass of the detector's scorer."""
+    """Fit once; compute the fused map and each score component alone in one pass of the detector's scorer."""
     start = time.perf_counter()
-    det.fit(drawn.support)  # without features computed before: the time that a user would wait
+    det.fit(drawn.support)  # without precomputed features: the time a user would wait
     seconds = time.perf_counter() - start
     # A setting of the call: the teacher sees each query once, whichever methods, draws and shots follow.
     scorer = det.session(memory=features).scorer
@@ -341,19 +341,19 @@ def evaluate(
 
 
 def located_kinds(det: DualDistillationDetector) -> list[str]:
-    """Kinds of evidence that say where, in the order of the detector's."""
+    """Score components that have a map, in the detector's order."""
     return [name for name in det.scales_ if name not in WHOLE]
 
 
 def whole_kinds(det: DualDistillationDetector) -> list[str]:
-    """Kinds of evidence that judge an image as a whole, likewise."""
+    """Score components of the whole image, in the detector's order."""
     return [name for name in det.scales_ if name in WHOLE]
 
 
 def scored(
     det: DualDistillationDetector, scorer: Scorer, drawn: Draw, queries: Sequence[torch.Tensor], features: Features
 ) -> list[Evidence]:
-    """Read the evidence of each query by the detector's own scorer."""
+    """Compute each query's score components by the detector's own scorer."""
     key = None
     if det.patches_ is not None:
         bank = hashlib.blake2b(det.patches_.numpy().tobytes()).hexdigest()
@@ -369,19 +369,19 @@ def scored(
     return evidence
 
 
-# Parameters that no result depends on, or that stand in the key of results otherwise.
+# Parameters that no result depends on, or that the key contains otherwise.
 _NOT_IN_KEYS = ("weights", "init", "device", "n_jobs", "memory", "verbose")
 
 
 def in_key(det: DualDistillationDetector) -> dict[str, Any]:
-    """List what a detector's results depend on besides images, teacher and student: for the key of results."""
+    """List what results depend on besides images, teacher and student, for their key."""
     parameters = {name: value for name, value in det.get_params().items() if name not in _NOT_IN_KEYS}
     return {"parameters": {**parameters, "trained": det.init is None}, "code": code()}
 
 
 @functools.lru_cache(maxsize=1)
 def code() -> str:
-    """Change with the package's own code: results of other code are not these."""
+    """Hash the package's own code, so that results of other code are not reused."""
     root = Path(fewshot_ad.__file__).parent
     digest = hashlib.sha256(fewshot_ad.__version__.encode())
     for file in sorted(root.rglob("*.py")):
@@ -390,7 +390,7 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-# Parts of the package that no result of a benchmark comes of.
+# Parts of the package that no benchmark result depends on.
 _NOT_IN_RESULTS = (
     "__main__.py", "arguments.py", "attributes.py", "cli.py", "cluster.py", "commands.py", "demo.py", "distributed.py",
     "files", "plotting", "report.py", "tables.py",
@@ -398,7 +398,7 @@ _NOT_IN_RESULTS = (
 
 
 class Store:
-    """Results on disk, one file for each, named by all that it depends on: a run that was broken off goes on."""
+    """Results on disk, one file each, named by a hash of all dependencies: an interrupted run resumes."""
 
     def __init__(self, folder: Path, fresh: bool = False) -> None:
         self.folder = folder
@@ -407,7 +407,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: Mapping[str, Any], compute: Any) -> dict[str, Any]:
-        """Return what is stored under a key; else compute and store it."""
+        """Return the result stored under a key, or compute and store it."""
         said = json.dumps(key, sort_keys=True, default=str)
         file = self.folder / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
         if file.exists() and not self.fresh:
@@ -419,7 +419,7 @@ class Store:
         return found
 
     def report(self) -> None:
-        """Say on standard error how much was computed."""
+        """Report on standard error how much was computed."""
         if self.n_computed == 0:
             print(f"All {self.n_found} results came from {self.folder}; nothing was computed.", file=sys.stderr)
         else:
@@ -427,7 +427,7 @@ class Store:
 
 
 def write(file: Path, text: str) -> None:
-    """Write a file whole, or not at all."""
+    """Write a file completely or not at all."""
     beginning = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     beginning.write_text(text)
     os.replace(beginning, file)
@@ -448,7 +448,7 @@ def pretrained_student(
     limit: int | None = None,
     **network: Any,
 ) -> tuple[Path, dict[str, Any]]:
-    """Train a line of the ablation on the normal images of every other family, or find the student that was.
+    """Train a line of the ablation on the normal images of all other families, or reuse its student.
 
     Parameters
     ----------
@@ -457,11 +457,11 @@ def pretrained_student(
     tasks : sequence of Path
         All tasks; those of `held_out`'s family are left out.
     held_out, folder : Path
-        Students, and the teacher's features, which all lines share, are kept in the folder.
+        The folder keeps students, and the teacher's features, which all lines share.
     n_steps, n_shots : int
-        Fixed beforehand; the last student is kept.
+        Fixed in advance; the last student is kept.
     limit : int, optional
-        At most so many images of each task.
+        Limit on the images of each task.
     **network
         backbone, weights, image_size and decoder_blocks.
 
@@ -469,7 +469,7 @@ def pretrained_student(
     -------
     student : Path
     parameters : dict
-        What it was trained with, for the key of results.
+        Training parameters, for the key of results.
     """
     others = {task.name: normal_pool(task)[:limit] for task in tasks if family(task.name) != family(held_out.name)}
     if not others:

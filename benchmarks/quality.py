@@ -1,23 +1,23 @@
-"""Accuracy on real images, of ours and of others': Markdown on standard output, and a folder of results.
+"""Accuracy of our methods and of peers on real images: Markdown on standard output, and a folder of results.
 
 python benchmarks/quality.py DATA --out results
 python benchmarks/quality.py DATA --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
 python benchmarks/quality.py DATA --out results --shots 4 --methods default --aspect square
 
-DATA has one folder for each task, with good/, bad/ and perhaps masks/ (named as the images of bad/). For each seed, K
-normal images drawn by it are the support, the next 150 and the first 100 anomalous ones the test. Image AUROC; pixel
-AUROC and AUPRO (false-positive rate up to 0.3) at 256 px over the normal images and those with a mask; means over
-seeds, then over tasks, with the standard error over seeds. Nothing is chosen by looking at test labels. Every result is
-kept in OUT: a run that was broken off goes on.
+DATA has one folder for each task, with good/, bad/ and optionally masks/ (named as the images of bad/). Each seed draws
+K normal images as the support; the next 150 and the first 100 anomalous ones are the test set. The metrics are image
+AUROC, and pixel AUROC and AUPRO (false-positive rate up to 0.3) at 256 px over the normal images and those with a mask:
+means over seeds, then over tasks, with the standard error over seeds. Nothing is chosen by test labels. Every result is
+kept in OUT; an interrupted run resumes.
 
 Methods, all with the network --backbone:
 
-default         DualDistillationDetector(), and each of its kinds of evidence: "ssd", "tsd", "patch" and "embedding"
-no-student      the same without "ssd" and "tsd"
-memory          evidence="patch", border_weight=1, contrast=0, augment=False: teacher's patches of the support, plainly
-memory-rotated  the same with augment=True: and of its turned and mirrored views
+default         DualDistillationDetector(), and each of its score components alone
+no-student      evidence=("patch", "embedding")
+memory          the memory bank alone: evidence="patch", border_weight=1, contrast=0, augment=False
+memory-rotated  the same with augment=True: also of rotated and flipped views
 paper           the paper's setting: a student pretrained by episodes on the other families' normal images (the family
-                is what stands before the first underscore), then only shown the support
+                is the name up to the first underscore), not trained on the support
 paper-tsd, paper-ssd, paper-ssd-tsd
                 the lines of its ablation: one loss alone, and both without learn-to-weight
 patchcore, patchcore-0.1, padim
@@ -27,10 +27,10 @@ patchcore-keep  PatchCore with each image in its own proportions, at the same ar
 scratch         an untrained student, trained on the support: "ssd" and "tsd" together, and each
 steps           the default, with another 50 training steps on the support (where there is a packaged student)
 
---aspect, --max-patches and --precision are of our own; the paper's lines see squares. The last two train at every fit,
-which takes longer than all the others together: name them in --methods to have them. The paper's students make 300
-episodes of four shots, fixed beforehand, with decoders of (2, 2, 2) blocks (--blocks 3 4 6 for the paper's, which take
-three times as long). benchmarks/paper.py is the paper's own experiment.
+--aspect, --max-patches and --precision apply to our methods; the paper's lines use squares. "scratch" and "steps" train
+at every fit and take longer than all others together, so they run only if named in --methods. The paper's students
+train for a fixed 300 episodes of four shots, with decoders of (2, 2, 2) blocks (--blocks 3 4 6 for the paper's, which
+take three times as long). benchmarks/paper.py is the paper's own experiment.
 """
 
 from __future__ import annotations
@@ -110,16 +110,16 @@ def parse() -> argparse.Namespace:
     add("--aspect", choices=("keep", "square"), default=DEFAULTS["aspect"], help="of ours; default: the package's")
     add("--max-patches", type=int, default=DEFAULTS["max_patches"], help="of ours; default: the package's")
     add("--backbone", default="compact")
-    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged or hub's")
-    add("--precision", default="auto", help="of our networks and search")
-    add("--blocks", type=int, nargs=3, default=(2, 2, 2), help="of the decoders of the paper's lines")
+    add("--weights", type=Path, help="safetensors file of the backbone; default: packaged, or the hub's")
+    add("--precision", default="auto", help="precision of our networks and search")
+    add("--blocks", type=int, nargs=3, default=(2, 2, 2), help="decoder blocks of the paper's lines")
     add("--tasks", nargs="+", metavar="NAME", help="default: all")
     add("--methods", nargs="+", metavar="NAME", choices=METHODS, default=[name for name in METHODS if name not in SLOW])
     add("--jobs", type=int, help="processes, each for one family of tasks at a time; default: two, on a GPU one")
     add("--threads", type=int, help="of each process; default: the cores, shared out")
-    add("--leaky", action="store_true", help="score the paper's lines the way of the published code, besides")
-    add("--corrupted", action="store_true", help="besides, with anomalous images in the support: 1 of 4 and 2 of 8")
-    add("--fresh", action="store_true", help="compute every result anew")
+    add("--leaky", action="store_true", help="also score the paper's lines as the published code does")
+    add("--corrupted", action="store_true", help="also with anomalous images in the support: 1 of 4 and 2 of 8")
+    add("--fresh", action="store_true", help="recompute every result")
     add(
         "--quick",
         action="store_true",
@@ -144,7 +144,7 @@ def chosen_tasks(args: argparse.Namespace) -> list[Path]:
 
 
 class Run:
-    """Every result that was asked for, computed or found."""
+    """Every requested result, computed or reused."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -167,18 +167,18 @@ class Run:
             self.notes.append(f"Left out: {', '.join(left)}. {why}")
 
     def entries(self) -> list[Entry]:
-        """Compute, or find, every result."""
+        """Compute or reuse every result."""
         plan = list(self._plan())
-        families: dict[str, list[Entry]] = {}  # whose students are the same, and must not be trained twice at a time
+        families: dict[str, list[Entry]] = {}  # share students, which must not be trained twice at a time
         for item in sorted(plan, key=lambda item: not (self.args.data / item["task"] / "masks").is_dir()):
             families.setdefault(family(item["task"]), []).append(item)
         kinds = {}
         with tqdm(total=len(plan), unit="result", file=sys.stderr) as bar:
             if self.args.jobs == 1:
                 done = (([found], (0, 0)) for items in families.values() for found in self.results(items))
-            else:  # long ones, those with masks, come first
-                # PatchCore's coreset keeps a small tensor after each large one that it frees: on glibc's heap that
-                # grew beyond 20 GB at 224 px, where large ones are not kept apart.
+            else:  # long ones, with masks, come first
+                # PatchCore's coreset keeps a small tensor after each large one that it frees. At 224 px glibc's heap
+                # grew beyond 20 GB, unless large blocks are mapped separately.
                 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 22))
                 work = (delayed(_elsewhere)(self.args, items) for items in families.values())
                 done = Parallel(n_jobs=self.args.jobs, return_as="generator_unordered")(work)
@@ -190,10 +190,10 @@ class Run:
         return [{**item, "kinds": kinds[tuple(item.values())]} for item in plan]
 
     def results(self, items: Sequence[Entry]) -> Iterator[tuple[Entry, dict[str, dict[str, float]]]]:
-        """Compute, or find, the results of a part of the plan, in its order."""
+        """Compute or reuse the results of a part of the plan, in order."""
         task = None
         for item in items:
-            if item["task"] != task:  # what was read for one task is of no use for the next
+            if item["task"] != task:  # images of one task are not needed for the next
                 task, pictures, features = item["task"], Pictures(), Features()
             yield item, self._one(item, pictures, features)
 
@@ -244,13 +244,13 @@ class Run:
 
 
 def _elsewhere(args: argparse.Namespace, items: Sequence[Entry]) -> tuple[list[tuple[Entry, Any]], tuple[int, int]]:
-    """Do a part of the plan in another process: results, and how many were found and computed."""
+    """Run a part of the plan in another process: results, and how many were reused and computed."""
     torch.set_num_threads(args.threads)
     run = Run(args)
     return list(run.results(items)), (run.store.n_found, run.store.n_computed)
 
 
-# ---- what was found
+# ---- results
 
 
 class Results:
@@ -278,7 +278,7 @@ class Results:
         return {name: tasks for name, tasks in groups.items() if tasks}
 
     def values(self, shots: int, label: str, tasks: Sequence[str], metric: str) -> np.ndarray | None:
-        """Return (tasks, seeds), of those tasks that have the metric; None where none has."""
+        """Return (tasks, seeds) for the tasks that have the metric; None where none has."""
         rows = [[row.get(metric, np.nan) for row in self.found.get((shots, label, task), [])] for task in tasks]
         rows = [row for row in rows if row and not np.isnan(row).any()]
         return np.array(rows) if rows else None
@@ -286,12 +286,12 @@ class Results:
     def cell(
         self, shots: int, label: str, tasks: Sequence[str], metric: str, digits: int = 3, error: bool = True
     ) -> str:
-        """Write the mean over tasks and seeds."""
+        """Format the mean over tasks and seeds."""
         values = self.values(shots, label, tasks, metric)
         return "–" if values is None else shown(values, digits, error)
 
     def grid(self, shots: int, metrics: Sequence[str], digits: int = 3, needs: str | None = None) -> str:
-        """Make a table of labels (that have what it needs) by tasks and means; a cell holds one or several metrics."""
+        """Make a table of labels (those with the metric `needs`) by tasks and means; cells have one or more metrics."""
         groups = self.groups()
         tasks = [t for t in self.tasks if any(self.values(shots, n, [t], metrics[0]) is not None for n in self.labels)]
         columns = [[task] for task in tasks] + list(groups.values())
@@ -331,7 +331,7 @@ def report(run: Run, results: Results) -> str:
         parts.append(results.grid(shots, ["image"]))
         if pixels := results.grid(shots, ["pixel", "aupro"]):
             parts += [f"Pixel AUROC / AUPRO up to a false-positive rate of {MAX_FPR}:\n", pixels]
-        parts += ['False alarms among normal / recall among anomalous images, contamination="auto":\n']
+        parts += ['False alarms / recall at the automatic threshold, contamination="auto":\n']
         parts += [results.grid(shots, ["alarms", "recall"], 2), "Seconds of fit, from files:\n"]
         parts.append(results.grid(shots, ["fit"], 2))
         if leaky := results.grid(shots, ["leaky", "image"], needs="leaky"):
@@ -384,7 +384,7 @@ def main() -> int:
     try:
         entries = run.entries()
     except (KeyboardInterrupt, PretrainingStopped):
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        print("\nStopped; the same command resumes from here.", file=sys.stderr)
         return 130
     results = Results(entries)
     said = report(run, results)

@@ -13,26 +13,26 @@ from fewshot_ad import support
 from fewshot_ad.data import images
 from fewshot_ad.method import features, matching, scoring
 
-# Each part, and the functions that do it, as those who call them find them. Time is counted for the innermost.
+# Each part and its functions, by the names that their callers use. Time counts for the innermost.
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "teacher": [(features, "run_network")],
     "student": [(scoring, "run_student")],
-    "describing patches": [(matching, "patch_features")],
-    "searching the memory": [(matching.PatchBank, "nearest")],
+    "patch descriptors": [(matching, "patch_features")],
+    "searching the memory bank": [(matching.PatchBank, "nearest")],
     "student against its weighted support and the teacher": [(scoring, "student_evidence")],
     "embedding": [(scoring, "embedding_evidence")],
-    "enlarging, blurring": [(scoring, "to_pixels")],
+    "upsampling, blurring": [(scoring, "to_pixels")],
     "score: border, highest pixels, mean": [(scoring.Scorer, "judge")],
     "reading, resizing": [(images, "_load")],
-    "looking for copies of the support": [(support.FittedSupport, "exclude")],
+    "detecting copies of the support": [(support.FittedSupport, "exclude")],
     "copying maps": [(scoring, "split"), (features, "plain")],
-    "putting evidence together": [(scoring.Scorer, "compare")],
+    "combining score components": [(scoring.Scorer, "compare")],
 }
-REST = "threads, windows, all else"
+REST = "threads, batching, other"
 
 
 class Clock:
-    """Processor time by part, that of a part within another for the inner one."""
+    """Processor time by part; nested parts count for the inner one."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = dict.fromkeys([*PARTS, REST], 0.0)
@@ -46,7 +46,7 @@ class Clock:
 
     @contextmanager
     def run(self, part: str) -> Iterator[None]:
-        """Count what is done for a part."""
+        """Count the time of a part."""
         self._tick()
         self._within.append(part)
         try:
@@ -56,7 +56,7 @@ class Clock:
             self._within.pop()
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Make a function count for a part."""
+        """Count a function's time for a part."""
 
         @functools.wraps(function)
         def call(*given: Any, **options: Any) -> Any:
@@ -67,7 +67,7 @@ class Clock:
 
 
 def profile(work: Callable[[], object], n: int) -> dict[str, float]:
-    """Do something that scores n images in this thread alone; ms of processor time for an image, by part."""
+    """Run a function that scores n images in this thread; ms of processor time for an image, by part."""
     with ExitStack() as stack:
         clock = Clock()
         for part, places in PARTS.items():

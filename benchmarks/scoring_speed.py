@@ -5,11 +5,11 @@ python benchmarks/scoring_speed.py FOLDER --threads 2 1 --small
 python benchmarks/scoring_speed.py FOLDER --processes 2
 python benchmarks/scoring_speed.py FOLDER --rounds 0 --many 20000
 
-The first four files of the folder are the support. Threads are timed in turn, and the median of the rounds is shown.
-Processor time, beside the clock's, does not count what other programs took. --many scores the files again and again, so
-many in one call, and tells how much the peak of the resident memory grows after the first 1,000 of a call before.
---processes times joblib's processes of one thread each against this one with its threads, in turn.
---small times one array at a time, and 32 of the files as arrays and as JPEGs of several sizes, in turn.
+The first four files of the folder are the support. Numbers of threads are timed in turn, and the median of the rounds
+is shown. Processor time excludes other programs. --many scores this number of files in one call, by repetition, and
+prints the growth of the peak resident memory over a call of 1,000. --processes times joblib's processes of one thread
+each against this process with its threads, in turn. --small times one array at a time, and 32 of the files as arrays
+and as JPEGs of several sizes, in turn.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="one image, and JPEGs against arrays, instead")
     parser.add_argument("--processes", type=int, metavar="N", help="joblib's, against one process, instead")
-    parser.add_argument("--many", type=int, metavar="N", help="files in one call, to see the memory grow")
+    parser.add_argument("--many", type=int, metavar="N", help="files in one call, to measure growth of memory")
     args = parser.parse_args()
 
     files = images.files(args.folder)
@@ -83,7 +83,7 @@ def show_processes(args: argparse.Namespace, detector: DualDistillationDetector,
 
 
 def show_small(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:
-    """Time one array at a time, and JPEGs of several sizes against arrays; print medians and middle halves."""
+    """Time one array at a time, and JPEGs of several sizes against arrays; print medians and interquartile ranges."""
     sides = detector.fitted_.geometry.usual[::-1]
     pictures = [Image.open(file).convert("RGB").resize(sides) for file in files[:32]]
     arrays = [np.asarray(picture) for picture in pictures]

@@ -1,27 +1,27 @@
-"""How fast the default scores, against goals and rivals that are timed in turn in one run: Markdown on standard output.
+"""Speed of the default against targets and contenders timed in turn in one run: Markdown on standard output.
 
 python benchmarks/speed.py --earlier EARLIER
 python benchmarks/speed.py --profile
 
-EARLIER is a checkout of an earlier commit: `git worktree add EARLIER f9878ac`. Without it the rows that compare with it
-are left out; so are those of PatchCore where anomalib is not installed. The whole takes about ten minutes on two idle
-cores; --rows chooses some.
+EARLIER is a checkout of an earlier commit: `git worktree add EARLIER f9878ac`. Rows that compare with it are omitted
+without it, and those of PatchCore without anomalib. A full run takes about ten minutes on two idle cores; --rows
+selects rows.
 
-The packaged network and default settings, unless a row says otherwise; pictures are squares cut out of photographs.
-Every rival runs in a process of its own, which is asked in turn, so that all see the same machine: once to warm up,
-then once in each round. A figure is the median of the rounds' ratios, with their middle half.
+The packaged network and default settings are used unless a row says otherwise; pictures are square crops of
+photographs. Every contender runs in its own process. All are timed in turn, once to warm up and once in each round, so
+that they share the machine's conditions. A figure is the median of the rounds' ratios, with the interquartile range.
 
 earlier     the default against the earlier package, arrays
-patchcore   evidence="patch" without turned views against anomalib's PatchcoreModel (coreset .1), with as many patches;
-            PatchCore begins with ready tensors, ours with arrays
+patchcore   evidence="patch" without rotated views against anomalib's PatchcoreModel (coreset 0.1), same number of
+            patches; PatchCore starts from ready tensors, ours from arrays
 networks    the default against bare passes of its teacher and student, on ready tensors: with torch's own threads, and
-            with one thread for each batch, as the default does it
+            with one thread for each batch, as in the default
 shots       many support images against few, for each precision
 sizes       larger images against the earlier package; peak of the resident memory (libraries included) and time of fit
 one         one array in a call
 files       large JPEG files against arrays
-student     how much less time it takes without the student
-workers     n_jobs=2 against n_jobs=1, and whether the scores are the same bits
+student     time saved without the student
+workers     n_jobs=2 against n_jobs=1, and whether the scores have the same bits
 many        many more support images: time of a score, and size of the .fsad file
 cli         `fewshot-ad score` of one image in a new process against the earlier package's
 
@@ -49,7 +49,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
 
 
 class Process:
-    """A package in a process of its own, see speed_worker.py."""
+    """A package in its own process, see speed_worker.py."""
 
     def __init__(self, root: Path, threads: int, folder: Path) -> None:
         if not (root / "fewshot_ad").is_dir():
@@ -61,7 +61,7 @@ class Process:
         self.about = self.ask("about")
 
     def ask(self, command: str, **options: Any) -> Any:
-        """Have something done, and return what was found."""
+        """Send a command, and return its result."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps({"command": command, **options}), file=self._process.stdin, flush=True)
@@ -71,19 +71,19 @@ class Process:
         return json.loads(answer)
 
     def end(self) -> None:
-        """Have it end, and wait for that."""
+        """End the process, and wait for it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def environment(root: Path, threads: int) -> dict[str, str]:
-    """Say which package is imported, and how many threads torch has by default."""
+    """Set the imported package, and torch's number of threads, for a process."""
     return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(threads)}
 
 
 def middle(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median, and the ends of the middle half."""
+    """Return the median, and the ends of the interquartile range."""
     ordered = sorted(values)
     return statistics.median(ordered), ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
@@ -93,7 +93,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 class Bench:
-    """Measures rows, and writes each as soon as it is known."""
+    """Measures rows, and prints each when it is ready."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
@@ -108,30 +108,30 @@ class Bench:
         self.precisions = ("auto", "float32") if quick else ("auto", "float32", "bfloat16", "float16", "float64")
 
     def process(self, name: str) -> Process:
-        """Return a rival's process, started when it is first needed."""
+        """Return a contender's process, started on first use."""
         if name not in self._processes:
             root = self.args.earlier if name.startswith("earlier") else OWN
             self._processes[name] = Process(root, self.args.threads, self.folder)
         return self._processes[name]
 
     def end(self, *names: str) -> None:
-        """End some processes, all unless they are named."""
+        """End the named processes, or all."""
         for name in names or list(self._processes):
             self._processes.pop(name).end()
 
     def detector(self, process: str, shots: int, side: int, **parameters: Any) -> str:
-        """Fit a detector in a process, unless it is there; return its name."""
+        """Fit a detector in a process unless it exists; return its name."""
         name = json.dumps([process, shots, side, parameters])
         if name not in self.fits:
             self.fits[name] = self.process(process).ask("fit", name=name, shots=shots, side=side, **parameters)
         return name
 
     def scoring(self, process: str, name: str, n: int, side: int, command: str = "score") -> Callable[[], float]:
-        """Return what has n pictures scored, and tells the seconds."""
+        """Return a function that scores n pictures and returns the seconds."""
         return lambda: self.process(process).ask(command, name=name, n=n, side=side)
 
     def in_turn(self, *ways: Callable[[], float]) -> list[list[float]]:
-        """Go through the ways once to warm up, then in every round; what each gave."""
+        """Call each function once to warm up, then once in every round; return their results."""
         found: list[list[float]] = [[] for _ in ways]
         for number in range(1 - self.warm, self.rounds + 1):
             for values, way in zip(found, ways, strict=True):
@@ -150,16 +150,16 @@ class Bench:
         print(f"| {what} | {goal} | {shown} | {verdict} | {further} |", flush=True)
 
     def at_least(self, what: str, goal: float, values: Sequence[float], further: str) -> None:
-        """Write a row whose figure is to be large."""
+        """Write a row whose figure should be large."""
         self.say(what, f"at least {goal:g}", values, middle(values)[0] >= goal, further)
 
     def at_most(self, what: str, goal: float, values: Sequence[float], further: str, digits: int = 2) -> None:
-        """Write a row whose figure is to be small."""
+        """Write a row whose figure should be small."""
         self.say(what, f"at most {goal:g}", values, middle(values)[0] <= goal, further, digits)
 
     @staticmethod
     def speeds(n: int, *seconds: Sequence[float]) -> str:
-        """Say in images a second what several ways took."""
+        """Format several times as images a second."""
         return " against ".join(f"{n / statistics.median(each):.3g}" for each in seconds) + " images/s"
 
 
@@ -218,7 +218,7 @@ def row_shots(bench: Bench) -> None:
 
 def row_sizes(bench: Bench) -> None:
     for side, goal, n in bench.larger:
-        # New processes: that of a peak must have done nothing else.
+        # New processes: a peak needs a process that did nothing else.
         processes = [f"own {side}"] + ([f"earlier {side}"] if bench.args.earlier else [])
         names = [(process, bench.detector(process, bench.usual, side)) for process in processes]
         ways = [bench.scoring(*name, n, side) for name in names]
@@ -327,7 +327,7 @@ def _score_anew(root: Path, model: Path, image: Path, folder: Path, threads: int
 
 
 def machine(about: dict[str, Any]) -> str:
-    """Describe what this runs on."""
+    """Describe the machine."""
     info: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
         pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
@@ -358,7 +358,7 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=7)
     add("--threads", type=int, default=os.cpu_count(), help="of torch in every process")
     add("--profile", action="store_true", help="print the processor time of an image by part instead")
-    add("--quick", action="store_true", help="few and small images: to see that all runs, not for its figures")
+    add("--quick", action="store_true", help="few and small images: a check that everything runs, no usable figures")
     return parser.parse_args()
 
 
@@ -384,8 +384,8 @@ def show_rows(bench: Bench) -> None:
     args = bench.args
     rows = [row for row in args.rows if args.earlier or row not in NEED_EARLIER]
     if left := [row for row in args.rows if row not in rows]:
-        print(f"Left out: {', '.join(left)}. Name a checkout of an earlier commit by --earlier.\n")
-    print("| what | goal | median (middle half) | met | beside |\n|---|---|---|---|---|", flush=True)
+        print(f"Left out: {', '.join(left)}. Pass --earlier, a checkout of an earlier commit.\n")
+    print("| what | target | median (interquartile range) | met | beside |\n|---|---|---|---|---|", flush=True)
     for row in rows:
         ROWS[row](bench)
 

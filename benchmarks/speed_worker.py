@@ -1,7 +1,7 @@
-"""What speed.py times, in a process of its own that is asked in turn: a line of JSON in, a line of JSON out.
+"""Worker process of speed.py: one line of JSON in, one line of JSON out.
 
-It imports whichever fewshot_ad stands first on PYTHONPATH: what is asked of an earlier one is public there too. Only
-the commands `networks`, `patchcore` and `profile` need the package that this file comes with.
+It imports the first fewshot_ad on PYTHONPATH and uses only names that are public in earlier versions too. Only the
+commands `networks`, `patchcore` and `profile` need the package that this file comes with.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from sklearn.datasets import load_sample_images
 import fewshot_ad
 from fewshot_ad import DualDistillationDetector
 
-# Images that PatchCore gets at once: its package's own default.
+# PatchCore's batch size: its package's default.
 PATCHCORE_BATCH = 32
-# Queries are other crops than the support's.
+# Queries are different crops from the support's.
 FIRST_QUERY = 10_000
 
 
@@ -40,7 +40,7 @@ def photographs() -> list[Image.Image]:
 
 @functools.lru_cache(maxsize=4096)
 def picture(i: int, side: int) -> Image.Image:
-    """Cut a square out of a photograph, and resize it."""
+    """Crop a square from a photograph, and resize it."""
     rng = np.random.default_rng(i)
     photograph = photographs()[i % 2]
     n = int(rng.integers(160, min(photograph.size)))
@@ -54,13 +54,13 @@ def arrays(first: int, n: int, side: int) -> list[np.ndarray]:
 
 
 def ready(given: list[np.ndarray]) -> torch.Tensor:
-    """Turn arrays into what a network takes, (N, 3, S, S) in [0, 1]."""
+    """Convert arrays to a network's input, (N, 3, S, S) in [0, 1]."""
     found = torch.from_numpy(np.stack(given)).permute(0, 3, 1, 2).float() / 255
     return found.contiguous(memory_format=torch.channels_last)
 
 
 class Worker:
-    """The detectors that were made, by name; each public method is a command."""
+    """The fitted detectors by name; each public method is a command."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,14 +69,14 @@ class Worker:
         photographs()
 
     def about(self) -> dict[str, Any]:
-        """Tell which package this is, and what it runs on."""
+        """Return the package's version and the machine."""
         return {
             "package": str(Path(fewshot_ad.__file__).parents[1]), "torch": torch.__version__,
             "threads": torch.get_num_threads(), "peak": self.peak(),
         }  # fmt: skip
 
     def fit(self, name: str, shots: int, side: int, **parameters: Any) -> float:
-        """Fit a detector of squares; seconds."""
+        """Fit a detector on squares; seconds."""
         detector = DualDistillationDetector(**{"image_size": side, "random_state": 0, **parameters})
         support = arrays(0, shots, side)
         start = time.perf_counter()
@@ -105,7 +105,7 @@ class Worker:
         return time.perf_counter() - start
 
     def score_each(self, name: str, n: int, side: int) -> float:
-        """Score n arrays, one in each call; the median of their seconds."""
+        """Score n arrays, one per call; the median of their seconds."""
         seconds = []
         for array in arrays(FIRST_QUERY, n, side):
             start = time.perf_counter()
@@ -127,14 +127,14 @@ class Worker:
         picture(FIRST_QUERY, side).save(file)
 
     def peak(self) -> float:
-        """Tell the most memory that this process has held so far; MB."""
+        """Return the peak memory of this process; MB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
     def networks(self, name: str, n: int, side: int, in_threads: bool) -> float:
-        """Pass n ready tensors through a detector's teacher and student, and do nothing else; seconds.
+        """Pass n ready tensors through a detector's teacher and student only; seconds.
 
-        In batches of the size that scoring has; with torch's own threads, or several batches at once of one thread
-        each, as scoring does.
+        The batches have the size used for scoring; with torch's own threads, or with several batches at once of one
+        thread each, as in scoring.
         """
         from fewshot_ad.method.features import batch_size
         from fewshot_ad.threads import computed
@@ -202,9 +202,9 @@ class Worker:
 
 
 def main() -> None:
-    """Answer until nothing more is asked."""
+    """Answer commands until the input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's output is no answer
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(Path(folder))
         for line in sys.stdin:

@@ -2,8 +2,8 @@
 
 python benchmarks/teacher_speed.py --backbones mobilenetv2_100 compact --precision bfloat16
 
-Bare forward passes up to stride 32, random weights where a network has none at hand: the time does not depend on them.
-The first one named is what the others are compared to.
+Bare forward passes up to stride 32. Networks without weights at hand have random ones, which does not change the time.
+The others are compared with the first backbone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw the picture of docs/architecture.md: the data's way through the package.
+"""Draw the picture of docs/architecture.md: the data flow through the package.
 
 python tools/architecture_picture.py --out docs/images/architecture.svg
 """
@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 BLUE, GREY = "#0072B2", "#555555"
-# What a box says, its module, and its place: column and row.
+# A box's text, its module, and its column and row.
 BOXES = {
     "images": ("images in\nin their own proportions", "data/", 0, 1),
     "teacher": ("teacher\nthree stages, embedding", "method/features.py, teacher.py", 1, 1),
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("architecture.svg"))
     args = parser.parse_args()
 
-    # The same bytes each time, with the letters drawn: no font is needed to look at it.
+    # Reproducible bytes, with letters as outlines: no font is needed to view it.
     plt.rcParams.update({"svg.hashsalt": "fewshot_ad", "svg.fonttype": "path"})
     fig, ax = plt.subplots(figsize=(16, 3.9), layout="constrained")
     fig.patch.set_facecolor("white")

@@ -2,12 +2,11 @@
 
 python tools/distill_teacher.py PHOTOGRAPHS --teacher mobilenetv2_100 FILE --out compact_teacher.safetensors
 
-At every stage (strides 4, 8, 16, 32) a 1x1 head, thrown away in the end, maps the small network's features to each
-teacher's: position-wise cosine plus normalised squared error. A third term asks that the small network's own features,
-without a head, be as similar to each other as the first teacher's are, because that is how they are used: as patches
-that are compared by their cosine.
+At every stage (strides 4, 8, 16, 32) a temporary 1x1 head maps the small network's features to each teacher's:
+position-wise cosine plus normalised squared error. A third term, without a head, makes the cosines between the small
+network's own features match the first teacher's, because patches are compared by their cosine.
 
-A state is kept beside --out, and the same command goes on from it. Needs timm 1.0.27 or newer, for Muon.
+A state is kept beside --out; the same command resumes from it. Needs timm 1.0.27 or newer, for Muon.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from torch import nn
 from torch.nn import functional as F
 
 STRIDES = (4, 8, 16, 32)
-# Of the stages in the first two terms: stride 16 is the hardest to copy, and the one that matters most.
+# Stage weights in the first two terms: stride 16 is the hardest to copy, and matters most.
 SHARES = (0.15, 0.15, 0.6, 0.1)
 SAMPLE = 128  # positions whose similarities are compared, in each picture and stage
 
 
 def network(name: str, file: str | None = None) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """Make a network that returns its stages at `STRIDES`, and its mean and standard deviation."""
+    """Build a network that returns its stages at `STRIDES`, and its mean and standard deviation."""
     options = {"pretrained": True, "pretrained_cfg_overlay": {"file": file}} if file else {}
     every = timm.create_model(name, features_only=True).feature_info.reduction()
     model = timm.create_model(
@@ -49,12 +48,12 @@ def network(name: str, file: str | None = None) -> tuple[nn.Module, torch.Tensor
 
 
 def pooled(stage: torch.Tensor) -> torch.Tensor:
-    """Average over 3x3 neighbourhoods, as patches are made for comparison; rows of norm 1."""
+    """Average over 3x3 neighbourhoods, as for patch comparison; rows of norm 1."""
     return F.normalize(F.avg_pool2d(stage, 3, stride=1, padding=1, count_include_pad=False), dim=1)
 
 
 def stage_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Position-wise cosine distance, plus squared error in units of the wanted map's variance."""
+    """Position-wise cosine distance, plus squared error in units of the target map's variance."""
     cosine = 1 - F.cosine_similarity(found, wanted, dim=1, eps=1e-6).mean()
     variance = wanted.var(dim=(0, 2, 3), unbiased=False).mean().clamp_min(1e-6)
     return cosine + (found - wanted).pow(2).mean() / variance
@@ -84,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path, help="folder of .jpg or .png files")
     parser.add_argument("--teacher", nargs=2, action="append", required=True, metavar=("NAME", "FILE"))
-    parser.add_argument("--stages", nargs="+", type=int, help="stages taught by the second teacher, default: all four")
+    parser.add_argument("--stages", nargs="+", type=int, help="stages from the second teacher, default: all four")
     parser.add_argument("--network", default="lcnet_100")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=14_000)
@@ -96,8 +95,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=5.0, help="between two writings of the state")
-    parser.add_argument("--stop", type=int, help="leave after so many steps of this run")
+    parser.add_argument("--minutes", type=float, default=5.0, help="between two saves of the state")
+    parser.add_argument("--stop", type=int, help="stop after this number of steps in this run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -114,7 +113,7 @@ def main() -> None:
     ).to(device)
     taught = [(t, i) for t in range(len(teachers)) for i in (range(4) if t == 0 else args.stages or range(4))]
     trained = nn.ModuleList([small, heads])
-    # Muon for what mixes channels; the depthwise kernels, the first one and the vectors are left to its AdamW.
+    # Muon for channel mixing; its AdamW for depthwise kernels, the first convolution and vectors.
     mixing, others = [], []
     for p in trained.parameters():
         (mixing if p.ndim == 4 and p.shape[1] > 3 else others).append(p)
@@ -168,7 +167,7 @@ def main() -> None:
     first = step
     small.train()
     while step < args.steps and step - first < (args.stop or args.steps):
-        # Of the step alone: a run that was broken off goes on with the same pictures.
+        # A function of the step alone: a resumed run uses the same pictures.
         rng = np.random.default_rng((args.seed, step))
         images = (
             strong_views(pictures, args.batch, args.size, rng).to(device).contiguous(memory_format=torch.channels_last)

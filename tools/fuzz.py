@@ -1,10 +1,10 @@
-"""Feed damaged and forged files to everything that reads files, and count what comes of it.
+"""Feed damaged and forged files to every reader of files, and count the outcomes.
 
     python tools/fuzz.py --inputs 100000 --seed 0
 
-A file must be read, or refused by an error of `fewshot_ad.exceptions`, within 10 seconds and 1 GB. Whatever else comes
-of it is a failure: the input is kept in --keep, and the exit status is 1. The same seed makes the same inputs. Needs
-Linux: files are read in a forked process, so that one that crashes, hangs or eats memory is known.
+A file must be read, or refused by an error of `fewshot_ad.exceptions`, within 10 seconds and 1 GB. Any other outcome is
+a failure: the input is kept in --keep, and the exit status is 1. The same seed makes the same inputs. Needs Linux:
+files are read in a forked process, so that crashes, hangs and excessive memory are detected.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from fewshot_ad.method.packaged import PACKAGED
 
 SECONDS = 10
 MEMORY = 10**9
-# No allocation goes beyond this: the machine is to live on.
+# Limit on allocations, to protect the machine.
 _BELT = 8 * 10**9
 _SIDE = 32
 _PACKAGED = PACKAGED["compact"]
@@ -76,7 +76,7 @@ _COLOUR = np.dstack([_GREY, _GREY[::-1], _GREY[:, ::-1]])
 
 
 class Format(NamedTuple):
-    """One kind of file: valid examples, who reads it, and what knows its inner order."""
+    """One kind of file: valid examples, its readers, and a mutator that knows its structure."""
 
     seeds: Callable[[], list[bytes]]
     suffixes: tuple[str, ...]
@@ -85,7 +85,7 @@ class Format(NamedTuple):
     share: float = 1.0
 
 
-# ---- who reads
+# ---- readers
 
 
 def read_image(path: Path) -> None:
@@ -96,7 +96,7 @@ def read_image(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> None:
-    """Read what is not on a disk: bytes, and the same as an opened file."""
+    """Read from memory: bytes, and the same as an opened file."""
     data = path.read_bytes()
     with contextlib.suppress(FewShotADError):
         images.size_of(data)
@@ -108,7 +108,7 @@ def read_bytes(path: Path) -> None:
 
 
 def read_link(path: Path) -> None:
-    """Read a file by a link to it that has no ending."""
+    """Read a file by a link without an extension."""
     link = path.with_name("link")
     link.unlink(missing_ok=True)
     link.symlink_to(path)
@@ -229,7 +229,7 @@ def _palettes() -> dict[str, Any]:
 
 
 def _headerless() -> list[bytes]:
-    """Make files as old scanners did, without the header of 128 bytes and group 0002."""
+    """Make files as old scanners did, without the 128-byte preamble and group 0002."""
     found = (data[144 + int.from_bytes(data[140:144], "little") :] for data in _dicoms()[:3])
     return [*found, _dicoms()[3]]
 
@@ -272,7 +272,7 @@ def _models() -> list[bytes]:
 
 
 def _resumes() -> list[bytes]:
-    """Make what a pretraining keeps: it is killed in its second step."""
+    """Make a pretraining's state: it is killed in its second step."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "student.safetensors")
         child = os.fork()
@@ -296,7 +296,7 @@ def _resumes() -> list[bytes]:
 
 
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Damage bytes: flips, lengths, cuts, splices, repeats; more often in the head, where formats say what follows."""
+    """Damage bytes: flips, lengths, cuts, splices, repeats; more often in the head, where formats describe the rest."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
         at = rng.randrange(min(len(found), rng.choice((64, 512, len(found)))) or 1) if found else 0
@@ -322,7 +322,7 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
             case 7:
                 start = rng.randrange(len(other))
                 found[at : at + n] = other[start : start + n]
-            case 8:  # numbers that are written out
+            case 8:  # numbers written as text
                 digits = [i for i in range(min(len(found), 4096)) if found[i] in b"0123456789"]
                 if digits:
                     found[rng.choice(digits)] = rng.choice(b"0123456789-.eE")
@@ -330,7 +330,7 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 def forge_png(data: bytes, rng: random.Random) -> bytes:
-    """Change a chunk, and make its checksum right again."""
+    """Change a chunk, and correct its checksum."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         (n,) = struct.unpack_from(">I", data, at)
@@ -343,7 +343,7 @@ def forge_png(data: bytes, rng: random.Random) -> bytes:
         j = rng.randrange(7)
         fields[j] = rng.choice(_ODD) % (256 if j > 1 else 2**32)
         body = struct.pack(">IIBBBBB", *fields)
-    elif kind == b"IDAT" and rng.random() < 0.5:  # what was compressed is another length
+    elif kind == b"IDAT" and rng.random() < 0.5:  # the compressed data has another length
         body = zlib.compress(mutate(zlib.decompress(body), [body], rng))
     elif body:
         body = mutate(body, [body], rng)
@@ -388,7 +388,7 @@ def forge_tiff(data: bytes, rng: random.Random) -> bytes:
 
 
 def forge_dicom(data: bytes, rng: random.Random) -> bytes:
-    """Change elements to values that a writer would refuse, or should have."""
+    """Change elements to values that a writer would or should refuse."""
     header = pydicom.dcmread(io.BytesIO(data))
     names = (
         "Rows Columns SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation PlanarConfiguration "
@@ -433,7 +433,7 @@ def forge_dicom(data: bytes, rng: random.Random) -> bytes:
 
 
 def _forge_json(tree: Any, rng: random.Random) -> Any:
-    """Change one value somewhere in a tree, or a name, or leave it out."""
+    """Change or remove one value or name somewhere in a tree."""
     if not isinstance(tree, (dict, list)) or not tree or rng.random() < 0.1:
         return rng.choice((*_ODD_JSON, copy.deepcopy(tree)))
     key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
@@ -450,7 +450,7 @@ def _forge_json(tree: Any, rng: random.Random) -> Any:
 
 
 def forge_tensors(data: bytes, rng: random.Random) -> bytes:
-    """Change the index, or the JSON that is in it; or tensors' values."""
+    """Change the index, its JSON, or tensors' values."""
     end = 8 + int.from_bytes(data[:8], "little")
     index, body = json.loads(data[8:end]), bytearray(data[end:])
     if rng.random() < 0.6 and "header" in index.get("__metadata__", {}):
@@ -471,7 +471,7 @@ def forge_tensors(data: bytes, rng: random.Random) -> bytes:
 
 
 def forge_model(data: bytes, rng: random.Random) -> bytes:
-    """Do the same, and make the checksum right again where it can be had."""
+    """Do the same, and correct the checksum where it can be computed."""
     found = forge_tensors(data, rng)
     with contextlib.suppress(Exception):
         from safetensors.torch import load
@@ -512,7 +512,7 @@ FORMATS = {
 
 
 def make_input(name: str, seeds: list[bytes], number: int, seed: int) -> tuple[bytes, str]:
-    """Make one input, always the same, and the ending of its name."""
+    """Make one reproducible input, and its file extension."""
     rng = random.Random(f"{seed} {name} {number}")
     form = FORMATS[name]
     data = rng.choice(seeds)
@@ -523,7 +523,7 @@ def make_input(name: str, seeds: list[bytes], number: int, seed: int) -> tuple[b
     if chance < 0.04:
         return data, rng.choice((".dcm", ".nii", ".nii.gz", ".tif", ".png", ".jpg", ""))
     if chance < 0.5 and form.forge is not None:
-        with contextlib.suppress(Exception):  # a library that will not write it: damage it instead
+        with contextlib.suppress(Exception):  # the library refuses to write it: damage it instead
             return form.forge(data, rng), suffix
     return mutate(data, seeds, rng), suffix
 
@@ -532,7 +532,7 @@ def make_input(name: str, seeds: list[bytes], number: int, seed: int) -> tuple[b
 
 
 def _peak(clear: bool = False) -> int:
-    """Return the most memory this process had since the last clearing, bytes."""
+    """Return the peak memory of this process since the last reset, bytes."""
     if clear:
         Path("/proc/self/clear_refs").write_text("5")
     entries = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -548,7 +548,7 @@ def _out_of_memory(error: BaseException | None) -> bool:
 
 
 def judge(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
-    """Read one file; say what came of it, and why that is a failure if it is one."""
+    """Read one file; return the outcome, and the reason if it is a failure."""
     before = _peak(clear=True)
     failure, outcome = "", "read"
     try:
@@ -570,14 +570,14 @@ def _child(name: str, seeds: list[bytes], numbers: range, seed: int, folder: Pat
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _BELT, size + _BELT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders written in C complain there
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C decoders print there
     warnings.simplefilter("ignore")
     with os.fdopen(pipe, "w") as said:
         for number in numbers:
             data, suffix = make_input(name, seeds, number, seed)
             path = folder / f"input{suffix}"
             path.write_bytes(data)
-            # Of its own time: a busy machine is no failure. A deadlock takes none.
+            # Processor time, as a busy machine is no failure; a deadlock uses none.
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             signal.alarm(20 * SECONDS)
             outcome, failure = judge(FORMATS[name].read, path)
@@ -599,7 +599,7 @@ def run(name: str, n: int, seed: int, keep: Path) -> collections.Counter[str]:
         place.with_name(f"{place.name}.txt").write_text(why)
         counts["FAILED"] += 1
 
-    for number, data in enumerate(seeds):  # they are to be what they are called
+    for number, data in enumerate(seeds):  # check that valid examples are read
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"seed{FORMATS[name].suffixes[0]}")
             path.write_bytes(data)
@@ -627,7 +627,7 @@ def run(name: str, n: int, seed: int, keep: Path) -> collections.Counter[str]:
                     if failure:
                         fail(number, failure)
             status = os.waitpid(child, 0)[1]
-        if start < n:  # the child died over an input
+        if start < n:  # an input killed the child
             died = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an error of this script"
             outcome = f"over {SECONDS} s" if died in ("SIGPROF", "SIGALRM") else f"ended by {died}"
             counts[outcome] += 1

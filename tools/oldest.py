@@ -2,7 +2,7 @@
 
     python tools/oldest.py medical,plot > oldest.txt && python -m pip install -c oldest.txt ".[medical,plot]"
 
-The extras that are named count, and what they include; where several bounds are given, the highest does.
+The named extras and their dependencies are included; of several bounds, the highest counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tomllib
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
 extras, needs = sys.argv[1].split(","), list(project["dependencies"])
-for name in extras:  # which grows
+for name in extras:  # the list grows
     for need in project["optional-dependencies"][name]:
         if included := re.match(r"fewshot-ad\[(.*)\]", need):
             extras += included[1].split(",")

@@ -1,6 +1,6 @@
-"""Pictures that the packaged networks are trained on: photographs from a folder, and images rendered here.
+"""Training pictures of the packaged networks: photographs from a folder, and images rendered here.
 
-Also their crops and changed views. No picture of an evaluation task is ever among them.
+Also their crops and augmented views. They include no picture of an evaluation task.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
 
 
 def _tiles(rng: np.random.Generator) -> np.ndarray:
-    """One small piece, repeated; a little different each time."""
+    """One small piece, repeated with small differences."""
     side = int(rng.integers(12, 64))
     piece = _dead_leaves(rng)[:side, :side] if rng.random() < 0.5 else _noise(rng)[:side, :side]
     times = RENDERED_SIDE // side + 1
@@ -128,7 +128,7 @@ def _cells(rng: np.random.Generator) -> np.ndarray:
 
 
 def random_crop(picture: torch.Tensor, size: int, area: tuple[float, float], rng: np.random.Generator) -> torch.Tensor:
-    """Cut out a box of a random share of the area, and resize it to a square: (3, size, size) uint8."""
+    """Crop a box of a random share of the area, and resize it to a square: (3, size, size) uint8."""
     height, width = picture.shape[1:]
     share = np.exp(rng.uniform(np.log(area[0]), np.log(area[1]))) * height * width
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -138,16 +138,16 @@ def random_crop(picture: torch.Tensor, size: int, area: tuple[float, float], rng
 
 
 def strong_views(pictures: list[torch.Tensor], n: int, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Draw pictures, two crops of each, and change them strongly: turns, colour, grey, blur and noise.
+    """Draw pictures, two crops of each, and augment them strongly: rotation, colour, grey, blur and noise.
 
-    The two crops of a picture are next to each other and share their colours.
+    The two crops of a picture are adjacent and share their colours.
 
     Parameters
     ----------
     pictures : list of torch.Tensor
         (3, H, W) uint8.
     n : int
-        Views that are drawn, an even number.
+        Number of views, even.
     size : int
         Side of a view, px.
     rng : numpy.random.Generator
@@ -175,7 +175,7 @@ def strong_views(pictures: list[torch.Tensor], n: int, size: int, rng: np.random
     grey = batch.mean(1, keepdim=True)
     saturation = torch.where(each(0, 1) < 0.3, torch.zeros(()), each(0.3, 1.5))
     batch = grey + saturation * (batch - grey)
-    batch = batch * each(0.8, 1.2, 3) ** (each(0, 1) < 0.5).float()  # a cast of colour
+    batch = batch * each(0.8, 1.2, 3) ** (each(0, 1) < 0.5).float()  # a colour cast
     contrast, brightness = each(0.4, 1.4), each(-0.25, 0.25)
     batch = (batch - 0.5) * contrast + 0.5 + brightness
     batch = torch.where(each(0, 1) < 0.05, 1 - batch, batch)

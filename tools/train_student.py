@@ -1,10 +1,10 @@
-"""Train the packaged student: episodes in which a task is one photograph, or one picture rendered here.
+"""Train the packaged student by episodes; a task is one photograph, or one picture rendered here.
 
 python tools/train_student.py PHOTOGRAPHS --out compact_student.safetensors
 
 Query and support are different crops and views of the same picture. The student is trained at three scales, of which
-the deepest ones are kept (--scales): each is made from the one below, and does not depend on what is left out. The
-same command with --resume goes on after a stop.
+the deepest are kept (--scales): each is computed from the deeper one, so it does not depend on the scales removed. The
+same command with --resume continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fewshot_ad.method.student import count_scales
 
 
 def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Make a task of one picture: views as of several things of one kind, (n, size, size, 3) uint8.
+    """Make a task from one picture: views like several objects of one kind, (n, size, size, 3) uint8.
 
-    Every other picture is seen from nearly the same place each time, as in a fixed set-up; the rest by free crops.
+    Every other picture has nearly the same crop each time, as with a fixed camera; the rest have free crops.
     """
     if rng.random() < 0.5:
         frame = random_crop(picture, size, (0.2, 1.0), rng) / 255
@@ -45,14 +45,14 @@ def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator)
 def deepest(
     tensors: dict[str, torch.Tensor], header: dict[str, Any], n_scales: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Leave out the shallow scales of a student."""
+    """Remove the shallow scales of a student."""
     left_out = max(0, count_scales(header["decoder_blocks"]) - n_scales)
     kept = {}
     for name, tensor in tensors.items():
         parts = name.split(".")
         if parts[:2] == ["net", "stages"] and int(parts[2]) >= n_scales:
             continue
-        if parts[:2] == ["weighting", "phi"]:  # shallow to deep, the stages deep to shallow
+        if parts[:2] == ["weighting", "phi"]:  # shallow to deep, whereas the stages are deep to shallow
             if int(parts[2]) < left_out:
                 continue
             parts[2] = str(int(parts[2]) - left_out)
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lam", type=float, default=1.0)
     parser.add_argument("--blocks", type=int, nargs=3, default=(2, 2, 2))
-    parser.add_argument("--scales", type=int, choices=(1, 2, 3), default=1, help="how many are kept, the deepest ones")
+    parser.add_argument("--scales", type=int, choices=(1, 2, 3), default=1, help="number of scales kept, deepest first")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -93,7 +93,7 @@ def main() -> None:
         resume=args.resume, random_state=args.seed,
     )  # fmt: skip
     tensors, header = deepest(*load_student(full), args.scales)
-    # The list of the tasks says nothing to whoever reads the file.
+    # The list of tasks is of no interest to readers of the file.
     header["settings"]["tasks"] = f"{len(pictures) - args.rendered} photographs, {args.rendered} rendered pictures"
     save(args.out, {key: value.half() for key, value in tensors.items()}, FORMAT, header)
     data = args.out.read_bytes()
