@@ -72,7 +72,7 @@ for number, folder in enumerate(folders):
     print(
         f"{folder.name}: fitted on {len(support)} normal images; AUROC {auroc:.3f} of {len(y)} others. At the default"
     )
-    print(f"  threshold {true:.0%} of the anomalous images are found; false alarms: {false:.0%} of the normal ones")
+    print(f"  default threshold {true:.0%} of the anomalous images are found, with {false:.0%} false alarms")
     shown = bad[: args.shown]
     masks = [mask if (mask := folder / "masks" / f"{path.stem}.png").exists() else None for path in shown]
     own = axes[number * args.shown :][: len(shown)]
