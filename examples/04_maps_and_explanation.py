@@ -17,7 +17,7 @@ from fewshot_ad.plotting import AnomalyMapDisplay, ScoreHistogramDisplay, Suppor
 from fewshot_ad.report import write_report
 
 scratch = tempfile.TemporaryDirectory()
-folder = write_images(scratch.name)
+folder = write_images(f"{scratch.name}/retina", kind="retina")
 good, bad = (sorted((folder / kind).glob("*")) for kind in ("good", "bad"))
 det = DualDistillationDetector(random_state=0).fit(good[:4])
 

@@ -66,3 +66,4 @@ det = DualDistillationDetector("resnet10t", weights=weights, evidence="patch").f
 print(f"fitted; the teacher has the fingerprint {det.teacher_fingerprint_[:12]}")
 
 socket.socket.connect = connect
+# sphinx_gallery_thumbnail_path = 'images/maps.png'

@@ -34,3 +34,4 @@ else:
     # The scores equal those of this process, except for the last digits if the number of threads differs.
     print(np.allclose([row["score"] for row in rows], det.score_samples(sorted((folder / "bad").glob("*"))), atol=1e-4))
     ray.shutdown()
+# sphinx_gallery_thumbnail_path = 'images/report.png'

@@ -87,3 +87,4 @@ else:
     print({name: value for name, value in reply.items() if name != "overlay"})
     overlaid = Image.open(io.BytesIO(base64.b64decode(reply["overlay"])))
     print(f"overlay: {overlaid.width} x {overlaid.height}")
+# sphinx_gallery_thumbnail_path = 'images/why.jpg'

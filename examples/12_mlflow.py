@@ -58,3 +58,4 @@ else:
     found = model.predict(pd.DataFrame({"path": [*normal[4:], *bad]}))
     print(found)
     print("as the detector says:", found["label"].tolist() == det.predict([*normal[4:], *bad]).tolist())
+# sphinx_gallery_thumbnail_path = 'images/maps.png'
