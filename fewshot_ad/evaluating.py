@@ -14,6 +14,7 @@ from .data.listing import LeftOut
 from .detector import DualDistillationDetector
 from .evaluation import Comparison
 from .outcome import Outcome, plain
+from .settings import RULES
 
 
 def evaluate_all(
@@ -44,9 +45,9 @@ def evaluate_all(
         Tables in Markdown, and sentences.
     """
     det = DualDistillationDetector(**settings, on_error="skip")
-    if unknown := sorted(set(against) - set(det.get_params(deep=False))):
-        raise ValueError(f"There is no parameter {unknown[0]}; the detector has {', '.join(det.get_params())}.")
-    other = DualDistillationDetector(**{**settings, "on_error": "skip", **against}) if against else None
+    if unknown := sorted(set(against) - RULES.keys()):
+        raise ValueError(f"There is no parameter {unknown[0]}; the detector has {', '.join(sorted(RULES))}.")
+    other = DualDistillationDetector(**settings, on_error="skip").set_params(**against) if against else None
     tasks = _named([task for folder in folders for task in evaluation.tasks(folder)])
     shots = list(dict.fromkeys(shots))
     if len(tasks) > 1:  # what is wrong with the last one is said before the work, not after it

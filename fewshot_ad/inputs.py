@@ -13,7 +13,7 @@ from .explanation import moved_offset
 from .files import model_file
 from .files.header import LEFT_OUT
 from .session import Session
-from .settings import RULES
+from .settings import OF_STUDENT, RULES
 from .support import FittedSupport
 
 # scikit-learn takes a second to import, and what scores images with a model does without.
@@ -63,7 +63,8 @@ def open_session(
     """Do what `open_detector` does, where a session is all that is needed; a model is read without scikit-learn."""
     model = _model(paths, support)
     held = None if model is None else _parameters(model)
-    if model is None or held is None or RULES.keys() - {*held, *LEFT_OUT}:
+    needed = {name for name in RULES if name not in (*LEFT_OUT, "student") and not name.startswith(OF_STUDENT)}
+    if model is None or held is None or needed - held:
         # To be fitted, or no model, or of a release that lacked a parameter, whose default the detector knows.
         det, given = open_detector(paths, support, settings)
         return det.session(), given

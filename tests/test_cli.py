@@ -490,6 +490,7 @@ def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys)
     [
         (["nonsense=1"], "There is no parameter nonsense; the detector has aggregation, "),
         (["aspect=round"], "aspect='round'"),
+        (["student__loss=l2"], "student__loss='l2'"),
     ],
 )  # fmt: skip
 def test_evaluate_against_what_is_no_setting(pictures, capsys, against, said):
