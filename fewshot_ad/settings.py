@@ -170,6 +170,7 @@ class Settings:
     learning_rate: Annotated[float, number(0, open_low=True)]
     tol: Annotated[float, number(0)]
     augment: Annotated[bool, YES_OR_NO]
+    foreground: Annotated[bool | float, either(YES_OR_NO, number(0, open_low=True))]
     max_patches: Annotated[int, integer(1)]
     n_support: Annotated[int | None, either(NOTHING, integer(1))]
     contamination: Annotated[str | float, either(_AUTO, number(0, 0.5, open_low=True))]
