@@ -2,6 +2,7 @@
 
 For each task and draw of the support, twenty other normal images are tested: unchanged, 1.3 times as bright, blurred,
 and replaced by normal images of another task. Tasks of one kind do not replace each other.
+There are four and eight support images, and four with a reference of twenty further normal images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import torch
 from PIL import Image, ImageFilter
 
 from fewshot_ad import DualDistillationDetector
+from fewshot_ad.drift import compare, see
 
+# Support images, and whether there is a reference.
+SETTINGS = ((4, False), (8, False), (4, True))
 SHOTS, DRAWS, FRESH = (4, 8), 5, 20
 FAMILIES = ("paper", "odir", "cxr")
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -40,31 +44,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("FEWSHOT_AD_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     parser.add_argument("root", nargs="?", type=Path, default=Path(default), help="folder of tasks with good/")
-    root = parser.parse_args().root
+    parser.add_argument("--tasks", nargs="+", default=None, help="these alone; others still stand for other products")
+    args = parser.parse_args()
+    root = args.root
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tasks = sorted(path.name for path in root.iterdir() if (path / "good").is_dir())
-    found: dict[tuple[str, int, str], list[bool]] = {}
+    chosen = tasks if args.tasks is None else args.tasks
+    found: dict[tuple[str, int, bool, str], list[bool]] = {}
     for number, task in enumerate(tasks):
+        if task not in chosen:
+            continue
         others = [other for other in tasks if family(other) != family(task)]
         for draw in range(DRAWS):
             rng = np.random.default_rng([draw, number])
-            good = [
-                read(path) for path in rng.permutation(sorted((root / task / "good").iterdir()))[: max(SHOTS) + FRESH]
-            ]
-            fresh = good[max(SHOTS) :]
+            files = rng.permutation(sorted((root / task / "good").iterdir()))[: max(SHOTS) + 2 * FRESH]
+            good = [read(path) for path in files]
+            fresh, further = good[max(SHOTS) :][:FRESH], good[max(SHOTS) + FRESH :]
             sets = {name: [change(image) for image in fresh] for name, change in CHANGES.items()}
             other = rng.choice(others)
             sets[OTHER] = [read(path) for path in rng.permutation(sorted((root / other / "good").iterdir()))[:FRESH]]
             for shots in SHOTS:
-                det = DualDistillationDetector(random_state=0).fit(good[:shots])
-                for name, images in sets.items():
-                    found.setdefault((task, shots, name), []).append(det.drift(images).drifted)
-        cells = (f"{np.mean(found[task, shots, name]):.1f}" for shots in SHOTS for name in sets)
+                session = DualDistillationDetector(random_state=0).fit(good[:shots]).session()
+                seen = {name: see(session, images) for name, images in sets.items()}
+                for with_reference in (one for n, one in SETTINGS if n == shots):
+                    reference = see(session, further) if with_reference else None
+                    for name, one in seen.items():
+                        said = compare(session.fitted, one, reference).drifted  # as `drift` does
+                        found.setdefault((task, shots, with_reference, name), []).append(said)
+        cells = (f"{np.mean(found[(task, *setting, name)]):.1f}" for setting in SETTINGS for name in sets)
         print(f"| {task} | {' | '.join(cells)} |", flush=True)
     names = [*CHANGES, OTHER]
     means = (
-        np.mean([said for task in tasks for said in found[task, shots, name]]) for shots in SHOTS for name in names
+        np.mean([said for task in chosen for said in found[(task, *setting, name)]])
+        for setting in SETTINGS
+        for name in names
     )
     print(f"| all | {' | '.join(f'{mean:.2f}' for mean in means)} |")
 

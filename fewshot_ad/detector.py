@@ -110,6 +110,10 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     augment : bool, default=True
         Whether "patch", "embedding" and "subspace" also see the support turned by 90, 180 and 270 degrees and mirrored,
         and whether a student that is trained on the support sees slightly changed views of it.
+    foreground : bool or float, default=False
+        Of a plain transformer: whether patches of the background count neither in the memory bank nor in the score. An
+        image's foreground is where the first principal component of its tokens is above a threshold; True is 10, as
+        AnomalyDINO has it for DINOv2, and other transformers may need another number. What "embedding" reads stays.
     max_patches : int, default=2048
         Most patches that are kept of the support, of all images and views: those that cover the others best.
     n_support : int, optional
@@ -233,6 +237,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         contrast: float = 0.0,
         upsampling: str = "half_pixel",
         augment: bool = True,
+        foreground: bool | float = False,
         max_patches: int = 2048,
         n_support: int | None = None,
         weights: str | os.PathLike[str] | None = None,
@@ -263,6 +268,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         self.contrast = contrast
         self.upsampling = upsampling
         self.augment = augment
+        self.foreground = foreground
         self.max_patches = max_patches
         self.n_support = n_support
         self.weights = weights
@@ -838,32 +844,37 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         """
         return self.session().explain(X, max_side)
 
-    def drift(self, X: Any) -> Drift:
+    def drift(self, X: Any, reference: Any = None) -> Drift:
         """Tell whether new images, as a whole, left the range of the support: another light, focus, camera or product.
 
-        Each of five statistics is compared with those of the support by a t-test (docs/method.md). An anomaly or two
+        Each of six statistics is compared with those of normal images by a t-test (docs/method.md). An anomaly or two
         among many images are no drift.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`: at least 5 that can be read, better 20, as they come.
+        reference : images, or array-like of shape (n_samples, n_features), optional
+            Further normal images, fresh ones as for `calibrate`, to be compared with beside the support: of four images
+            it is hardly known how much normal ones differ. Those in the support, and repeated ones, count once.
 
         Returns
         -------
         drift.Drift
             `p_value`, `drifted` (p below 0.01), which `statistic` says so, and `text`. Unreadable images are left out
-            with on_error="skip". After `load` light and focus are NaN, and not compared, unless the support images are
-            in the file; "score" is NaN where the support is a single image.
+            with on_error="skip". Without a reference light and focus are NaN, and not compared, after `load` from a
+            file without support images; "score" is NaN where the support is a single image.
 
         Raises
         ------
         ImageError
             Fewer than 5 images that can be read.
         ValueError
-            There is nothing to compare with: a single support image, and it is not in the file.
+            There is nothing to compare with: a single support image, it is not in the file, and no reference.
         """
-        return drift.measure(self.session(), X)
+        session = self.session()
+        seen = drift.see(session, X)
+        return drift.compare(session.fitted, seen, None if reference is None else drift.see(session, reference))
 
     def session(self, **of_the_call: Any) -> Session:
         """Put the fitted state to work: for tools, and for several questions to one state.

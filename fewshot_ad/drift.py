@@ -1,12 +1,13 @@
 """Whether new images, as a whole, left the range of the support: another camera, light, focus or product.
 
-A two-sample t-test for each of five statistics: how bright, how bright where it is bright, how contrasty and how sharp
-images are, and how anomalous they score. A support is small, so the new images help to tell how much images differ.
+A two-sample t-test for each of six statistics: how bright, how bright where it is bright, how much of it clipped, how
+contrasty and how sharp images are, and how anomalous they score. A support is small, so the new images help to tell how
+much images differ, and further normal images may.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,32 +19,36 @@ from .exceptions import ImageError
 from .explanation import relative_score
 from .method.calibration import PRIOR_SD
 from .method.duplicates import one_of_each
+from .method.features import image_hash
 from .method.scoring import Read, Scorer
 from .session import OnError, Session
 from .support import FittedSupport
 
 LEVEL = 0.01
 LEAST_IMAGES = 5
-LIGHT = ("brightness", "highlights", "contrast", "focus")
+CLIPPING = "clipping"
+LIGHT = ("brightness", "highlights", CLIPPING, "contrast", "focus")
 SCORE = "score"
-# Standard deviations of the logarithms that are believed in before any image is seen, as much as in one image: of light
-# and focus what is hardly seen, so that no difference counts that nobody sees.
-_PRIOR = {**dict.fromkeys(LIGHT, 0.02), SCORE: PRIOR_SD}
+# Standard deviations, on the scale of comparison, that are believed in before any image is seen, as much as in one
+# image: of light and focus what is hardly seen, so that no difference counts that nobody sees.
+_PRIOR = {**dict.fromkeys(LIGHT, 0.02), CLIPPING: 0.05, SCORE: PRIOR_SD}
 # What black, a plain image and one without detail are taken for: a step of 8 bits or less, in [0, 1].
 _BLACK, _PLAIN, _SMOOTH = 0.02, 0.01, 3e-4
-# Share of the highest pixels that highlights leave out.
-_HIGH = 0.95
+# Share of the pixels that highlights are above; what counts as full scale; and the clipped share that is half-way
+# between none and much.
+_HIGH, _FULL, _SOME = 0.95, 0.99, 0.003
 
 
 class Compared(NamedTuple):
-    """One statistic of the support and of the new images.
+    """One statistic of the normal images (support and reference) and of the new ones.
 
     Attributes
     ----------
     support, new : float
         Geometric means: of "brightness" (mean of an image), "highlights" (its 95th percentile) and "contrast" (its
         standard deviation), in [0, 1]; of "focus", detail of the finest scale over that of the next; of "score", on the
-        scale of tables, where 1 is the threshold. NaN where the support's is not known.
+        scale of tables, where 1 is the threshold. Of "clipping", the share of values at full scale, likewise a mean on
+        the scale that it is compared on. NaN where that of normal images is not known.
     p_value : float
         How often so large a difference comes about by chance; NaN where the statistic could not be compared.
     """
@@ -60,16 +65,16 @@ class Drift:
     Attributes
     ----------
     p_value : float
-        How often images like the support's would differ so much: the smallest of the statistics' p-values, times their
-        number.
+        How often images like the normal ones would differ so much: the smallest of the statistics' p-values, times
+        their number.
     drifted : bool
         Whether that is below 0.01.
     statistic : str
         The one that differs most clearly.
-    n_images, n_support : int
+    n_images, n_support, n_reference : int
         Images that were compared. Near-duplicates in the support count as one.
     statistics : dict of str to Compared
-        "brightness", "highlights", "contrast", "focus", and "score".
+        "brightness", "highlights", "clipping", "contrast", "focus", and "score".
     """
 
     p_value: float
@@ -77,20 +82,39 @@ class Drift:
     statistic: str
     n_images: int
     n_support: int
+    n_reference: int
     statistics: Mapping[str, Compared]
 
     @property
     def text(self) -> str:
         """The same in a sentence."""
-        one, here = self.statistics[self.statistic], f"the {self.n_support} support images"
-        differ = f"p = {self.p_value:.2g}; {self.statistic} {one.new:.3g}, of the support {one.support:.3g}"
+        further = f" and {self.n_reference} reference" if self.n_reference else ""
+        one, here = self.statistics[self.statistic], f"the {self.n_support} support{further} images"
+        whose = "normal images" if self.n_reference else "the support"
+        differ = f"p = {self.p_value:.2g}; {self.statistic} {one.new:.3g}, of {whose} {one.support:.3g}"
         if self.drifted:
             return f"Drift: {self.n_images} images, as a whole, left the range of {here} ({differ})."
         return f"No drift: {self.n_images} images, as a whole, are like {here} ({differ})."
 
 
-def measure(session: Session, X: Any, on_error: OnError | None = None) -> Drift:
-    """Compare new images, as a whole, with the support; see `DualDistillationDetector.drift`.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is compared, of some images.
+
+    Attributes
+    ----------
+    values : ndarray of shape (n, 6), float64
+        In the order of `LIGHT`, then the anomaly score.
+    hashes : list of str
+        `image_hash` of each.
+    """
+
+    values: np.ndarray
+    hashes: list[str]
+
+
+def see(session: Session, X: Any, on_error: OnError | None = None) -> Seen:
+    """Measure images.
 
     Parameters
     ----------
@@ -101,40 +125,69 @@ def measure(session: Session, X: Any, on_error: OnError | None = None) -> Drift:
 
     Returns
     -------
-    Drift
+    Seen
+        Of those that can be read.
     """
 
-    def reduce(scorer: Scorer, one: Read, loaded: Loaded) -> np.ndarray:
-        return np.append(light(loaded.image), float(scorer.judge(one.evidence)[0]))
+    def reduce(scorer: Scorer, one: Read, loaded: Loaded) -> tuple[np.ndarray, str]:
+        return np.append(light(loaded.image), float(scorer.judge(one.evidence)[0])), image_hash(loaded.image)
 
-    fitted = session.fitted
-    read = session.each(X, session.settings.on_error if on_error is None else on_error, reduce)
-    found = np.array([values for _, values in read])
-    if len(found) < LEAST_IMAGES:
+    read = [found for _, found in session.each(X, on_error or session.settings.on_error, reduce)]
+    values = np.array([row for row, _ in read]).reshape(-1, len(LIGHT) + 1)
+    return Seen(values, [key for _, key in read])
+
+
+def compare(fitted: FittedSupport, seen: Seen, reference: Seen | None = None) -> Drift:
+    """Compare new images, as a whole, with the support and a reference; see `DualDistillationDetector.drift`.
+
+    Parameters
+    ----------
+    fitted : FittedSupport
+    seen : Seen
+        Of the new images.
+    reference : Seen, optional
+        Of further normal images. Those in the support, and repeated ones, count once.
+
+    Returns
+    -------
+    Drift
+    """
+    if len(seen.values) < LEAST_IMAGES:
         raise ImageError(
             f"Drift is of images as a whole: {LEAST_IMAGES} that can be read are needed at least, and there are "
-            f"{len(found)}. Pass more of them."
+            f"{len(seen.values)}. Pass more of them."
         )
-    new = dict(zip((*LIGHT, SCORE), found.T, strict=True))
-    support = _of_support(fitted)
-    if not support:
+    normal, n_reference = _of_support(fitted), 0
+    if reference is not None:
+        first = {key: row for row, key in reversed(list(enumerate(reference.hashes))) if key not in fitted.hashes}
+        further = reference.values[sorted(first.values())]
+        n_reference = len(further)
+        if n_reference:
+            beside = zip((*LIGHT, SCORE), further.T, strict=True)
+            normal = {name: np.append(normal.get(name, []), values) for name, values in beside}
+    if not normal:
         raise ValueError(
             "There is nothing to compare with: the support is a single image, and it is not in the file. Save the "
-            "detector with support=True where it was fitted, or fit on several images."
+            "detector with support=True where it was fitted, fit on several images, or pass normal images as reference."
         )
-    shown: dict[str, Callable[[float], float]] = dict.fromkeys(LIGHT, float)
-    shown[SCORE] = lambda value: float(relative_score(-value, fitted.offset))
-    compared = {name: _compare(name, support.get(name), values, shown[name]) for name, values in new.items()}
-    statistic = min(support, key=lambda name: compared[name].p_value)
-    p_value = min(1.0, compared[statistic].p_value * len(support))
-    return Drift(p_value, p_value < LEVEL, statistic, len(found), len(set(fitted.groups)), compared)
+    new = dict(zip((*LIGHT, SCORE), seen.values.T, strict=True))
+    compared = {name: _compare(name, normal.get(name), values, fitted.offset) for name, values in new.items()}
+    statistic = min(normal, key=lambda name: compared[name].p_value)
+    p_value = min(1.0, compared[statistic].p_value * len(normal))
+    n_support = len(set(fitted.groups))
+    return Drift(p_value, p_value < LEVEL, statistic, len(seen.values), n_support, n_reference, compared)
 
 
 def light(image: torch.Tensor) -> np.ndarray:
-    """Measure brightness, highlights, contrast and focus of an image (3, H, W) in [0, 1], all above 0."""
-    grey = image.double().mean(0).clamp(0, 1).numpy()
+    """Measure brightness, highlights, clipping, contrast and focus of an image (3, H, W) in [0, 1].
+
+    All are above 0, but for clipping.
+    """
+    pixels = image.double().clamp(0, 1).numpy()
+    grey = pixels.mean(0)
     focus = np.sqrt((_detail(grey) + _SMOOTH**2) / (_detail(_halved(grey)) + _SMOOTH**2))
-    return np.array([grey.mean() + _BLACK, np.quantile(grey, _HIGH) + _BLACK, grey.std() + _PLAIN, focus])
+    high, clipped = np.quantile(grey, _HIGH), (pixels > _FULL).mean()
+    return np.array([grey.mean() + _BLACK, high + _BLACK, clipped, grey.std() + _PLAIN, focus])
 
 
 def _detail(grey: np.ndarray) -> float:
@@ -161,21 +214,30 @@ def _of_support(fitted: FittedSupport) -> dict[str, np.ndarray]:
     return {name: one_of_each(values, fitted.groups) for name, values in found.items()}
 
 
-def _compare(name: str, support: np.ndarray | None, new: np.ndarray, shown: Callable[[float], float]) -> Compared:
-    """Compare logarithms by Student's t, of both samples' spread and a little prior belief."""
+def _compare(name: str, normal: np.ndarray | None, new: np.ndarray, offset: float) -> Compared:
+    """Compare by Student's t, of both samples' spread and a little prior belief."""
     from scipy import stats
 
-    known = new if support is None else np.concatenate([support, new])
+    known = new if normal is None else np.concatenate([normal, new])
     # Scores of next to nothing, as of copies, are not told apart.
     least = max(0.05 * float(np.median(known)), float(np.finfo(float).tiny))
-    of_new = np.log(np.maximum(new, least))
-    if support is None:
-        return Compared(np.nan, shown(float(np.exp(of_new.mean()))), np.nan)
-    before = np.log(np.maximum(support, least))
+
+    def scale(values: np.ndarray) -> np.ndarray:
+        # Of what is clipped it counts whether there is any: how much of it differs widely between images.
+        return values / (values + _SOME) if name == CLIPPING else np.log(np.maximum(values, least))
+
+    def shown(mean: float) -> float:
+        value = _SOME * mean / (1 - mean) if name == CLIPPING else float(np.exp(mean))
+        return float(relative_score(-value, offset)) if name == SCORE else value
+
+    of_new = scale(new)
+    if normal is None:
+        return Compared(np.nan, shown(float(of_new.mean())), np.nan)
+    before = scale(normal)
     degrees = len(before) + len(of_new) - 1  # of a belief that counts as one image
     squares = ((before - before.mean()) ** 2).sum() + ((of_new - of_new.mean()) ** 2).sum()
     spread = np.sqrt((_PRIOR[name] ** 2 + squares) / degrees * (1 / len(before) + 1 / len(of_new)))
     t = (of_new.mean() - before.mean()) / spread
     # Lower scores are no drift: the support is compared with one image less.
     p_value = stats.t.sf(t, degrees) if name == SCORE else 2 * stats.t.sf(abs(t), degrees)
-    return Compared(shown(float(np.exp(before.mean()))), shown(float(np.exp(of_new.mean()))), float(p_value))
+    return Compared(shown(float(before.mean())), shown(float(of_new.mean())), float(p_value))

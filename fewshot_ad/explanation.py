@@ -251,8 +251,9 @@ class Gallery:
             return self._held[owner]
         assert self._fitted.images is not None  # nosec B101
         image = self._fitted.images[owner]
-        described = describe_views(image, self._extract, self._fitted.settings.augment)
-        found = support_patches(described.patches, described.grid, image.shape[1:], owner)
+        augment, foreground = self._fitted.settings.augment, self._fitted.reduction.foreground
+        described = describe_views(image, self._extract, augment, foreground)
+        found = support_patches(described.patches, described.grid, image.shape[1:], owner, described.inside)
         if self._n_held + found.features.numel() <= _MOST_HELD:
             self._n_held += found.features.numel()
             self._held[owner] = found

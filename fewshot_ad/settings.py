@@ -184,6 +184,7 @@ class Settings:
     contrast: Annotated[float, number(0, 1)]
     upsampling: Annotated[str, one_of("half_pixel", "align_corners")]
     augment: Annotated[bool, YES_OR_NO]
+    foreground: Annotated[bool | float, either(YES_OR_NO, number(0, open_low=True))]
     max_patches: Annotated[int, integer(1)]
     n_support: Annotated[int | None, either(NOTHING, integer(1))]
     weights: Annotated[str | os.PathLike[str] | None, either(NOTHING, PATH)]

@@ -15,7 +15,7 @@ from .data.geometry import Geometry
 from .data.rows import Table
 from .exceptions import WeightsNotFoundError
 from .history import Addition
-from .method import calibration
+from .method import calibration, foreground
 from .method.calibration import Calibration, Predictive
 from .method.coreset import Patches
 from .method.duplicates import alike, near_duplicates, one_of_each
@@ -207,6 +207,11 @@ def find_teacher(
             f"layers={settings.layers!r} was given, and evidence={evidence!r} needs a student, which imitates "
             f"{N_SCALES} layers. Pass {N_SCALES} layers or more, or evidence=('patch', 'embedding')."
         )
+    if settings.foreground and not teacher.layers.tokens:
+        raise ValueError(
+            f"foreground={settings.foreground!r} was given, but {settings.backbone!r} has no tokens to tell it by: it "
+            "is no plain transformer. Pass foreground=False, or the name of a transformer as backbone."
+        )
     memory = settings.memory
     if memory is not None and not hasattr(memory, "cache"):
         from sklearn.utils.validation import check_memory
@@ -249,7 +254,8 @@ def build(
     FittedSupport
     """
     hashes = tuple(map(image_hash, support))
-    described = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches)
+    least = _reduction(settings).foreground
+    described = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches, least)
     shown = tuple(show_support(expert, support, extract) for expert in experts)
 
     def remember(found: Description, own: torch.Tensor) -> tuple[Memory, Subspaces | None]:
@@ -269,7 +275,7 @@ def build(
     own = _copies(support, hashes, groups)
     if table is None and (may_be := alike(support)).sum() > len(support):
         # What stands for an image may be far from its like: all patches of the images as they are.
-        whole = describe_support(support, extract, kinds(evidence), False, _COMPARED)
+        whole = describe_support(support, extract, kinds(evidence), False, _COMPARED, least)
         extract.keep(held_out)
         found = measure(remember(whole, own)[0], own)
         of_views = found.of_views.reshape(len(support), -1).mean(1)
@@ -328,7 +334,8 @@ def _measure(
 
 def _reduction(settings: Settings) -> Reduction:
     sigma, border = float(settings.blur_sigma), float(settings.border_weight)
-    return Reduction(settings.aggregation, sigma, border, float(settings.contrast), settings.upsampling)
+    least = foreground.threshold(settings.foreground)
+    return Reduction(settings.aggregation, sigma, border, float(settings.contrast), settings.upsampling, least)
 
 
 def _weights(

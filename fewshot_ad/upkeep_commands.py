@@ -37,25 +37,33 @@ def update(model: Path, images: Sequence[Path], out: Path | None, force: bool, *
     return Outcome(text, found, done.n_failed)
 
 
-def drift(paths: Sequence[Path], support: Sequence[Path] | None, **settings: Any) -> Outcome:
+def drift(
+    paths: Sequence[Path], support: Sequence[Path] | None, reference: Sequence[Path] | None, **settings: Any
+) -> Outcome:
     """Say whether images, as a whole, left the range of the support."""
-    from .drift import measure
+    from .drift import Seen, compare, see
 
+    check_existence(reference or ())
     session, given = open_session(paths, support, settings)
-    listed = list_given(given)
     failed: dict[str, str] = {}
-    items = [item for item, _ in listed.items]
-    done = measure(session, items, lambda i, error: failed.update({str(items[i]): str(error)}))
+
+    def look(items: Sequence[Any]) -> Seen:
+        return see(session, items, lambda i, error: failed.update({str(items[i]): str(error)}))
+
+    listed = [list_given(some) for some in (given, reference) if some is not None]
+    of_kind = [[item for item, _ in one.items] for one in listed]
+    done = compare(session.fitted, *map(look, of_kind))
     found = {
         "drifted": done.drifted, "p_value": done.p_value, "statistic": done.statistic, "n_images": done.n_images,
-        "n_support": done.n_support, "statistics": {name: one._asdict() for name, one in done.statistics.items()},
-        "failed": failed, "left_out": plain(listed.left_out),
+        "n_support": done.n_support, "n_reference": done.n_reference,
+        "statistics": {name: one._asdict() for name, one in done.statistics.items()},
+        "failed": failed, "left_out": plain([entry for one in listed for entry in one.left_out]),
     }  # fmt: skip
-    lines = ["", f"{'statistic':<12}{'support':>9}{'new':>9}{'p':>9}"]
+    lines = ["", f"{'statistic':<12}{'normal' if reference else 'support':>9}{'new':>9}{'p':>9}"]
     lines += [
         f"{name:<12}{one.support:>9.3g}{one.new:>9.3g}{one.p_value:>9.2g}" for name, one in done.statistics.items()
     ]
-    return Outcome("\n".join([done.text, *lines]), found, len(failed), say_failed(failed, len(items)))
+    return Outcome("\n".join([done.text, *lines]), found, len(failed), say_failed(failed, sum(map(len, of_kind))))
 
 
 def calibrate(

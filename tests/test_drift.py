@@ -16,7 +16,7 @@ from scipy import stats
 
 from fewshot_ad import DualDistillationDetector, cli
 from fewshot_ad.data.images import load
-from fewshot_ad.drift import LEAST_IMAGES, LIGHT, SCORE, light
+from fewshot_ad.drift import CLIPPING, LEAST_IMAGES, LIGHT, SCORE, compare, light, see
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
 from fewshot_ad.method.duplicates import one_of_each
 
@@ -75,7 +75,7 @@ def test_the_whole_is_the_smallest_of_all_by_their_number(det, fresh):
     found = det.drift(fresh)
     by_name = {name: one.p_value for name, one in found.statistics.items()}
     assert list(by_name) == [*LIGHT, SCORE]
-    assert found.p_value == min(1, 5 * min(by_name.values()))
+    assert found.p_value == min(1, 6 * min(by_name.values()))
     assert by_name[found.statistic] == min(by_name.values())
 
 
@@ -146,11 +146,63 @@ def test_a_single_support_image(det, normal, fresh, tmp_path):
     loaded = DualDistillationDetector.load(tmp_path / "m.fsad")
     with pytest.raises(ValueError, match="nothing to compare with: the support is a single image") as caught:
         loaded.drift(fresh)
-    assert "Save the detector with support=True where it was fitted, or fit on several images." in str(caught.value)
+    said = "Save the detector with support=True where it was fitted, fit on several images, or pass normal images as"
+    assert f"{said} reference." in str(caught.value)
+    assert not loaded.drift(fresh, reference=normal[6:]).drifted
     one.save(tmp_path / "with.fsad", support=True)
     assert DualDistillationDetector.load(tmp_path / "with.fsad").drift(fresh) == found
     det.save(tmp_path / "several.fsad")
     assert not DualDistillationDetector.load(tmp_path / "several.fsad").drift(fresh).drifted
+
+
+# ---- a reference
+
+
+def test_a_reference_is_more_normal_images(det, normal, fresh):
+    """It is as if there were so many more support images, but that nothing is compared with their patches."""
+    found = det.drift(fresh, reference=normal[6:])
+    session = det.session()
+    assert found == compare(det.fitted_, see(session, fresh), see(session, normal[6:]))
+    assert (found.n_support, found.n_reference) == (5, len(normal) - 6)
+    support = [np.log(light(image)[0]) for image in det.fitted_.images]
+    rest = [np.log(light(load(image, i, det.fitted_.geometry))[0]) for i, image in enumerate(normal[6:])]
+    mean = np.mean([*one_of_each(np.array(support), det.fitted_.groups), *rest])
+    assert np.log(found.statistics["brightness"].support) == pytest.approx(mean)
+    assert found.statistics["brightness"].new == det.drift(fresh).statistics["brightness"].new
+    assert f"the 5 support and {len(normal) - 6} reference images (p = " in found.text
+    assert "of normal images" in found.text
+
+
+def test_with_a_reference_a_smaller_difference_is_seen():
+    rng = np.random.default_rng(1)
+
+    def draw(n: int) -> np.ndarray:
+        return np.uint8(stripes(n, seed=int(rng.integers(1000))) * rng.uniform(0.5, 1, (n, 1, 1, 1)))
+
+    det = DualDistillationDetector(image_size=32, evidence="patch", random_state=0).fit(draw(4))
+    fresh, reference = draw(20), draw(20)
+    darker = np.uint8(0.75 * fresh)
+    assert [det.drift(fresh, one).drifted for one in (None, reference)] == [False, False]
+    assert [det.drift(darker, one).drifted for one in (None, reference)] == [False, True]
+
+
+def test_support_images_and_repeated_ones_count_once(det, normal, fresh):
+    once = det.drift(fresh, reference=normal[6:9])
+    assert det.drift(fresh, reference=[*normal[:6], *normal[6:9], *normal[6:8]]) == once
+    assert det.drift(fresh, reference=normal[:6]) == det.drift(fresh)
+
+
+def test_light_is_compared_with_a_reference_where_a_file_lacks_the_support(det, normal, fresh, tmp_path):
+    det.save(tmp_path / "m.fsad")
+    found = DualDistillationDetector.load(tmp_path / "m.fsad").drift(blurred(fresh), reference=normal[6:])
+    assert found.drifted
+    assert found.statistics["focus"].p_value < 1e-3
+
+
+def test_an_unreadable_reference(det, normal, fresh, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"a\.png could not be read"):
+        det.drift(fresh, reference=[*normal[6:], tmp_path / "a.png"])
 
 
 def test_near_duplicates_count_once(normal, fresh):
@@ -168,14 +220,44 @@ def test_plain_images_have_finite_statistics(det, value):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (3, 5), (33, 2)])
 def test_light_of_any_shape(shape):
-    assert np.isfinite(np.log(light(torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))))).all()
+    found = light(torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)))
+    assert np.isfinite(found).all()
+    assert (np.delete(found, 2) > 0).all()
 
 
 def test_light_and_focus_do_not_touch_each_other():
     image = torch.from_numpy(stripes(1, 64)[0]).permute(2, 0, 1) / 255
-    plain, darker = np.log(light(image)), np.log(light(0.8 * image))
+    assert light(image)[2] == light(0.8 * image)[2] == 0  # nothing is clipped
+    plain, darker = (np.log(np.delete(light(one), 2)) for one in (image, 0.8 * image))
     assert darker[3] == pytest.approx(plain[3], abs=0.01)  # focus
     assert (plain - darker)[:3] == pytest.approx([math.log(1.25)] * 3, abs=0.02)
+
+
+def test_clipping_is_the_share_of_values_at_full_scale():
+    image = torch.full((3, 10, 10), 0.5)
+    assert light(image)[2] == 0
+    image[0, :2] = 1.0
+    assert light(image)[2] == pytest.approx(20 / 300)
+    image[:, 9] = 7.0  # beyond
+    assert light(image)[2] == pytest.approx(50 / 300)
+
+
+def test_more_light_is_seen_by_what_it_clips():
+    """Of images that differ much in brightness, and none of which is clipped."""
+    rng = np.random.default_rng(0)
+
+    def draw(n: int) -> np.ndarray:
+        of_each = [np.where(rng.random((48, 48, 1)) < 0.01, 0.85, rng.uniform(0.05, 0.6)) for _ in range(n)]
+        return np.uint8(255 * np.array(of_each).repeat(3, 3))
+
+    det = DualDistillationDetector(image_size=48, evidence="patch", random_state=0).fit(draw(6))
+    fresh = draw(20)
+    assert not det.drift(fresh).drifted
+    found = det.drift(brighter(fresh, 1.3))
+    assert found.drifted
+    assert found.statistic == CLIPPING
+    assert found.statistics[CLIPPING].p_value < 0.01 * found.statistics["brightness"].p_value
+    assert found.statistics[CLIPPING].support < 1e-4 < found.statistics[CLIPPING].new < 0.1
 
 
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
@@ -192,7 +274,7 @@ def test_rows(normal, fresh):
 @pytest.fixture
 def folder(tmp_path, det, fresh) -> Path:
     det.save(tmp_path / "m.fsad", support=True)
-    for name, images in {"new": fresh, "bright": brighter(fresh)}.items():
+    for name, images in {"new": fresh, "bright": brighter(fresh), "more": stripes(6, seed=6)}.items():
         (tmp_path / name).mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(tmp_path / name / f"{i}.png")
@@ -213,7 +295,22 @@ def test_the_command_says_so(det, folder, fresh, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["drifted"]
     assert found["statistics"]["brightness"].keys() == {"support", "new", "p_value"}
-    assert (found["n_images"], found["n_support"], found["failed"]) == (10, 5, {})
+    assert (found["n_images"], found["n_support"], found["n_reference"], found["failed"]) == (10, 5, 0, {})
+
+
+def test_the_command_with_a_reference(det, folder, capsys):
+    expected = det.drift(sorted((folder / "new").iterdir()), reference=sorted((folder / "more").iterdir()))
+    assert run(folder / "m.fsad", folder / "new", "--reference", folder / "more") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == expected.text
+    assert said[2].split() == ["statistic", "normal", "new", "p"]
+    (folder / "more" / "x.png").write_bytes(b"no image")
+    assert run(folder / "m.fsad", folder / "new", "--reference", folder / "more", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_reference"] == 6
+    assert list(found["failed"]) == [str(folder / "more" / "x.png")]
+    assert run(folder / "m.fsad", folder / "new", "--reference", folder / "none") == 2
+    assert "none does not exist" in capsys.readouterr().err
 
 
 def test_the_command_leaves_out_what_it_cannot_read(folder, capsys):

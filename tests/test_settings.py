@@ -47,6 +47,7 @@ BAD = {
     "student__learning_rate": [0, -1, np.inf, 10**400],
     "student__tol": [-1, None],
     "augment": ["no", None, 1, 0],
+    "foreground": ["yes", None, 0, -1.0, np.inf, np.nan],
     "max_patches": [0, 1.5, None, "all"],
     "n_support": [0, -1, 2.0, "auto", True],
     "contamination": [0.6, 0, "high", None],
@@ -66,6 +67,7 @@ GOOD = {
     "layers": ["auto", "last", (1,), [4, 5, 7], (np.int64(2), 3), (0, 1)],
     "image_size": ["auto", 8, np.int64(9), (16, 32), [16, 32]],
     "student__decoder_blocks": [[1, 2, 3], (1, 1, 0), (2, 0, 0)], "n_jobs": [None, 1, -1, np.int64(3)],
+    "foreground": [True, 2],
     "n_support": [None, 1, np.int64(60)], "augment": [np.True_], "image_shape": [None, [4, 4], (4, 4, 3)],
     "value_range": [None, [0, 1], np.array([0.0, 2.0])], "device": ["cuda:1", torch.device("cpu")],
     "memory": [None, "folder"], "random_state": [None, 0, np.random, np.random.RandomState(0)],
@@ -150,7 +152,8 @@ CHANGES = {
     "student_weight": 0.0, "embedding_weight": 1.0,
     "aggregation": "max", "upsampling": "align_corners", "blur_sigma": 0.0, "border_weight": 1.0, "contrast": 0.0,
     "student__n_steps": 0, "student__batch_size": 1,
-    "student__learning_rate": 0.5, "student__tol": 0.5, "augment": False, "contamination": 0.5, "image_shape": (1, 1),
+    "student__learning_rate": 0.5, "student__tol": 0.5, "augment": False, "foreground": True,
+    "contamination": 0.5, "image_shape": (1, 1),
     "value_range": (0, 10), "precision": "float64", "random_state": 7,
 }  # fmt: skip
 

@@ -155,7 +155,11 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
 
 
 def patch_evidence(
-    maps: Sequence[torch.Tensor], bank: PatchBank, exclude: torch.Tensor, layers: Layers = _STAGES
+    maps: Sequence[torch.Tensor],
+    bank: PatchBank,
+    exclude: torch.Tensor,
+    layers: Layers = _STAGES,
+    inside: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compare every teacher patch of a query with its most similar patch of the support.
 
@@ -169,6 +173,8 @@ def patch_evidence(
         (N, K), support images that must not count for a query.
     layers : Layers, optional
         Which of the maps are layers.
+    inside : torch.Tensor, optional
+        (N, H, W), from `find_foreground`: the patches that count.
 
     Returns
     -------
@@ -178,7 +184,11 @@ def patch_evidence(
         (N, K): share of the query's patches that found their match in each support image.
     """
     similarity, match = bank.nearest(patch_features(maps, layers), exclude)
-    weights = F.one_hot(match, bank.n_support).to(similarity.dtype).mean(1)
+    found = F.one_hot(match, bank.n_support).to(similarity.dtype)
+    if inside is None:
+        weights = found.mean(1)
+    else:
+        weights = (found * inside.flatten(1)[..., None]).sum(1) / inside.sum((1, 2))[:, None]
     return (1 - similarity).unflatten(1, layers.middle(maps).shape[2:]), weights
 
 
@@ -225,7 +235,13 @@ def embedding_evidence(
     return 1 - best, F.one_hot(match, bank.shape[0]).to(best.dtype)
 
 
-def support_patches(views: Sequence[torch.Tensor], grid: tuple[int, int], size: Sequence[int], owner: int) -> Patches:
+def support_patches(
+    views: Sequence[torch.Tensor],
+    grid: tuple[int, int],
+    size: Sequence[int],
+    owner: int,
+    inside: torch.Tensor | None = None,
+) -> Patches:
     """Say where the patches of one support image are.
 
     Parameters
@@ -239,6 +255,8 @@ def support_patches(views: Sequence[torch.Tensor], grid: tuple[int, int], size: 
         Height and width of the image, pixels.
     owner : int
         Its number.
+    inside : torch.Tensor of bool, optional
+        (views P,): those that are kept.
 
     Returns
     -------
@@ -252,7 +270,8 @@ def support_patches(views: Sequence[torch.Tensor], grid: tuple[int, int], size: 
     at = place // grid[1], place % grid[1]
     spots = [(of_side + 0.5) * n / m - 0.5 for of_side, n, m in zip(at, size, grid, strict=True)]
     owners = torch.full((len(features),), owner)
-    return Patches(features, owners, torch.stack(spots, 1).float())
+    found = Patches(features, owners, torch.stack(spots, 1).float())
+    return found if inside is None else found[inside]
 
 
 def patch_at(

@@ -13,6 +13,7 @@ from ..runtime import Runtime
 from ..threads import computed, one_thread
 from .coreset import Patches, farthest_first, quota, thinned
 from .features import FeatureExtractor, in_batches, split
+from .foreground import find_foreground
 from .matching import PatchBank, patch_features, pooled_embedding, support_patches
 from .scoring import MOST_SHOWN, Expert, Memory, run_student
 from .subspace import Moments, Subspaces, subspace_features
@@ -36,7 +37,12 @@ class Description(NamedTuple):
 
 
 def describe_support(
-    support: Sequence[torch.Tensor], extract: FeatureExtractor, wanted: set[str], augment: bool, max_patches: int
+    support: Sequence[torch.Tensor],
+    extract: FeatureExtractor,
+    wanted: set[str],
+    augment: bool,
+    max_patches: int,
+    foreground: float | None,
 ) -> Description:
     """Describe the support.
 
@@ -51,6 +57,8 @@ def describe_support(
         Whether its turned and mirrored views are described too.
     max_patches : int
         How many patches are kept of all.
+    foreground : float or None
+        See `find_foreground`; None keeps the background too.
 
     Returns
     -------
@@ -61,10 +69,12 @@ def describe_support(
 
     def describe(owner: int) -> tuple[Patches | None, torch.Tensor, Moments | None]:
         """Describe one image; of its patches no more are kept than stand for the rest."""
-        described = describe_views(support[owner], extract, augment, "subspace" in wanted)
+        described = describe_views(support[owner], extract, augment, foreground, "subspace" in wanted)
         kept = None
         if "patch" in wanted:
-            found = support_patches(described.patches, described.grid, support[owner].shape[1:], owner)
+            found = support_patches(
+                described.patches, described.grid, support[owner].shape[1:], owner, described.inside
+            )
             kept = thinned(found, quota(owner, len(support), max_patches))
         moments = Moments.of(described.spanning) if "subspace" in wanted else None
         return kept, described.embeddings, moments
@@ -98,15 +108,20 @@ class Described(NamedTuple):
         `subspace_features` of each view, (P, D); empty where they are not wanted.
     grid : tuple of two ints
         Height and width of the image's patches.
+    inside : torch.Tensor of bool, or None
+        (views P,): the patches of the foreground; None where no mask is wanted.
     """
 
     patches: list[torch.Tensor]
     embeddings: torch.Tensor
     spanning: list[torch.Tensor]
     grid: tuple[int, int]
+    inside: torch.Tensor | None
 
 
-def describe_views(image: torch.Tensor, extract: FeatureExtractor, augment: bool, spanning: bool = False) -> Described:
+def describe_views(
+    image: torch.Tensor, extract: FeatureExtractor, augment: bool, foreground: float | None, spanning: bool = False
+) -> Described:
     """Describe a support image (3, H, W) and, with `augment`, its other views, in this thread.
 
     The teacher's maps, which are large, are let go of one batch after the other.
@@ -116,16 +131,20 @@ def describe_views(image: torch.Tensor, extract: FeatureExtractor, augment: bool
     shown = turned_and_mirrored(image, quarters=quarters) if augment else [image]
     patches, embeddings = [torch.empty(0)] * len(shown), [torch.empty(0)] * len(shown)
     spans: list[torch.Tensor] = []
+    inside: list[torch.Tensor] = []
     grid, layers = (0, 0), extract.teacher.layers
     for places in in_batches(shown, extract.runtime.device):
         maps = extract.batch(torch.stack([shown[i] for i in places]))
         for i, one in zip(places, split(maps), strict=True):
             patches[i], embeddings[i] = patch_features(one, layers)[0].cpu(), pooled_embedding(one).cpu()
+            if foreground is not None:
+                inside.append(find_foreground(one, layers, foreground).flatten().bool().cpu())
             if spanning:
                 spans.append(subspace_features(one, layers)[0].cpu())
+                spans[-1] = spans[-1][inside[-1]] if inside else spans[-1]
             if i == 0:
                 grid = (layers.middle(one).shape[2], layers.middle(one).shape[3])
-    return Described(patches, torch.cat(embeddings), spans, grid)
+    return Described(patches, torch.cat(embeddings), spans, grid, torch.cat(inside) if inside else None)
 
 
 @torch.inference_mode()

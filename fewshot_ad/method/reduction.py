@@ -133,6 +133,8 @@ class Reduction:
         Share of a map's mean that is taken off its score.
     upsampling : {"half_pixel", "align_corners"}
         See `to_pixels`.
+    foreground : float or None
+        Patches of the background read 0 where it is given: see `find_foreground`.
     """
 
     aggregation: str | float
@@ -140,6 +142,7 @@ class Reduction:
     border_weight: float
     contrast: float
     upsampling: str = "half_pixel"
+    foreground: float | None = None
 
     def reduce(self, maps: torch.Tensor) -> torch.Tensor:
         """Reduce maps (..., H, W) to one number each (...)."""

@@ -17,6 +17,7 @@ from ..runtime import Runtime
 from ..threads import computed
 from .evidence import WHOLE
 from .features import FeatureExtractor, Maps, in_batches, run_network, split
+from .foreground import find_foreground
 from .losses import cosine_distance
 from .matching import PatchBank, embedding_evidence, patch_evidence
 from .reduction import Reduction, shared_blurs, to_pixels
@@ -295,17 +296,21 @@ class Scorer:
         """
         found: dict[str, torch.Tensor] = {}
         experts, reduction = self.memory.experts, self.reduction
-        enlarge = partial(
-            to_pixels, shape=shape, sigma=reduction.sigma, upsampling=reduction.upsampling,
-            blurs=shared_blurs(shape, reduction.sigma, reduction.upsampling),
-        )  # fmt: skip
+        least = reduction.foreground
+        inside = None if least is None else find_foreground(maps, self.layers, least)
+        blurs = shared_blurs(shape, reduction.sigma, reduction.upsampling)
+
+        def enlarge(distances: Sequence[torch.Tensor]) -> torch.Tensor:
+            shown = distances if inside is None else [distance * inside for distance in distances]
+            return to_pixels(shown, shape, reduction.sigma, blurs, reduction.upsampling)
+
         if self.memory.subspaces is not None:
             distance, weights = subspace_evidence(maps, self.layers, self.memory.subspaces, exclude)
             found["subspace"] = enlarge([distance])
         if self.memory.embeddings is not None:
             found["embedding"], weights = embedding_evidence(maps, self.memory.embeddings, exclude)
         if self.memory.bank is not None:
-            distance, weights = patch_evidence(maps, self.memory.bank, exclude, self.layers)
+            distance, weights = patch_evidence(maps, self.memory.bank, exclude, self.layers, inside)
             found["patch"] = enlarge([distance])
         if experts:
             shown = self.layers.for_student(maps)
