@@ -31,14 +31,11 @@ det = DualDistillationDetector(random_state=0).fit(support)
 
 before = det.offset_
 calibration = det.calibrate(fresh, false_alarm_rate=0.05).calibration_
-print(
-    f"threshold {-before:.3f}, then {-det.offset_:.3f}; expected false alarms {calibration.expected_rate:.3f}"
-)
+print(f"threshold {-before:.3f}, then {-det.offset_:.3f}; expected false alarms {calibration.expected_rate:.3f}")
 y = np.repeat([1, -1], [len(later), len(bad)])
 decision = det.decision_function([*later, *bad])
-print(
-    f"false alarms: {np.sum(decision[y == 1] < 0)} of {len(later)}; found: {np.sum(decision[y == -1] < 0)} of {len(bad)}"
-)
+false, true = (np.sum(decision[y == label] < 0) for label in (1, -1))
+print(f"false alarms: {false} of {len(later)}; found: {true} of {len(bad)}")
 print("p-values of two normal and two anomalous images:", det.normal_pvalue([*later[:2], *bad[:2]]).round(3))
 ScoreHistogramDisplay.from_estimator(det, [*later, *bad], y=y)
 

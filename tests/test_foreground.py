@@ -8,7 +8,7 @@ import torch
 from helpers import write_random_weights
 from scipy import ndimage
 
-from fewshot_ad import DualDistillationDetector
+from fewshot_ad import DualDistillationDetector, Student
 from fewshot_ad.method.foreground import PUBLISHED, find_foreground, threshold
 from fewshot_ad.method.layers import Layers
 
@@ -162,7 +162,7 @@ def test_weights_and_matches_are_of_the_object(det):
 @pytest.mark.parametrize("evidence", ["subspace", ("patch", "subspace", "embedding"), ("ssd", "tsd", "patch")])
 def test_with_other_evidence(network, evidence):
     det = DualDistillationDetector(
-        **network, foreground=LEAST, evidence=evidence, blur_sigma=0, n_steps=2, batch_size=2
+        **network, foreground=LEAST, evidence=evidence, blur_sigma=0, student=Student(n_steps=2, batch_size=2)
     ).fit(list(scenes(2)))
     assert (det.anomaly_map(scenes(1, (14, 14)))[0][:BESIDE] == 0).all()
     assert np.isfinite(det.score_samples(scenes(2))).all()
