@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .model_selection import KShotSplit, SyntheticAnomalyScorer
     from .training.pretraining import pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DualDistillationDetector", "KShotSplit", "SyntheticAnomalyScorer", "__version__", "pretrain"]
 
 
