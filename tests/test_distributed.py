@@ -44,11 +44,11 @@ def fitted(options) -> DualDistillationDetector:
 
 @pytest.fixture(scope="session")
 def ray():
-    """A cluster of two processors."""
+    """A cluster that counts four processors: tasks do not wait for the two that actors hold."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # seconds; a training is looked at that often
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     # Classes and functions of this file go to the workers as they are.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray
