@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .student import Student
     from .training.pretraining import pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["DualDistillationDetector", "KShotSplit", "Student", "SyntheticAnomalyScorer", "__version__", "pretrain"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,25 @@ torch.set_num_threads(1)
 
 _DATA = Path(os.environ.get("FEWSHOT_AD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 _SHARED_WEIGHTS = _DATA.parent / "weights"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exporter_without_coverage():
+    """Turn coverage off while torch's exporter runs, twice as long with it: nearly all of its Python is torch's own."""
+    export = torch.onnx.export
+
+    def untraced(*args, **kwargs):
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return export(*args, **kwargs)
+        finally:
+            sys.settrace(tracer)
+
+    with pytest.MonkeyPatch.context() as patched:
+        if sys.gettrace() is not None:
+            patched.setattr(torch.onnx, "export", untraced)
+        yield
 
 
 @pytest.fixture(scope="session")

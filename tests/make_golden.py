@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from helpers import corrupted, stripes, write_random_weights
 
 from fewshot_ad import DualDistillationDetector
@@ -13,6 +14,25 @@ from fewshot_ad import DualDistillationDetector
 GOLDEN = Path(__file__).with_name("golden.json")
 EVIDENCE = ("ssd", "tsd", "patch", "embedding", "all")
 CASES = (*EVIDENCE, "paper")
+# The packaged networks as users have them: in float32.
+PACKAGED = {"default": {}, "default with a student": {"student_weight": 0.1}}
+
+
+def measure(det: DualDistillationDetector, queries: list[np.ndarray]) -> dict[str, list[float]]:
+    return {
+        "score_samples": det.score_samples(queries).tolist(),
+        "offset_": [det.offset_],
+        "map_means": det.anomaly_map(queries).astype(float).mean((1, 2)).tolist(),
+    }
+
+
+def compute_packaged() -> dict[str, dict[str, list[float]]]:
+    """Scores of two normal and two painted images by the default settings, nothing but the seed given."""
+    queries = [*stripes(2, size=160, seed=3), *corrupted(stripes(2, size=160, seed=4), side=40)]
+    return {
+        case: measure(DualDistillationDetector(random_state=0, **changed).fit(stripes(4, size=160)), queries)
+        for case, changed in PACKAGED.items()
+    }
 
 
 def compute() -> dict[str, dict[str, list[float]]]:
@@ -32,13 +52,9 @@ def compute() -> dict[str, dict[str, list[float]]]:
                 evidence = EVIDENCE[:-1] if case == "all" else case
                 det = DualDistillationDetector("toy_resnet", **common, contrast=0.5, evidence=evidence)
             det.set_params(student__n_steps=3, student__batch_size=4).fit(stripes(4))
-            results[case] = {
-                "score_samples": det.score_samples(queries).tolist(),
-                "offset_": [det.offset_],
-                "map_means": det.anomaly_map(queries).astype(float).mean((1, 2)).tolist(),
-            }
+            results[case] = measure(det, queries)
     return results
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(compute(), indent=1) + "\n")
+    GOLDEN.write_text(json.dumps(compute() | compute_packaged(), indent=1) + "\n")

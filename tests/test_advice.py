@@ -1059,7 +1059,7 @@ def test_a_table_of_a_cluster_that_is_there(make, normal, tmp_path, monkeypatch)
 @follows('Install the extra: pip install "fewshot-ad[export]"')
 def test_the_extra_for_graphs(make, normal, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
-    det = make().fit(normal[:2])
+    det = make(evidence="patch", image_size=(32, 32)).fit(normal[:2])
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "onnxscript", None)
         refusal(lambda: det.export(tmp_path / "m.onnx"), 'pip install "fewshot-ad[export]"', error=MissingExtraError)

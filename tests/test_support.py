@@ -347,10 +347,10 @@ def test_threads_that_score_see_one_state_each(make, normal, tmp_path):
 
     possible = [set() for _ in range(5)]
     for plan in ("a", "a+", "b", "c"):
-        for i, found in enumerate(answers(fit(make(student__n_steps=2), plan))):
+        for i, found in enumerate(answers(fit(make(student__n_steps=2, image_size=(32, 32)), plan))):
             possible[i].add(found)
 
-    det = make(student__n_steps=2).fit(plans["a"])
+    det = make(student__n_steps=2, image_size=(32, 32)).fit(plans["a"])
     end, errors, counted = time.monotonic() + SECONDS, [], [0] * 9
 
     def guarded(index, step):
