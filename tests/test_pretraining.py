@@ -69,7 +69,7 @@ def same(one: Path, two: Path) -> bool:
 def test_a_detector_takes_the_student(run, toy, normal, tmp_path):
     out = run()
     assert os.listdir(tmp_path) == ["student.safetensors"]
-    parameters = {key: value for key, value in toy.items() if key != "n_steps"}
+    parameters = toy | {"student": None}
     det = DualDistillationDetector(**parameters, init=out).fit(normal[:4])
     assert det.loss_curve_ == []  # a pretrained student needs no steps
     assert np.isfinite(det.decision_function(normal[4:])).all()
