@@ -153,7 +153,7 @@ class StudentSettings:
     architecture: Annotated[str, one_of("decoder", "encoder")] = "decoder"
     decoder_blocks: Annotated[tuple[int, int, int], _BLOCKS] = (2, 2, 2)
     weighting: Annotated[str, one_of("attention", "uniform")] = "attention"
-    sharpness: Annotated[float, number(0)] = 1.0
+    sharpness: Annotated[float, number(0)] = 0.003
     loss: Annotated[str, one_of("position", "flattened")] = "position"
     n_steps: Annotated[str | int, either(_AUTO, integer(0))] = "auto"
     batch_size: Annotated[int, integer(1)] = 16

@@ -21,8 +21,9 @@ class Student(BaseEstimator):
         out. A pretrained student brings its own.
     weighting : {"attention", "uniform"}, default="attention"
         Learn-to-weight, or the plain mean of the support.
-    sharpness : float, default=1.0
-        Factor on the attention's logits; 1 is the published softmax, which is close to one-hot.
+    sharpness : float, default=0.003
+        Factor on the attention's logits. 1 is the published softmax, which is close to one-hot, and has a lower AUROC
+        than the plain mean (docs/experiments.md).
     loss : {"position", "flattened"}, default="position"
         Cosine over channels at each position, or of whole feature maps (as the published code trains).
     n_steps : "auto" or int, default="auto"
@@ -50,7 +51,7 @@ class Student(BaseEstimator):
         architecture: str = "decoder",
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
         weighting: str = "attention",
-        sharpness: float = 1.0,
+        sharpness: float = 0.003,
         loss: str = "position",
         n_steps: str | int = "auto",
         batch_size: int = 16,

@@ -94,7 +94,7 @@ def pretrain(
     weighting : {"attention", "uniform"}, default="attention"
         Of the support.
     sharpness : float, default=1.0
-        Factor on the attention's logits.
+        Factor on the attention's logits in training, as published; a detector scores with that of its `Student`.
     lam : float, default=0.1
         Weight of TSD.
     loss : {"position", "flattened"}, default="position"
