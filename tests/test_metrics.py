@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid  # numpy has it since 2.0
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from fewshot_ad.metrics import aupro, average_precision, f1_max, per_region_overlap, recall_at
@@ -127,7 +128,7 @@ def test_overlap_is_what_aupro_is_the_area_of():
     levels = [np.inf, *np.unique(maps)[::-1], -np.inf]
     rate = [(maps[~masks] > at).mean() for at in levels]
     assert aupro(masks, maps, max_fpr=1.0) == pytest.approx(
-        np.trapezoid([per_region_overlap(masks, maps, at) for at in levels], rate)
+        trapezoid([per_region_overlap(masks, maps, at) for at in levels], rate)
     )
 
 
