@@ -1163,7 +1163,7 @@ def test_warnings_name_the_options_of_the_command(folders, normal, capsys):
     assert "range of values" not in capsys.readouterr().err
 
 
-@follows("Make more of it free, or give fewer images at once.")
+@follows("Free memory, or pass fewer images at once.")
 def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
     fit = DualDistillationDetector.fit
 
@@ -1177,7 +1177,7 @@ def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(DualDistillationDetector, "fit", few_only)
         assert cli.main([*command, *paths]) == 2
-        assert "Make more of it free, or give fewer images at once" in capsys.readouterr().err
+        assert "Free memory, or pass fewer images at once" in capsys.readouterr().err
         assert cli.main([*command, *paths[:2]]) == 0
     assert cli.main([*command, "--force", *paths]) == 0
 
@@ -1258,7 +1258,7 @@ ELSEWHERE = {
     "Bring {source.url} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
     "Go on with the same arguments and resume.": "test_pretraining::test_signals_write_a_checkpoint",
     "Pass the name of a new folder with -o.": "test_cli::test_demo",
-    "them fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",
+    "fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",
     "Give one of them a weight above 0": "test_evidence::test_something_must_have_a_weight",
     "Pass more of them, or set n_support to at most": "test_labels::test_more_than_there_are",
     "Do not pass --no-keep-support to fit, or": "test_update::test_a_model_without_its_images_is_refused",

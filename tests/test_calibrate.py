@@ -534,7 +534,9 @@ def test_the_command(base, folders, images, both, capsys):
     status, out, said = run(capsys, *arguments, "-o", "c.fsad")
     assert (status, said) == (0, "")
     expected = copy.copy(base).calibrate(*both, false_alarm_rate=0.1)
-    assert "times what it was\ncalibrated (conformal) on 20 normal and 8 anomalous images: false alarms 0.095" in out
+    assert (
+        "times the previous one\ncalibrated (conformal) on 20 normal and 8 anomalous images: false alarms 0.095" in out
+    )
     assert DualDistillationDetector.load("c.fsad").calibration_ == expected.calibration_
     assert (folders / "m.fsad").read_bytes() == before
     status, out, _ = run(capsys, *arguments, "--force", "--json")

@@ -466,9 +466,9 @@ def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys)
     assert "| 2 | easy |" in said
     assert "| 2 | mean |" in said
     assert "the worst task is hard" in said
-    assert "95 % interval over draws" in said
+    assert "95 % confidence interval over draws" in said
     assert "the second has image_size=48, evidence=['patch']" in said
-    assert "2 normal images, hard: The second's image AUROC is" in said
+    assert "2 normal images, hard: The second has an image AUROC of" in said
     assert "2 normal images, all tasks: The second's" in said
     assert cli.main(["evaluate", f"{tasks}/easy", f"{tasks}/hard", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -488,7 +488,7 @@ def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys)
 @pytest.mark.parametrize(
     ("against", "said"),
     [
-        (["nonsense=1"], "There is no parameter nonsense; the detector has aggregation, "),
+        (["nonsense=1"], "The detector has no parameter nonsense; accepted are aggregation, "),
         (["aspect=round"], "aspect='round'"),
     ],
 )  # fmt: skip
@@ -582,7 +582,7 @@ def test_a_pipe_is_no_regular_file(model, pictures, capsys):
     for command in (["score", str(model), str(pictures / "pipe.png")], ["score", str(pictures / "pipe.png"), "x.png"]):
         assert cli.main(command) == 2
     assert cli.main(["fit", str(pictures / "pipe.png"), "-o", str(pictures / "m.fsad")]) == 2
-    assert capsys.readouterr().err.count("pipe.png is no regular file") == 3
+    assert capsys.readouterr().err.count("pipe.png is not a regular file") == 3
 
 
 # ---- arguments

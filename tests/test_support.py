@@ -250,7 +250,7 @@ def test_a_pickle_says_which_release_wrote_it(make, normal, anomalous, monkeypat
         if not found:
             del old["_fewshot_ad_version"]
         monkeypatch.setattr(detector, "__version__", "9.9")
-        with pytest.warns(VersionWarning, match=rf"pickled by fewshot-ad {named}, and this is 9\.9"):
+        with pytest.warns(VersionWarning, match=rf"pickled by fewshot-ad {named}, but this is 9\.9"):
             make().__setstate__(old)
 
 
