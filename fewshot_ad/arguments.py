@@ -209,11 +209,11 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     options.common(add)
 
     add = _command(
-        commands, "drift", "test whether new images, as a whole, differ from the support",
-        "Compares new images, five or more, as a whole with the support: brightness, highlights, contrast, focus and "
-        "anomaly score. Reports drift if p is below 0.01: lighting, focus, camera or product that the detector was not "
-        "fitted for. A few anomalous images are not drift. The exit status is 1 if some images could not be read; it "
-        "does not depend on drift.",
+        commands, "drift", "say whether images, as a whole, left the range of the normal ones",
+        "Compares new images, five or more, as a whole with the support: brightness, highlights, contrast, focus, and "
+        "the anomaly score. Says drift where p is below 0.01: another light, focus, camera or product, for which the "
+        "detector was not fitted. Single anomalous images are no drift. Exit status 1 says that some images could not "
+        "be read, 0 nothing of drift.",
         "fewshot-ad drift model.fsad new/",
     )  # fmt: skip
     options.model_and_paths(add)

@@ -842,29 +842,29 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self.session().explain(X, max_side)
 
     def drift(self, X: Any) -> Drift:
-        """Test new images, as a whole, for drift from the support: other lighting, focus, camera or product.
+        """Tell whether new images, as a whole, left the range of the support: another light, focus, camera or product.
 
-        Each of five statistics is compared with the support's by a t-test (docs/method.md). One or two anomalies among
-        many images are not drift.
+        Each of five statistics is compared with those of the support by a t-test (docs/method.md). An anomaly or two
+        among many images are no drift.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
-            As for `fit`: at least 5 readable images, better 20, not selected.
+            As for `fit`: at least 5 that can be read, better 20, as they come.
 
         Returns
         -------
         drift.Drift
-            `p_value`, `drifted` (p below 0.01), `statistic` (the one that differs most clearly), and `text`. Unreadable
-            images are left out with on_error="skip". After `load`, the statistics of lighting and focus are NaN and not
-            compared, unless the file holds the support images; "score" is NaN if the support is a single image.
+            `p_value`, `drifted` (p below 0.01), which `statistic` says so, and `text`. Unreadable images are left out
+            with on_error="skip". After `load` light and focus are NaN, and not compared, unless the support images are
+            in the file; "score" is NaN where the support is a single image.
 
         Raises
         ------
         ImageError
-            Fewer than 5 images can be read.
+            Fewer than 5 images that can be read.
         ValueError
-            There is nothing to compare with: the support is a single image that is not in the file.
+            There is nothing to compare with: a single support image, and it is not in the file.
         """
         return drift.measure(self.session(), X)
 

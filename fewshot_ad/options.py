@@ -51,7 +51,7 @@ def settings(add: Any) -> None:
     )  # fmt: skip
     add(
         "--aspect", choices=("keep", "square"), default="keep",
-        help="keep the aspect ratio of each image, up to 4:1, or resize to squares",
+        help="whether images keep their aspect ratio, up to 4:1, or become squares",
     )  # fmt: skip
     jobs(add)
     add("--init", metavar="FILE", help="pretrained student for this teacher; default: the packaged one")

@@ -38,25 +38,24 @@ def update(model: Path, images: Sequence[Path], out: Path | None, force: bool, *
 
 
 def drift(paths: Sequence[Path], support: Sequence[Path] | None, **settings: Any) -> Outcome:
-    """Test whether images, as a whole, differ from the support."""
+    """Say whether images, as a whole, left the range of the support."""
     from .drift import measure
 
     session, given = open_session(paths, support, settings)
     listed = list_given(given)
     failed: dict[str, str] = {}
     items = [item for item, _ in listed.items]
-    measured = measure(session, items, lambda i, error: failed.update({str(items[i]): str(error)}))
-    result = {
-        "drifted": measured.drifted, "p_value": measured.p_value, "statistic": measured.statistic,
-        "n_images": measured.n_images, "n_support": measured.n_support,
-        "statistics": {name: one._asdict() for name, one in measured.statistics.items()},
+    done = measure(session, items, lambda i, error: failed.update({str(items[i]): str(error)}))
+    found = {
+        "drifted": done.drifted, "p_value": done.p_value, "statistic": done.statistic, "n_images": done.n_images,
+        "n_support": done.n_support, "statistics": {name: one._asdict() for name, one in done.statistics.items()},
         "failed": failed, "left_out": plain(listed.left_out),
     }  # fmt: skip
     lines = ["", f"{'statistic':<12}{'support':>9}{'new':>9}{'p':>9}"]
     lines += [
-        f"{name:<12}{one.support:>9.3g}{one.new:>9.3g}{one.p_value:>9.2g}" for name, one in measured.statistics.items()
+        f"{name:<12}{one.support:>9.3g}{one.new:>9.3g}{one.p_value:>9.2g}" for name, one in done.statistics.items()
     ]
-    return Outcome("\n".join([measured.text, *lines]), result, len(failed), say_failed(failed, len(items)))
+    return Outcome("\n".join([done.text, *lines]), found, len(failed), say_failed(failed, len(items)))
 
 
 def calibrate(

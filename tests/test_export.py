@@ -30,7 +30,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:The support is a single image")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among", "ignore:The support is a single image")
 
 
 @pytest.fixture(scope="module")

@@ -949,7 +949,7 @@ def test_the_slider_stays_where_the_command_line_takes_the_threshold(browser, de
     assert flag[0] == "--threshold"
     assert 0 < float(flag[1]) < 0.1
     page.locator("#number").fill("-1")
-    assert page.locator("#flag").inner_text() == "no flag: not above 0"
+    assert page.locator("#flag").inner_text() == "no option: not above 0"
     assert page.locator("#copy").is_disabled()
     page.close()
 

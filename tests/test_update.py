@@ -19,7 +19,7 @@ from fewshot_ad.files import checkpoints, model_file
 from fewshot_ad.history import Addition, from_json, is_history, to_json
 
 load = DualDistillationDetector.load
-pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among")
 
 
 @pytest.fixture(scope="module")
