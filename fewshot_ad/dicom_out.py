@@ -32,7 +32,7 @@ _GEOMETRY = {
     "ImagePositionPatient": "PlanePositionSequence", "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
 }  # fmt: skip
-# SOP classes that replace the source's, as highdicom enforces rules that many files violate: with geometry, and without.
+# SOP classes in place of the source's, as highdicom has rules that many files violate: with geometry, and without.
 _PLACED, _UNPLACED = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
 _SERIES_NUMBER = 900
 

@@ -1208,8 +1208,8 @@ def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "bring check choose convert copy export fetch fit fix free give go import install leave let lower make mend name open "
-    "pass put raise read remove rename replace resize save score set take use write"
+    "bring check choose convert copy export fetch fit fix free give go import install leave let lower make mend name "
+    "open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
