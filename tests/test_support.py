@@ -153,7 +153,7 @@ def test_constant_supports(make, normal, values, evidence):
     assert np.isfinite(scores).all()
     assert np.abs(scores).max() < 1e4
     assert np.isfinite(det.offset_)
-    with pytest.warns(SupportWarning, match="image 1 has one value"):
+    with pytest.warns(SupportWarning, match="image 1 has the same value"):
         make(evidence="patch").fit([normal[0], support[0], normal[1]])
 
 
