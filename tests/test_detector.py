@@ -429,7 +429,7 @@ def test_an_image_of_another_kind_in_the_support_is_named(make, normal, tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clean = make(evidence="patch").fit(normal[[0, 1, 2, 4]])
-    with pytest.warns(SupportWarning, match="image 0 looks"):
+    with pytest.warns(SupportWarning, match="image 0 is an outlier"):
         clean.partial_fit([normal[5] ^ 255])
 
 
