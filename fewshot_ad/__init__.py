@@ -16,7 +16,7 @@ __all__ = ["DualDistillationDetector", "KShotSplit", "Student", "SyntheticAnomal
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: not before a name is used.
+    # Lazy, as torch takes seconds to import.
     if name == "DualDistillationDetector":
         from .detector import DualDistillationDetector
 

@@ -1,4 +1,4 @@
-"""What an estimator shows of its fitted state."""
+"""Fitted attributes of the detector, and the summary of its fitted state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _T = TypeVar("_T")
 
 
 class FittedAttribute(Generic[_T]):
-    """A fitted attribute, read from the fitted state. Not there without one; with `may_lack`, nor where it has None.
+    """Descriptor of a fitted attribute, read from the fitted state. It raises AttributeError before `fit`.
 
-    `hint` says how it gets there.
+    With `may_lack`, it also does so if the value is None; `hint` then says how to obtain it.
     """
 
     def __init__(self, read: Callable[[FittedSupport], Any], *, may_lack: bool = False, hint: str = "") -> None:
@@ -25,7 +25,7 @@ class FittedAttribute(Generic[_T]):
         self.hint = hint
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Learn what it is called."""
+        """Store the name of the attribute."""
         self.name = name
 
     @overload
@@ -33,7 +33,7 @@ class FittedAttribute(Generic[_T]):
     @overload
     def __get__(self, det: object, owner: type) -> _T: ...
     def __get__(self, det: object | None, owner: type) -> FittedAttribute[_T] | _T:
-        """Read it."""
+        """Return the value."""
         if det is None:
             return self
         fitted = vars(det).get("fitted_")
@@ -43,51 +43,51 @@ class FittedAttribute(Generic[_T]):
         return value
 
     def __set__(self, det: object, value: Any) -> None:
-        """Refuse."""
-        raise AttributeError(f"{self.name} cannot be set: it comes of `fit`. Change a parameter, and fit again.")
+        """Raise AttributeError: the attribute is read-only."""
+        raise AttributeError(f"{self.name} cannot be set: it is a result of `fit`. Change a parameter, and fit again.")
 
 
-# How `predict_proba` and `classes_` get there.
+# How to obtain `predict_proba` and `classes_`.
 BOTH_KINDS = (
-    ": it needs labelled images of both kinds. Call calibrate(X, y) after fit; and since clones are not calibrated, "
+    ": it needs normal and anomalous images. Call calibrate(X, y) after fit; and since clones are not calibrated, "
     "pass FrozenEstimator(det) to scikit-learn's meta-estimators."
 )
 
 
 def classes(fitted: FittedSupport) -> np.ndarray | None:
-    """List the classes, of a detector that was calibrated on labelled images of both kinds."""
-    found = fitted.calibration
-    return None if found is None or found.logistic is None else np.array([-1, 1])
+    """Return the classes of a detector that was calibrated on normal and anomalous images, else None."""
+    calibration = fitted.calibration
+    return None if calibration is None or calibration.logistic is None else np.array([-1, 1])
 
 
 def saw_both_kinds(det: object) -> bool:
-    """Tell whether a detector was calibrated on labelled images of both kinds; raise what says how, otherwise."""
+    """Check that a detector was calibrated on normal and anomalous images; else raise an error that says how."""
     fitted = vars(det).get("fitted_")
     if fitted is None or classes(fitted) is None:
-        raise AttributeError(f"predict_proba is not there{BOTH_KINDS}")
+        raise AttributeError(f"predict_proba is not available{BOTH_KINDS}")
     return True
 
 
 def threshold_from(fitted: FittedSupport) -> str:
-    """Say what a threshold comes of."""
-    found = fitted.calibration
-    if found is None:
+    """Describe the origin of the threshold."""
+    calibration = fitted.calibration
+    if calibration is None:
         return "set by hand" if fitted.offset_given else "from the support"
-    seen = f"{found.n_normal} normal" + (f" and {found.n_anomalous} anomalous" if found.n_anomalous else "")
-    low, high = found.rate_interval
-    recall = "" if found.recall is None else f", recall {found.recall:.2f}"
-    late = "; support images were added since" if found.carried_over else ""
+    n_anomalous = f" and {calibration.n_anomalous} anomalous" if calibration.n_anomalous else ""
+    low, high = calibration.rate_interval
+    recall = "" if calibration.recall is None else f", recall {calibration.recall:.2f}"
+    late = "; support images were added later" if calibration.carried_over else ""
     return (
-        f"calibrated ({found.how}) on {seen} images: false alarms {found.expected_rate:.3f} "
-        f"({low:.3f} to {high:.3f}){recall}{late}"
+        f"calibrated ({calibration.how}) on {calibration.n_normal} normal{n_anomalous} images: false alarms "
+        f"{calibration.expected_rate:.3f} ({low:.3f} to {high:.3f}){recall}{late}"
     )
 
 
 def summary(fitted: FittedSupport | None) -> str:
-    """Say in HTML what was fitted; nothing before that."""
+    """Summarise the fitted state in HTML; "" before `fit`."""
     if fitted is None:
         return ""
-    shown = {
+    rows = {
         "support": f"{len(fitted.names)} images" + ("" if fitted.images is not None else " (not kept)"),
         "offset_": f"{fitted.offset:.4g}",
         "threshold": threshold_from(fitted),
@@ -95,5 +95,5 @@ def summary(fitted: FittedSupport | None) -> str:
         "layers_": ", ".join(map(str, fitted.layers.numbers)),
         "teacher": f"{fitted.settings.backbone} ({fitted.teacher_fingerprint[:12]})",
     }
-    cells = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in shown.items())
+    cells = (f"<b>{html.escape(name)}</b>: {html.escape(value)}" for name, value in rows.items())
     return f"<p>Fitted; {', '.join(cells)}</p>"

@@ -19,9 +19,9 @@ from .arguments import parse
 if TYPE_CHECKING:
     from .outcome import Outcome
 
-# As shells count the end by a signal: 128 and its number.
-_STOPPED, _NOBODY_READS = 130, 141
-# How the advice of messages for Python reads here.
+# Shells report a process that a signal ended as 128 plus the signal's number: SIGINT 2, SIGPIPE 13.
+_STOPPED, _BROKEN_PIPE = 130, 141
+# Advice in messages for Python, and the same for the command line.
 _OPTIONS = {
     "force=True": "--force", "load(..., weights=FILE)": "--weights FILE", "weights=FILE": "--weights FILE",
     "weights=None": "no --weights", "aspect='square'": "--aspect square", "image_size=(H, W)": "--image-size HxW",
@@ -33,8 +33,8 @@ _OPTIONS = {
     "or raise fewshot_ad.images": "or use Python, and raise fewshot_ad.images",
 }  # fmt: skip
 
-_TAKE_RANGE = ("fit", "evaluate")
-# What a model file suffices for, or no detector; the other commands need what takes as long to import as torch.
+_WITH_VALUE_RANGE = ("fit", "evaluate")
+# Commands that need no more than a model file; the others need modules that take as long to import as torch.
 _LIGHT = ("score", "map", "info", "weights")
 _HEAVY = ("fewshot_ad.detector", "timm", "torchvision.transforms.v2")
 _LAYERS = re.compile(r"layers=(?:'(\w+)'|\(([\d, ]+)\))")
@@ -49,23 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        By default the process's.
+        The arguments, without the program's name; by default those of the process.
 
     Returns
     -------
     int
-        Exit status: 0; 1 if some images could not be read; 2 for a command that is not one, or that could not be
-        carried out, as is explained on standard error; 130 after a stop by a signal; 141 where nobody reads standard
-        output any more.
+        Exit status: 0 on success; 1 if some images could not be read; 2 if the command is not valid or failed, with
+        the reason on standard error; 130 if a signal stopped it; 141 if standard output was closed.
     """
-    # Libraries that are being imported may turn an exception into another.
+    # A library that is being imported may replace a KeyboardInterrupt by another exception.
     in_main = threading.current_thread() is threading.main_thread()
     alone = argv is None and in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if alone:
         signal.signal(signal.SIGINT, _leave)
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
-        # Only now: torch takes seconds to import, and --help must not wait for it.
+        # Late, as torch takes seconds to import, and --help must not wait for it.
         from . import commands
 
         if arguments["run"] not in _LIGHT or arguments.get("support") is not None:
@@ -75,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if alone:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     with warnings.catch_warnings():
-        takes_range = arguments["run"] in _TAKE_RANGE
-        warnings.showwarning = lambda message, *_: _complain(f"warning: {_as_options(str(message), takes_range)}")
+        with_range = arguments["run"] in _WITH_VALUE_RANGE
+        warnings.showwarning = lambda message, *_: _print_error(f"warning: {_as_options(str(message), with_range)}")
         return _run(commands, arguments)
 
 
@@ -86,7 +85,7 @@ def _leave(*_: Any) -> None:
 
 
 def _run(commands: Any, arguments: dict[str, Any]) -> int:
-    """Carry out a command, and return the exit status."""
+    """Run a command, and return the exit status."""
     from .exceptions import FewShotADError, PretrainingStopped
     from .runtime import is_out_of_memory
 
@@ -94,58 +93,58 @@ def _run(commands: Any, arguments: dict[str, Any]) -> int:
     if run == "score":
         arguments["emit"] = None if as_json else lambda text: _write(text, sys.stdout)
         if arguments["out"] is None and not as_json and sys.stdout is not None and sys.stdout.isatty():
-            arguments["verbose"] = 0  # the rows show the progress
+            arguments["verbose"] = 0  # the rows themselves show the progress
     try:
-        return _tell(getattr(commands, run)(**arguments), as_json)
+        return _print_outcome(getattr(commands, run)(**arguments), as_json)
     except PretrainingStopped as stop:
-        _complain(str(stop).replace("resume.", "--resume."))
+        _print_error(str(stop).replace("resume.", "--resume."))
         return _STOPPED
     except KeyboardInterrupt:
-        _complain("stopped")
+        _print_error("stopped")
         return _STOPPED
     except BrokenPipeError:  # as in `fewshot-ad score ... | head`
-        return _NOBODY_READS
+        return _BROKEN_PIPE
     except (FewShotADError, ValueError, OSError) as error:
-        _complain(f"error: {_as_options(str(error), run in _TAKE_RANGE)}")
+        _print_error(f"error: {_as_options(str(error), run in _WITH_VALUE_RANGE)}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _complain("error: memory ran out. Make more of it free, or give fewer images at once.")
+        _print_error("error: memory ran out. Free memory, or pass fewer images at once.")
         return 2
     finally:
-        _forget_what_failed()
+        _flush_or_discard()
 
 
-def _as_options(text: str, takes_range: bool) -> str:
-    """Say of the parameters that a message names how they are given here."""
-    for there, here in _OPTIONS.items():
-        text = text.replace(there, here)
+def _as_options(text: str, with_range: bool) -> str:
+    """Replace parameters in a message by the options of the command line."""
+    for parameter, option in _OPTIONS.items():
+        text = text.replace(parameter, option)
     text = _RATE.sub(r"--false-alarm-rate \1", text)
-    text = _LAYERS.sub(lambda found: "--layers " + (found[1] or found[2].strip(" ,").replace(" ", "")), text)
-    text = _RANGE.sub(r"--value-range \1 \2", text) if takes_range else text
-    return _SIZE.sub(lambda found: "--image-size " + "x".join(filter(None, found.groups())), text)
+    text = _LAYERS.sub(lambda match: "--layers " + (match[1] or match[2].strip(" ,").replace(" ", "")), text)
+    text = _RANGE.sub(r"--value-range \1 \2", text) if with_range else text
+    return _SIZE.sub(lambda match: "--image-size " + "x".join(filter(None, match.groups())), text)
 
 
-def _tell(outcome: Outcome, as_json: bool) -> int:
-    """Print what a command has to say, and return the exit status."""
-    text = json.dumps(_plain(outcome.found), indent=1, allow_nan=False) if as_json else outcome.text
+def _print_outcome(outcome: Outcome, as_json: bool) -> int:
+    """Print the result of a command, and return the exit status."""
+    text = json.dumps(_nan_to_none(outcome.result), indent=1, allow_nan=False) if as_json else outcome.text
     if text:
         _write(f"{text}\n", sys.stdout)
     for line in outcome.note.splitlines():
-        _complain(line)
+        _print_error(line)
     return _STOPPED if outcome.stopped else 1 if outcome.n_failed else 0
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     try:
         _write(f"fewshot-ad: {_printable(text)}\n", sys.stderr)
-    except BrokenPipeError:  # what has to be said is said in vain
+    except BrokenPipeError:  # nobody reads standard error any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _write(text: str, stream: TextIO | None) -> None:
-    """Write at once; what the stream cannot encode, as escapes."""
+    """Write and flush; escape characters that the stream cannot encode."""
     if stream is None:  # closed from the start
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -153,8 +152,8 @@ def _write(text: str, stream: TextIO | None) -> None:
     stream.flush()
 
 
-def _forget_what_failed() -> None:
-    """Let what could not be written go nowhere: at its end Python would fail over it once more."""
+def _flush_or_discard() -> None:
+    """Flush standard output, or discard it if that fails: Python would fail again when it exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -163,16 +162,16 @@ def _forget_what_failed() -> None:
 
 
 def _printable(text: str) -> str:
-    """Write what a terminal would obey, and what is no text, as escapes: both may be in the name of a file."""
+    """Escape control characters and surrogates, which a file name may contain."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _plain(value: Any) -> Any:
-    """Make NaN null, which JSON has instead."""
+def _nan_to_none(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _nan_to_none(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_nan_to_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster (extra `ray`): the connection to it, and what its processes begin with."""
+"""Ray cluster (extra `ray`): connection, and set-up of its processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def connect(address: str | None = None) -> Any:
     Parameters
     ----------
     address : str, optional
-        Of a running cluster ("auto" is one on this machine). By default that in the environment variable RAY_ADDRESS,
-        else a cluster of this machine's processors is started.
+        Address of a running cluster ("auto" finds one on this machine). The default is the environment variable
+        RAY_ADDRESS; without it, a cluster of this machine's processors is started.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def connect(address: str | None = None) -> Any:
         import ray.train.torch
     except ImportError as error:
         raise MissingExtraError(
-            f'Ray is not installed, or not all of it ({error}). Install the extra: pip install "fewshot-ad[ray]"'
+            f'Ray is not installed, or not completely ({error}). Install the extra: pip install "fewshot-ad[ray]"'
         ) from error
     if not ray.is_initialized():
         ray.init(address=address, include_dashboard=False, ignore_reinit_error=True)
@@ -45,7 +45,7 @@ def connect(address: str | None = None) -> Any:
 
 
 def settle(num_cpus: int, cwd: str) -> None:
-    """Make a worker's process what the caller's is, as far as that goes."""
+    """Set the number of threads and the working directory of a worker process."""
     torch.set_num_threads(num_cpus)
-    with contextlib.suppress(OSError):  # another machine may not have that folder; absolute paths are still good
+    with contextlib.suppress(OSError):  # the folder may not exist on another machine; absolute paths still work
         os.chdir(cwd)

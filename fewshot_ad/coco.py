@@ -15,21 +15,21 @@ _Entry = tuple[str, tuple[int, int] | None, Sequence[Region] | None]
 
 
 def as_coco(entries: Iterable[_Entry]) -> dict[str, Any]:
-    """Describe images and their regions in COCO's format of object detection.
+    """Convert images and their regions to COCO's object-detection format.
 
     Parameters
     ----------
     entries : iterable of (str, (int, int) or None, sequence of Region or None)
-        Of each image what it is called, its height and width in pixels, and its regions. An image without a size, which
-        could not be read, is left out.
+        File name, (height, width) in pixels, and regions of each image. An image without a size (an unreadable one) is
+        left out.
 
     Returns
     -------
     dict
         "images": "id", "file_name", "width", "height". "annotations": "id", "image_id", "category_id" (1),
         "bbox" [x, y, width, height], "area" in pixels, "segmentation" with the outer outline [[x, y, x, y, ...]],
-        "iscrowd" (0), and "score" (1 is the threshold, high = anomalous). "categories": "anomaly" alone. x is the
-        column and y the row, from the upper left corner of the image.
+        "iscrowd" (0), and "score" (1 is the threshold, high = anomalous). "categories": only "anomaly". x is the column
+        and y the row, from the upper left corner of the image.
 
     References
     ----------
@@ -41,8 +41,8 @@ def as_coco(entries: Iterable[_Entry]) -> dict[str, Any]:
     >>> from fewshot_ad.coco import as_coco
     >>> from fewshot_ad.regions import find_regions
     >>> regions = find_regions(np.array([[0, 2, 2], [0, 2, 2]]), 1.0)
-    >>> found = as_coco([("a.png", (2, 3), regions)])
-    >>> found["images"], found["annotations"][0]["bbox"]
+    >>> coco = as_coco([("a.png", (2, 3), regions)])
+    >>> coco["images"], coco["annotations"][0]["bbox"]
     ([{'id': 1, 'file_name': 'a.png', 'width': 3, 'height': 2}], [1, 0, 2, 2])
     """
     images: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ def as_coco(entries: Iterable[_Entry]) -> dict[str, Any]:
 
 def _annotation(region: Region) -> dict[str, Any]:
     top, left, bottom, right = region.box
-    outline = region.polygon[:-1, ::-1]  # closed without saying so
+    outline = region.polygon[:-1, ::-1]  # COCO closes polygons implicitly
     return {
         "category_id": 1, "bbox": [left, top, right - left, bottom - top], "area": region.area,
         "segmentation": [outline.ravel().tolist()], "iscrowd": 0, "score": region.score,
@@ -66,22 +66,22 @@ def _annotation(region: Region) -> dict[str, Any]:
 
 
 def write_coco(path: str | os.PathLike[str], entries: Iterable[_Entry], *, force: bool = False) -> None:
-    """Write `as_coco` to a file, which is there whole or not at all.
+    """Write the result of `as_coco` to a file, atomically.
 
     Parameters
     ----------
     path : path
-        The file to write, `.json` by convention.
+        File to write, `.json` by convention.
     entries : iterable
         See `as_coco`.
     force : bool, default=False
-        Whether a file that exists is replaced.
+        Whether to replace an existing file.
 
     Raises
     ------
     OutputExistsError, OutputError, DiskFullError
-        The file exists, and `force` is False; it cannot be written there.
+        The file exists and `force` is False, or it cannot be written.
     """
     check_destination(path, force=force)
-    # Names of files need not be UTF-8: what is not ASCII is written as escapes.
+    # File names need not be UTF-8: non-ASCII characters are escaped.
     write_atomically(Path(path), json.dumps(as_coco(entries), allow_nan=False).encode())

@@ -1,4 +1,4 @@
-"""What the commands of `fewshot-ad` do: arguments of the command line in, an `Outcome` out."""
+"""The commands of `fewshot-ad`: each takes parsed arguments and returns an `Outcome`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .upkeep_commands import calibrate as calibrate
 from .upkeep_commands import drift as drift
 from .upkeep_commands import update as update
 
-# A row of the table, the size of its image, and its regions.
-_Told = tuple[Row, tuple[int, int] | None, Sequence[Region] | None]
+# A row of the table, the size of its image, and the regions of the image.
+_Scored = tuple[Row, tuple[int, int] | None, Sequence[Region] | None]
 
 
 def demo(out: Path, random_state: int, verbose: int) -> Outcome:
-    """Show what the other commands do, on images made of a photograph."""
+    """Run the other commands on images made from a photograph."""
     from .demo import write_images
     from .report import write_report
 
     if out.exists():
-        raise OutputExistsError(f"{out} exists. Pass the name of a new folder with -o.")
+        raise OutputExistsError(f"{out} already exists. Pass the name of a new folder with -o.")
     write_images(out)
     good, bad = images.files(out / "good"), images.files(out / "bad")
     support, normal = good[:4], good[4:]
@@ -49,19 +49,19 @@ def demo(out: Path, random_state: int, verbose: int) -> Outcome:
         pass
     y = [1] * len(normal) + [-1] * len(bad)
     write_report(det, [*normal, *bad], out / "report.html", y=y)
-    right = [row.label == known for row, known in zip(table.rows, y, strict=True)]
-    n_normal, n_bad = sum(right[: len(normal)]), sum(right[len(normal) :])
-    found = {
+    correct = [row.label == label for row, label in zip(table.rows, y, strict=True)]
+    n_normal, n_bad = sum(correct[: len(normal)]), sum(correct[len(normal) :])
+    result = {
         "n_support": len(support), "n_normal": len(normal), "n_normal_right": n_normal, "n_anomalous": len(bad),
         "n_anomalous_right": n_bad, "folder": str(out), "model": str(out / "model.fsad"),
         "table": str(out / "scores.csv"), "maps": str(out / "maps"), "report": str(out / "report.html"),
     }  # fmt: skip
     text = (
-        f"Fitted on {len(support)} normal images. Of the others, {n_normal} of {len(normal)} normal and {n_bad} of "
-        f"{len(bad)} scratched ones are told right.\nLook at\n  {found['report']}\n  {found['table']}\n  "
-        f"{found['maps']}\nThe detector is in {found['model']}: fewshot-ad info {found['model']}"
+        f"Fitted on {len(support)} normal images. Of the other images, {n_normal} of {len(normal)} normal and {n_bad} "
+        f"of {len(bad)} scratched ones are classified correctly.\nOpen\n  {result['report']}\n  {result['table']}\n  "
+        f"{result['maps']}\nThe detector is in {result['model']}: fewshot-ad info {result['model']}"
     )
-    return Outcome(text, found)
+    return Outcome(text, result)
 
 
 def fit(support: Sequence[Path], out: Path, keep_support: bool, force: bool, **settings: Any) -> Outcome:
@@ -72,18 +72,18 @@ def fit(support: Sequence[Path], out: Path, keep_support: bool, force: bool, **s
     det = fit_on([item for item, _ in listed.items], settings)
     det.save(out, support=keep_support, force=force)
     names = [Path(name).name for name in det.session().fitted.names]
-    wanted = settings.get("n_support")
-    n_failed = (len(listed.items) if wanted is None else wanted) - len(names)
+    n_support = settings.get("n_support")
+    n_failed = (len(listed.items) if n_support is None else n_support) - len(names)
     scores = relative_score(det.support_scores_, det.offset_)
-    found = {
+    result = {
         "model": str(out), "bytes": out.stat().st_size, "offset": det.offset_,
         "support": [{"name": n, "score": s} for n, s in zip(names, scores.tolist(), strict=True)],
         "n_failed": n_failed, "left_out": plain(listed.left_out),
     }  # fmt: skip
     text = f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB), fitted on {len(names)} images"
     if len(names) > 1:
-        text += f"; the least like the others is {names[int(np.argmin(det.support_scores_))]}"
-    return Outcome(text, found, n_failed)
+        text += f"; the most anomalous among them is {names[int(np.argmin(det.support_scores_))]}"
+    return Outcome(text, result, n_failed)
 
 
 def score(
@@ -98,7 +98,7 @@ def score(
     emit: Callable[[str], object] | None,
     **settings: Any,
 ) -> Outcome:
-    """Score images into a table; without `out`, `emit` is called with each of its lines."""
+    """Score images and write a table; without `out`, call `emit` with each line."""
     table = Table(out, emit)
     if out is not None:  # before the work, not after it
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def score(
             import_parquet()
     if regions is not None:
         check_destination(regions, force=force)
-    rows: Iterator[_Told]
+    rows: Iterator[_Scored]
     if engine == "ray":
         det, given = open_detector(paths, support, settings)
     else:
@@ -117,20 +117,20 @@ def score(
     items = distributed.list_files([item for item, _ in listed.items])
     if engine == "ray":
         dataset = distributed.score(det, items, num_actors=num_actors, address=address, regions=True)
-        rows = (_told(det.offset_, **distributed.with_regions(row)) for row in dataset.iter_rows())
+        rows = (_scored(det.offset_, **distributed.with_regions(row)) for row in dataset.iter_rows())
     else:
         rows = _rows(session, items)
     entries = []
     with table:
-        for row, size, found_in in rows:
+        for row, size, of_image in rows:
             table.write(row)
             if regions is not None:
-                entries.append((row.path, size, found_in))
+                entries.append((row.path, size, of_image))
     if regions is not None and not table.stopped:
         write_coco(regions, entries, force=force)
     n_failed = sum(row.error is not None for row in table.rows)
     n_anomalous = sum(row.label == -1 for row in table.rows)
-    found = {
+    result = {
         "n_images": len(table.rows), "n_anomalous": n_anomalous, "n_failed": n_failed, "threshold": THRESHOLD,
         "images": [row._asdict() for row in table.rows], "left_out": plain(listed.left_out),
     }  # fmt: skip
@@ -138,9 +138,9 @@ def score(
         ", see the column error" if n_failed else ""
     )
     if table.stopped:
-        found["stopped"] = True
+        result["stopped"] = True
         note = f"stopped; {note}" + (f". The rows are in {table.partial}" if out is not None else "")
-    return Outcome("", found, n_failed, note, table.stopped)
+    return Outcome("", result, n_failed, note, table.stopped)
 
 
 def map(
@@ -153,7 +153,7 @@ def map(
     force: bool,
     **settings: Any,
 ) -> Outcome:
-    """Write maps: pictures, or objects of DICOM."""
+    """Write maps: pictures, or DICOM objects."""
     if regions is not None:  # before the work, not after it
         check_destination(regions, force=force)
     session, given = open_session(paths, support, settings)
@@ -181,7 +181,7 @@ def report(
     force: bool,
     **settings: Any,
 ) -> Outcome:
-    """Write the page to look through."""
+    """Write the HTML report."""
     from .report import write_report
 
     check_destination(out, force=force)  # before the work, not after it
@@ -192,13 +192,13 @@ def report(
         moved=settings.get("threshold", 1.0),
     )  # fmt: skip
     size = out.stat().st_size
-    found = {
+    result = {
         "report": str(out), "bytes": size, "n_images": len(items), "failed": dict(unreadable),
         "left_out": plain(left_out),
     }  # fmt: skip
     text = f"wrote {out} ({size / 1e6:.1f} MB): {len(items) - len(unreadable)} of {len(items)} images"
     failed = {name: f"{name} {reason}" for name, reason in unreadable}
-    return Outcome(text, found, len(unreadable), say_failed(failed, len(items)))
+    return Outcome(text, result, len(unreadable), say_failed(failed, len(items)))
 
 
 def evaluate(
@@ -209,21 +209,21 @@ def evaluate(
     verbose: int,
     **settings: Any,
 ) -> Outcome:
-    """Measure accuracy on images of both kinds."""
+    """Measure accuracy on normal and anomalous images."""
     from .evaluating import evaluate_all
 
     return evaluate_all(folders, shots, seeds, dict(against), bool(verbose), settings)
 
 
 def info(model: Path) -> Outcome:
-    """Say what is in a model file."""
-    found = model_file.describe(model)
+    """Describe a model file."""
+    described = model_file.describe(model)
     lines = []
-    for name, value in {**found, "history": from_json(found["history"])}.items():
+    for name, value in {**described, "history": from_json(described["history"])}.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key}={item!r}" for key, item in value.items())
         lines.append(f"{name}: {', '.join(str(item) for item in value) if isinstance(value, (list, tuple)) else value}")
-    return Outcome("\n".join(lines), found)
+    return Outcome("\n".join(lines), described)
 
 
 def export(model: Path, out: Path, weights: Path | None, force: bool) -> Outcome:
@@ -241,7 +241,7 @@ def export(model: Path, out: Path, weights: Path | None, force: bool) -> Outcome
 
 
 def pretrain(**arguments: Any) -> Outcome:
-    """Train a student by episodes."""
+    """Train a student on episodes."""
     from .training import pretraining
 
     out = pretraining.pretrain(**arguments)
@@ -249,35 +249,35 @@ def pretrain(**arguments: Any) -> Outcome:
 
 
 def weights(name: str, to: Path, force: bool, verbose: int) -> Outcome:
-    """Fetch a teacher's weights from the hub into a file."""
+    """Download a teacher's weights from the hub to a file."""
     from .files.fetching import fetch_weights
 
-    found = fetch_weights(name, to, force=force, progress=bool(verbose))
-    size = found.file.stat().st_size
+    fetched = fetch_weights(name, to, force=force, progress=bool(verbose))
+    size = fetched.file.stat().st_size
     text = (
-        f"wrote {found.file} ({size / 1e6:.1f} MB), the weights of {found.backbone}, and {found.note}\n"
-        f"licence, as timm states it: {found.licence or 'none stated'}\n"
-        f"use it with --backbone {found.backbone} --weights {found.file}"
+        f"wrote {fetched.file} ({size / 1e6:.1f} MB), the weights of {fetched.backbone}, and {fetched.note}\n"
+        f"licence according to timm: {fetched.licence or 'none stated'}\n"
+        f"use it with --backbone {fetched.backbone} --weights {fetched.file}"
     )
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in found._asdict().items()}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in fetched._asdict().items()}
     return Outcome(text, {**plain, "bytes": size})
 
 
-# ---- parts
+# ---- rows of the table
 
 
-def _rows(session: Session, items: Sequence[Any]) -> Iterator[_Told]:
-    """Score images, a row for each as soon as it is done, with its size and regions.
+def _rows(session: Session, items: Sequence[Any]) -> Iterator[_Scored]:
+    """Score images; yield a row, size and regions for each as soon as it is computed.
 
-    When memory runs out the others have that as their error.
+    If memory runs out, this is the error in the remaining rows.
     """
     for one in session.score_each(list(items), keep=True, regions=True):
-        yield _told(
+        yield _scored(
             session.fitted.offset, one.path, one.score, one.label, one.hot_spot, one.error, one.size, one.regions
         )
 
 
-def _told(
+def _scored(
     offset: float,
     path: str,
     score: float,
@@ -286,7 +286,7 @@ def _told(
     error: str | None,
     size: tuple[int, int] | None,
     regions: Sequence[Region] | None,
-) -> _Told:
+) -> _Scored:
     if error is not None:
         return Row(path, None, THRESHOLD, None, None, error), None, None
     assert hot_spot is not None  # nosec B101

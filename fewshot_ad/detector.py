@@ -44,9 +44,9 @@ _VERSION = "_fewshot_ad_version"
 class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
     """Few-shot image anomaly detector (dual distillation).
 
-    Fitted on two to eight normal images, it tells which new images are anomalous, how much, and where. A frozen
-    pretrained *teacher* describes every image; a *student* learns to imitate it on normal images (TSD) and to agree
-    with its own features of the support images (SSD), which *learn-to-weight* attention weighs for each query.
+    Fitted on two to eight normal images, it predicts which new images are anomalous, how anomalous, and where. A frozen
+    pretrained *teacher* extracts features of every image; a *student* learns to imitate it on normal images (TSD) and
+    to agree with its own features of the support images (SSD), which *learn-to-weight* attention weights per query.
 
     `score_samples` and `decision_function` are high for normal images, `anomaly_score` and `anomaly_map` are high for
     anomalous ones.
@@ -54,146 +54,148 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     Parameters
     ----------
     backbone : str, default="compact"
-        The teacher: "compact", which comes with the package, or any timm network that `features_only` serves.
+        The teacher: "compact", which comes with the package, or any timm network that supports `features_only`.
     image_size : "auto", int or tuple of two ints, default="auto"
-        Square root of the area that each image is resized to, pixels; or its height and width. "auto" is 128, and of a
-        plain transformer the largest multiple of its patch up to 448.
+        Square root of the area that each image is resized to, pixels; or its height and width. "auto" is 128, and for
+        a plain transformer the largest multiple of its patch size up to 448.
     aspect : {"keep", "square"}, default="keep"
-        "keep": each image keeps its own proportions, up to 4:1, its sides rounded to multiples of what the teacher
-        needs (16 for most). "square": all become squares of side `image_size`.
+        "keep": each image keeps its aspect ratio, up to 4:1, with sides rounded to multiples of what the teacher needs
+        (16 for most). "square": all images become squares of side `image_size`.
     value_range : (float, float), optional
-        Values that mean black and white, as a CT window in Hounsfield units. By default what a DICOM file says, the
-        percentiles 0.5 and 99.5 of a NIfTI volume (docs/formats.md), else by dtype (uint8 255, uint16 65535, bool and
-        float 1); for 2-D input the full scale of an integer dtype, else the range seen at `fit`.
+        Input window (low, high) that is mapped to [0, 1], such as a CT window in Hounsfield units. The default is the
+        window of a DICOM file, the 0.5 and 99.5 percentiles of a NIfTI volume (docs/formats.md), else (0, maximum of
+        the dtype) (uint8 255, uint16 65535, bool and float 1); for 2-D input the full range of an integer dtype, else
+        the range of the values at `fit`.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        "auto": about 95 of 100 fresh normal images are called normal. A float: that share of the support images, each
-        scored against the others, is called anomalous.
+        "auto": the threshold keeps about 95 of 100 new normal images below it. A float: this fraction of the support
+        images, each scored against the others, is called anomalous.
     evidence : str, sequence of str, or dict, default="auto"
-        What makes the score. "ssd": student against weighted support; "tsd": student against teacher; "patch": teacher
-        patches against the most similar one of the support; "embedding": the teacher's deepest stage, pooled (of a
-        transformer its class token), against the most similar view of the support; "subspace": what teacher patches
-        have beyond the principal subspace of the support's. Of several names, "ssd" and "tsd" make one part,
-        SSD + lam * TSD, and each other one a part; each is divided by what it reads on the support's held-out views,
-        and they are added by their weights (the next two parameters; "patch" and "subspace" have 1). A dict gives the
-        weights of a sum of unscaled maps. "auto" is "patch", with "ssd" and "tsd" where a student is asked for, and
-        with "embedding" where that is given a weight.
+        Score components. "ssd": student against weighted support; "tsd": student against teacher; "patch": each teacher
+        patch against its nearest neighbour in the support; "embedding": the teacher's deepest stage, pooled (for a
+        transformer its class token), against the most similar view of the support; "subspace": distance of the teacher
+        patches to the principal subspace of the support's patches. If several are named, "ssd" and "tsd" form one
+        component, SSD + lam * TSD; each component is divided by its score on held-out views of the support, and the
+        score is their weighted sum (see the next two parameters; "patch" and "subspace" have weight 1). A dict gives
+        the weights of a sum of unscaled maps. "auto" is "patch", plus "ssd" and "tsd" if a student is requested, plus
+        "embedding" if it has a weight.
     embedding_weight : float, optional
-        Weight of "embedding", likewise: by default 0.2 where `evidence` names it, else 0. It helps where an image
-        differs as a whole, as in histology.
+        Weight of "embedding" relative to "patch". The default is 0.2 if `evidence` names "embedding", else 0. It helps
+        where an image differs as a whole, as in histology.
     student_weight : float, optional
-        Weight of the student's part, "ssd" and "tsd", where that of "patch" is 1; 0 leaves it out, and costs nothing.
-        By default 0.1 where a student is asked for: by `evidence`, `lam`, `student`, `init` or `auxiliary`;
-        else 0.
+        Weight of the student component ("ssd" and "tsd") relative to "patch"; 0 omits it at no cost. The default is 0.1
+        if a student is requested by `evidence`, `lam`, `student`, `init` or `auxiliary`, else 0.
     lam : float, default=0.1
-        Weight of TSD beside SSD, in the training loss SSD + lam * TSD and in the score; inf is TSD alone. Without a
-        student (see `evidence`) it is not used.
+        Weight of TSD relative to SSD, in the training loss SSD + lam * TSD and in the score; inf is TSD alone. It has
+        no effect without a student (see `evidence`).
     student : Student, optional
-        How the student is made and trained, where it is not by default. Its parameters are also set by names such as
-        `student__n_steps`, in `set_params` and in grids, which make a `Student` where there is none.
+        Architecture and training of the student. Its parameters can also be set as `student__n_steps` and so on, in
+        `set_params` and in grids; this makes a `Student` if there is none.
     init : "auto", path, or None, default="auto"
-        Pretrained student to start from: a file that `pretrain` or `save_student` wrote, for this very teacher,
-        `architecture` and `weighting`. "auto" is the packaged student where the teacher is the packaged one, else None,
-        an untrained student.
+        Pretrained student to start from: a file that `pretrain` or `save_student` wrote for the same teacher,
+        `architecture` and `weighting`. "auto" is the packaged student if the teacher is the packaged one, else None, an
+        untrained student.
     aggregation : {"max", "mean"} or float, default=0.01
-        From map to image score. A float in (0, 1] is the mean of that share of the pixels, the highest ones.
+        Reduction of the map to the image score. A float in (0, 1] is the mean of this fraction of the highest pixels.
     blur_sigma : float, default=4.0
-        Gaussian blur of the map, within each image: pixels of a map of 128 x 128, in proportion for others. 0 is none.
+        Gaussian blur of each map, in pixels of a 128 x 128 map, scaled for other sizes; 0 disables it.
     border_weight : float in [0, 1], default=0.5
-        Weight of the map's edge in the image score, from where it rises to 1 within an eighth of each side: features
-        there are partly of the padding. 1 makes no difference between edge and middle. The map stays as it is.
+        Weight of the map's border in the image score; it rises linearly to 1 within an eighth of each side. Features
+        near the border depend partly on padding. 1 weights border and centre equally. The map itself is unchanged.
     contrast : float in [0, 1], default=0.0
-        Share of the map's mean that is taken off the image score: what stands out in an image then counts for more
-        than what is a little unusual everywhere.
+        Fraction of the map's mean that is subtracted from the image score. A local anomaly then counts more than an
+        image that is slightly unusual everywhere.
     upsampling : {"half_pixel", "align_corners"}, default="half_pixel"
-        How coarse maps become pixels: with their edges on those of the image, or with the centres of their corner
-        pixels on each other, as the published code does (which also blurs the map's edge in another way).
+        Upsampling of the coarse maps: aligned at the image edges, or at the centres of the corner pixels as in the
+        published code (which also treats the border differently in the blur).
     augment : bool, default=True
-        Whether "patch", "embedding" and "subspace" also see the support turned by 90, 180 and 270 degrees and mirrored,
-        and whether a student that is trained on the support sees slightly changed views of it.
+        Whether "patch", "embedding" and "subspace" also use copies of the support rotated by 90°, 180° and 270° and
+        mirrored, and whether a student that is trained on the support sees slightly augmented views of it.
     foreground : bool or float, default=False
-        Of a plain transformer: whether patches of the background count neither in the memory bank nor in the score. An
-        image's foreground is where the first principal component of its tokens is above a threshold; True is 10, as
-        AnomalyDINO has it for DINOv2, and other transformers may need another number. What "embedding" reads stays.
+        For plain transformers: whether background patches are kept out of the memory bank and of maps. The foreground
+        is where the first principal component of an image's tokens exceeds a threshold; True is 10, published for
+        DINOv2 (AnomalyDINO). Other transformers may need another number. "embedding" is not affected.
     max_patches : int, default=2048
-        Most patches that are kept of the support, of all images and views: those that cover the others best.
+        Maximum size of the memory bank, over all support images and views; a coreset is kept.
     n_support : int, optional
-        How many of the normal images `fit` draws for its support, by `random_state`; all images by default. In a search
-        with `KShotSplit(n_shots=4)`, 4 refits on as many images as were measured. `partial_fit` adds all it is given.
+        Number of normal images that `fit` draws for the support, with `random_state`. By default all are used. In a
+        search with `KShotSplit(n_shots=4)`, 4 makes the refit use as many images as each split. `partial_fit` adds all
+        images that it is given.
     weights : path, optional
-        The teacher's weights, a safetensors file in timm's naming. By default the packaged ones; for a network of
-        timm's those in the hub's cache, or fetched from there.
+        The teacher's weights, a safetensors file with timm's tensor names. By default the packaged weights; for a timm
+        network those in the hub's cache, or downloaded from the hub.
     layers : "auto", "last", or tuple of ints, default="auto"
-        The teacher's layers that describe an image. Of a plain transformer they are blocks, counted from 1: "auto"
-        takes its upper half (blocks 4, 5, 7, 10 of 12, in proportion of others), "last" the last block. Of any other
-        network they are stages, counted from 1 at stride 4 (a ResNet's `layer1`): "auto" takes strides 4, 8, 16.
+        Layers of the teacher whose features are used. In a plain transformer they are blocks, counted from 1: "auto" is
+        its upper half (blocks 4, 5, 7, 10 of 12, in proportion for other depths), "last" the last block. In other
+        networks they are stages, counted from 1 at stride 4 (`layer1` of a ResNet): "auto" is strides 4, 8 and 16.
     image_shape : tuple of int, optional
-        (H, W), (H, W, 1) or (H, W, 3) of the flattened images that 2-D input holds. By default a row is an image of
+        Shape (H, W), (H, W, 1) or (H, W, 3) of the flattened images in 2-D input. By default a row is an image of
         height 1.
     on_error : {"raise", "skip"}, default="raise"
         "skip" leaves unreadable images out of `fit`, with a warning, and scores them NaN.
     memory : joblib.Memory or path, optional
-        Cache of the teacher's features, shared by all fits. joblib keeps pickles there: use a folder that only you can
+        Cache of the teacher's features, shared by all fits. joblib stores pickles there: use a folder that only you can
         write to.
     device : str or torch.device, default="auto"
-        "auto" is CUDA where there is one, else the CPU.
+        torch device of the networks; "auto" is CUDA if available, else the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
-        Of the networks. "auto" runs them in float32 to score, and trains in bfloat16 where the hardware multiplies it
-        natively. "float64" and "float32" compare all patches that are kept; the others search quickly, and now and then
-        find one that is a little less similar.
+        Precision of the networks. "auto" scores in float32, and trains in bfloat16 if the hardware supports it
+        natively. The nearest-neighbour search is exact in "float64" and "float32"; in the others it is approximate, and
+        sometimes returns a slightly less similar patch.
     n_jobs : int, optional
-        Threads that read and score images, as scikit-learn counts them (-1: all processors); None is as many as torch
-        has. Scores do not depend on it. On a GPU it is not used.
+        Number of threads that read and score images, as in scikit-learn (-1: all processors); None is torch's number of
+        threads. Scores do not depend on it. It has no effect on a GPU.
     random_state : int, RandomState instance or None, default=None
-        Of the student's weights, the views and the episodes.
+        Seed of the student's initial weights, the views and the episodes.
     verbose : int, default=0
-        1 shows progress bars.
+        Verbosity; 1 shows progress bars.
 
     Attributes
     ----------
     fitted_ : support.FittedSupport
-        The fitted state, frozen. The other attributes are read from it.
+        The immutable fitted state. The other attributes are views of it.
     offset_ : float
-        `decision_function` is `score_samples` minus this. It may be set; the other attributes are read-only.
+        Threshold of `score_samples`: `decision_function` is `score_samples` minus it. It can be set; the other
+        attributes are read-only.
     calibration_ : method.calibration.Calibration
-        What the threshold comes of, after `calibrate`.
+        How the threshold was calibrated; only after `calibrate`.
     classes_ : ndarray of shape (2,)
-        -1 and 1, after `calibrate` with images of both kinds.
+        -1 and 1; only after `calibrate` with images of both classes.
     support_scores_ : ndarray of shape (K,)
         `score_samples` of each support image, scored against the other support images.
     support_ : ndarray of shape (K, 3, H, W), or list of K of shape (3, H, W)
-        The support images, float32 in [0, 1]. Not there after `load`, unless they were saved too.
+        The support images, float32 in [0, 1]. Missing after `load`, unless they were saved too.
     evidence_ : str, tuple of str, or dict
-        `evidence`, as "auto" was resolved.
+        `evidence`, with "auto" resolved.
     lam_ : float
-        Weight of TSD beside SSD in the score.
+        Weight of TSD relative to SSD in the score.
     layers_ : tuple of int
-        The teacher's layers that were taken.
+        Layers of the teacher that are used.
     scales_ : dict
-        What each kind of evidence is divided by.
+        Divisor of each score component.
     loss_curve_ : list of float
-        Training loss of every step made; empty where none was.
+        Training loss of each step; empty without training.
     experts_ : list of scoring.Expert
-        The trained students, each with its maps of the support: one that was trained elsewhere (`auxiliary`, `init`),
-        two that were each trained on half of the support, or none where the evidence needs none.
+        The trained students, each with its features of the support: one trained elsewhere (`auxiliary`, `init`), two
+        each trained on half of the support, or none if no score component needs a student.
     patches_ : Tensor of shape (at most max_patches, channels), or None
-        The teacher's patches that are kept of the support and of its views.
+        Memory bank: teacher patches of the support and of its views.
     embeddings_ : Tensor of shape (K, views, channels), or None
-        Pooled embeddings of the same.
+        Pooled embeddings of the support and of its views.
     teacher_fingerprint_ : str
         sha256 of the teacher's weights.
     row_range_, n_features_in_, feature_names_in_ : tuple, int, ndarray of str
-        For 2-D input: the values that became black and white, number of columns, and their names.
+        For 2-D input: the input window (low, high), the number of columns, and their names.
 
     Notes
     -----
-    A query that is, pixel for pixel, one of the support images is compared with the *other* ones: its score is
-    comparable with those of fresh images.
+    A query that is pixel for pixel identical to a support image is compared with the *other* support images, so that
+    its score is comparable with the scores of new images.
 
-    A changed parameter acts at the next `fit`, except for those that say where and how the work is done, and on which
-    no score depends: `weights`, `device`, `n_jobs`, `memory`, `on_error`, `verbose` act at the next call.
+    A changed parameter takes effect at the next `fit`, except those that scores do not depend on: `weights`, `device`,
+    `n_jobs`, `memory`, `on_error` and `verbose` take effect at the next call.
 
-    `fit` puts a new state in place of the old one at its end. If it fails or is interrupted, the detector is as it was
-    before. Threads may score while another fits: each call sees one state.
+    `fit` replaces the fitted state only at its end. If it fails or is interrupted, the detector is unchanged. Other
+    threads may score during a fit: each call uses one state.
 
     References
     ----------
@@ -201,7 +203,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     Examples
     --------
-    Four crops of a photograph to fit on; of two others, one has a scratch. Paths of files would do as well.
+    Fit on four crops of a photograph, and score two others, one with a scratch. File paths work as well.
 
     >>> from sklearn.datasets import load_sample_image
     >>> from fewshot_ad import DualDistillationDetector
@@ -284,23 +286,23 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     @classmethod
     def paper(cls, backbone: str = "wide_resnet50_2.tv_in1k", **parameters: Any) -> DualDistillationDetector:
-        """Make a detector with the paper's setting; further parameters override it.
+        """Create a detector with the paper's settings; further parameters override them.
 
         The score is the maximum of the "ssd" map; training uses the flattened loss, learning rate 1e-4 and no early
-        end. The paper trains on other kinds of images: pass `auxiliary` to `fit`, or `init` with `n_steps=0`.
+        stopping. The paper trains on other kinds of images: pass `auxiliary` to `fit`, or `init` with `n_steps=0`.
 
         Parameters
         ----------
         backbone : str, default="wide_resnet50_2.tv_in1k"
             The paper's teacher.
         **parameters
-            Any that `set_params` takes.
+            Any parameters that `set_params` accepts.
 
         Returns
         -------
         DualDistillationDetector
         """
-        # In full, whatever the defaults are or will be.
+        # In full, so that changed defaults do not alter it.
         student = Student(
             architecture="decoder", decoder_blocks=PAPER_BLOCKS, weighting="attention", sharpness=1.0, loss="flattened",
             batch_size=16, learning_rate=1e-4, tol=0.0,
@@ -312,17 +314,17 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     @classmethod
     def recipe(cls, name: str, **parameters: Any) -> DualDistillationDetector:
-        """Make a detector after a recipe of others; further parameters override it.
+        """Create a detector that follows another published method; further parameters override its settings.
 
-        docs/choosing.md describes the recipes, and docs/differences.md says what is done otherwise here.
+        docs/choosing.md describes the recipes, and docs/differences.md lists where they deviate from the publications.
 
         Parameters
         ----------
         name : {"anomalydino", "subspacead"}
-            AnomalyDINO compares the last tokens of DINOv2 S/14 with those of the support; SubspaceAD measures what the
-            tokens of DINOv2-reg G/14 have beyond the principal subspace of the support's.
+            AnomalyDINO compares the last tokens of DINOv2 S/14 with those of the support; SubspaceAD measures the
+            distance of the tokens of DINOv2-reg G/14 to the principal subspace of the support's tokens.
         **parameters
-            Any that `set_params` takes, such as `weights`, or another transformer as `backbone`.
+            Any parameters that `set_params` accepts, such as `weights`, or another transformer as `backbone`.
 
         Returns
         -------
@@ -342,12 +344,12 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return cls(**parameters_of(name)).set_params(**parameters)
 
     def set_params(self, **params: Any) -> DualDistillationDetector:
-        """Set parameters; one of the student's, as `student__n_steps`, makes a `Student` where there is none.
+        """Set parameters; a parameter of the student, such as `student__n_steps`, makes a `Student` if there is none.
 
         Parameters
         ----------
         **params
-            By the names of `get_params`.
+            Parameters, named as in `get_params`.
 
         Returns
         -------
@@ -370,8 +372,9 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         y : array-like of shape (n_samples,), optional
             Rows labelled -1 are left out of the support.
         auxiliary : mapping of str to images, optional
-            Normal images of other kinds, by the name of the kind. The student is then trained by episodes over these
-            (the paper's training), and the support is only stored. Without it, it is trained on views of the support.
+            Normal images of other kinds, by the name of the kind. The student is then trained on episodes drawn from
+            them (the paper's training), and the support is only stored. By default it is trained on views of the
+            support.
 
         Returns
         -------
@@ -381,13 +384,13 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Raises
         ------
         ImageError
-            No image, or one that cannot be read; it is named.
+            There is no image, or one cannot be read; it is named.
         WeightsNotFoundError
-            The teacher's weights are not to be had.
+            The teacher's weights are not available.
         CheckpointError
             `init` belongs to another teacher.
         TrainingError
-            The loss did not stay finite.
+            The loss became infinite or NaN.
         """
         settings = checked(self.get_params(deep=False))
         evidence = resolve_evidence(settings, auxiliary)
@@ -397,7 +400,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self._take(fitted)
 
     def _take(self, fitted: FittedSupport) -> DualDistillationDetector:
-        """Say what there is to doubt, and only then be fitted."""
+        """Warn of doubts about the support, and only then replace the fitted state."""
         for doubt in doubts(fitted):
             warn(doubt)
         self.fitted_ = fitted
@@ -406,36 +409,36 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     def calibrate(
         self, X: Any, y: Any = None, *, false_alarm_rate: float = 0.05, goal: str = "false_alarm_rate"
     ) -> DualDistillationDetector:
-        """Choose the threshold by fresh images; nothing but `offset_` moves, and what tells how rare a score is.
+        """Calibrate the threshold on new images; it changes only `offset_`, `normal_pvalue` and `predict_proba`.
 
         With normal images alone, the threshold is a quantile of their scores (split conformal): the probability that a
-        fresh normal image is called anomalous is at most `false_alarm_rate`, whatever the distribution, if these images
-        are drawn as later ones are. n images can promise 1 / (n + 1) at best: 5 % takes 19, 2 % takes 49, 1 % takes 99.
-        With fewer a log-normal distribution is fitted to the scores, with a warning. `partial_fit` calibrates anew, or
-        brings the threshold to the new scale, with a warning; `fit`, and setting `offset_`, end the calibration.
+        new normal image is called anomalous is at most `false_alarm_rate` for any distribution, if these images are
+        exchangeable with later ones. n images can guarantee 1 / (n + 1) at best: 5 % needs 19, 2 % needs 49, 1 % needs
+        99. With fewer images a log-normal distribution is fitted to the scores, with a warning. `partial_fit`
+        recalibrates, or rescales the threshold, with a warning; `fit` and setting `offset_` discard the calibration.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`. Images that the detector was fitted on, and repeated ones, are left out with a warning.
         y : array-like of shape (n_samples,), optional
-            +1 for normal, -1 for anomalous images. Without it all are normal. With anomalous ones, `calibration_` says
-            how many of them are found, and `predict_proba` is there.
+            +1 for normal, -1 for anomalous images; by default all are normal. With anomalous images, `calibration_` has
+            the recall, and `predict_proba` becomes available.
         false_alarm_rate : float in (0, 0.5], default=0.05
-            Share of fresh normal images that may be called anomalous.
+            False-positive rate that is allowed: the fraction of new normal images that may be called anomalous.
         goal : {"false_alarm_rate", "f1"}, default="false_alarm_rate"
-            "false_alarm_rate": of the thresholds that keep this rate, the one with the highest recall. "f1": the one
-            with the best F1 on these images, whatever its rate; anomalous ones are needed.
+            "false_alarm_rate": the threshold with the highest recall at this rate. "f1": the threshold with the best F1
+            on these images, at any false-positive rate; it needs anomalous images.
 
         Returns
         -------
         DualDistillationDetector
-            The detector itself; `calibration_` says what to expect.
+            The detector itself; `calibration_` has the expected rates.
 
         Raises
         ------
         ValueError, ImageError
-            A rate, goal or label that is not accepted; no fresh normal image; an image that cannot be read.
+            A rate, goal or label is not valid; there is no new normal image; an image cannot be read.
 
         Examples
         --------
@@ -452,27 +455,27 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self
 
     def fit_predict(self, X: Any, y: Any = None, **fit_params: Any) -> np.ndarray:
-        """Fit, and label the same images, each compared with the others.
+        """Fit, and predict labels of the same images, each scored against the others.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
-            As for `fit`. All are labelled, also those that are not fitted on.
+            As for `fit`. All are labelled, including those that the detector is not fitted on.
         y : array-like of shape (n_samples,), optional
             As for `fit`.
         **fit_params
-            Passed on to `fit`.
+            Passed to `fit`.
 
         Returns
         -------
         ndarray of shape (n_samples,), int
-            As of `predict`.
+            As returned by `predict`.
         """
         X = list(X) if isinstance(X, Iterator) else X
         return self.fit(X, y, **fit_params).predict(X)
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> np.ndarray:
-        """Fit, and describe the same images, also those that are not fitted on.
+        """Fit, and embed the same images, including those that the detector is not fitted on.
 
         Parameters
         ----------
@@ -481,22 +484,21 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         y : array-like of shape (n_samples,), optional
             As for `fit`.
         **fit_params
-            Passed on to `fit`.
+            Passed to `fit`.
 
         Returns
         -------
         ndarray of shape (n_samples, C), float64
-            As of `transform`.
+            As returned by `transform`.
         """
         X = list(X) if isinstance(X, Iterator) else X
         return self.fit(X, y, **fit_params).transform(X)
 
     def partial_fit(self, X: Any, y: Any = None) -> DualDistillationDetector:
-        """Add support images without training again; the threshold follows, unless the user has set it.
+        """Add support images without retraining; the threshold is updated, unless the user has set it.
 
-        One from `calibrate` is calibrated anew where the images are at hand, else brought to the new scale; it warns.
-
-        An image that is in the support already changes nothing, with a warning. Before `fit` this is `fit`.
+        A threshold from `calibrate` is recalibrated if the calibration images are still in memory, else rescaled; both
+        warn. An image that is already in the support is ignored, with a warning. Before `fit`, this is `fit`.
 
         Parameters
         ----------
@@ -528,32 +530,33 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Parameters
         ----------
         path : path
-            The file to write, safetensors.
+            File to write, safetensors.
         """
         model_file.save_student(path, self.session().fitted)
 
     def save(self, path: str | os.PathLike[str], *, support: bool = False, force: bool = False) -> None:
-        """Write the fitted detector to a file that `load` reads, without the teacher.
+        """Write the fitted detector, without the teacher, to a file that `load` reads.
 
-        Safetensors with a JSON header, no pickle; docs/files.md says what is in it. Tensors are those of the CPU. The
-        parameters `device`, `n_jobs`, `memory` and `verbose` are left out, and a `random_state` that is a generator.
+        The file is safetensors with a JSON header, no pickle; docs/files.md describes it. Tensors are stored as on the
+        CPU. The parameters `device`, `n_jobs`, `memory` and `verbose` are not stored, nor is a `random_state` that is a
+        generator.
 
         Parameters
         ----------
         path : path
-            The file to write, `.fsad` by convention. It is there whole, or not at all.
+            File to write, `.fsad` by convention. It is written atomically.
         support : bool, default=False
-            Whether the support images go into the file too, as `partial_fit` needs them. By default they do not: only
-            the names of their files (without folders), hashes, and features.
+            Whether to store the support images too; `partial_fit` needs them. By default only their file names (without
+            folders), hashes and features are stored.
         force : bool, default=False
-            Whether a file that exists is replaced.
+            Whether to replace an existing file.
 
         Raises
         ------
         OutputExistsError, OutputError
-            The file exists, and `force` is False; it cannot be written there.
+            The file exists and `force` is False, or it cannot be written.
         CheckpointError
-            A parameter that no file can hold.
+            A parameter cannot be stored in a file.
         """
         session = self.session()
         model_file.save(path, session.fitted, session.settings, support=support, force=force)
@@ -566,31 +569,31 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         device: str | torch.device | None = None,
         weights: str | os.PathLike[str] | None = None,
     ) -> DualDistillationDetector:
-        """Read a fitted detector that `save` wrote; nothing in the file is executed.
+        """Load a fitted detector that `save` wrote; nothing in the file is executed.
 
-        On the machine where it was saved its scores are those of the detector that was saved, bit for bit.
+        On the machine where it was saved, its scores are bitwise identical to those of the saved detector.
 
         Parameters
         ----------
         path : path
-            The file.
+            File to read.
         device : str or torch.device, optional
             The parameter `device`; by default "auto".
         weights : path, optional
-            The teacher's weights, checked to be the same. By default the file that was named when the detector was
-            fitted, if it is there; else the packaged ones, or those of the hub.
+            The teacher's weights; they are checked to be the same. By default the file that was named when the detector
+            was fitted, if it exists; else the packaged weights, or those of the hub.
 
         Returns
         -------
         DualDistillationDetector
-            Fitted; without `support_` unless the images were saved too.
+            A fitted detector, without `support_` unless the images were saved too.
 
         Raises
         ------
         CheckpointError
-            No such file, not a detector's, of another version of the format, damaged or altered.
+            The file does not exist, is not a detector, has another format version, or is damaged or altered.
         WeightsNotFoundError
-            The teacher's weights are not here.
+            The teacher's weights are not available.
         """
         defaults = cls().get_params()
         fitted = model_file.load(path, defaults, device=device, weights=weights)
@@ -601,27 +604,27 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     def export(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the fitted detector as one ONNX graph, for onnxruntime, OpenVINO and the like.
 
-        Teacher, students, support and scoring in float32. Input "image": (N, 3, H, W) float32 in [0, 1], of any N, H
-        and W, which the graph resizes as the package does; outputs "score": (N,), as `score_samples` gives it, high =
-        normal, and "anomaly_map": (N, h, w), high = anomalous, in the proportions that `anomaly_map` gives. The
-        metadata hold the threshold, "offset", and what the file is (docs/deployment.md). The graph does not know a copy
-        of a support image for one. Other threads that use the package wait meanwhile, up to a minute.
+        The graph holds teacher, students, support and scoring in float32. Its input is "image", (N, 3, H, W) float32 in
+        [0, 1] with any N, H and W, which the graph resizes as the package does. Its outputs are "score", (N,) as from
+        `score_samples`, high = normal, and "anomaly_map", (N, h, w) as from `anomaly_map`, high = anomalous. The
+        metadata hold the threshold, "offset", and a description (docs/deployment.md). The graph does not recognise a
+        copy of a support image. The export blocks other threads that use the package, for up to a minute.
 
         Parameters
         ----------
         path : path
-            The file to write, `.onnx` by convention. It is there whole, or not at all.
+            File to write, `.onnx` by convention. It is written atomically.
         force : bool, default=False
-            Whether a file that exists is replaced.
+            Whether to replace an existing file.
 
         Raises
         ------
         ValueError
-            The backbone cannot be exported for images of any proportions.
+            The backbone cannot be exported for images of any aspect ratio.
         MissingExtraError
             onnx or onnxscript is not installed.
         OutputExistsError, OutputError
-            The file exists, and `force` is False; it cannot be written there.
+            The file exists and `force` is False, or it cannot be written.
         """
         session = self.session(memory=None)
         export.write(path, session.fitted, session.settings, force=force)
@@ -671,7 +674,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self.session().decision_function(X)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Label images.
+        """Predict labels of images.
 
         Parameters
         ----------
@@ -681,19 +684,18 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Returns
         -------
         ndarray of shape (n_samples,), int
-            +1 for normal, -1 for anomalous images. An image that could not be read (on_error="skip") is not known to be
-            normal: -1.
+            +1 for normal, -1 for anomalous images, and -1 for an unreadable image with on_error="skip".
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def normal_pvalue(self, X: Any) -> np.ndarray:
-        """Tell how often a normal image would score as high an anomaly score, or a higher one.
+        """Compute the probability that a normal image has an anomaly score at least this high.
 
-        After `calibrate` these are conformal p-values, (1 + calibration images that score as high) / (n + 1): among
-        fresh normal images a share of at most p has a value of p or less. They take n + 1 values, and none is below
-        1 / (n + 1). Before, they come of Student's t, fitted to the logarithms of the support's scores with a prior on
-        their spread: with a few images an estimate, and 0.05 at the automatic threshold. It is not the probability that
-        an image is normal.
+        After `calibrate` these are conformal p-values, (1 + number of calibration images that score as high) / (n + 1):
+        at most a fraction p of new normal images has a p-value of p or less. They take n + 1 values, none below
+        1 / (n + 1). Before `calibrate` they are estimated with Student's t, fitted to the logarithms of the support
+        scores with a prior on their spread; they are 0.05 at the automatic threshold. A p-value is not the probability
+        that an image is normal.
 
         Parameters
         ----------
@@ -709,10 +711,10 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     @available_if(saw_both_kinds)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Give the probability that images are anomalous; only after `calibrate` saw images of both kinds.
+        """Predict class probabilities; available only after `calibrate` with images of both classes.
 
-        A logistic function of the logarithm of the anomaly score, fitted with a mild prior. It holds for images mixed
-        as those that were calibrated on. `predict` goes by the threshold, not by this.
+        They are a logistic function of the logarithm of the anomaly score, fitted with a weak prior. They are valid for
+        the class balance of the calibration images. `predict` uses the threshold, not these probabilities.
 
         Parameters
         ----------
@@ -722,15 +724,15 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Returns
         -------
         ndarray of shape (n_samples, 2), float64
-            Of the anomalous and the normal class, as `classes_` has them; rows sum to 1. NaN for an unreadable image
-            with on_error="skip".
+            Probabilities of the anomalous and the normal class, in the order of `classes_`; rows sum to 1. NaN for an
+            unreadable image with on_error="skip".
         """
         return probabilities(self.session(), X)
 
     def transform(self, X: Any) -> np.ndarray:
-        """Describe images by the teacher's embedding, for other estimators.
+        """Embed images with the teacher, for other estimators.
 
-        It depends on the teacher and on how images are resized, not on the support, and not on `evidence`.
+        The embedding depends on the teacher and on how images are resized, not on the support or on `evidence`.
 
         Parameters
         ----------
@@ -746,53 +748,54 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return embed(self.session(), X)
 
     def anomaly_map(self, X: Any, *, size: str | None = None) -> np.ndarray | list[np.ndarray]:
-        """Map where images are anomalous; high = anomalous.
+        """Compute anomaly maps of images; high = anomalous.
 
-        The image score is the `aggregation` of this map, its border faded by `border_weight`, less `contrast` times its
-        mean. What "embedding" reads of the image as a whole is added to the score alone, unless there is nothing else.
+        The image score is the `aggregation` of this map, its border weighted by `border_weight`, less `contrast` times
+        its mean. The component "embedding" is added to the image score only, unless it is the only component.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`.
         size : "original", optional
-            Maps in the pixels of the images as they were given, upright. By default in those that the detector sees.
+            Return maps at the original size of each image, upright. By default they have the size that images are
+            resized to.
 
         Returns
         -------
         ndarray of shape (n_samples, H, W), float32; or a list of n_samples of shape (H, W)
-            A list where images have several shapes. NaN for an unreadable image with on_error="skip".
+            A list if the shapes differ. NaN for an unreadable image with on_error="skip".
         """
         return self.session().anomaly_map(X, size)
 
     def regions(self, X: Any, *, min_area: float = 0, level: float | None = None) -> list[list[Region] | None]:
         """Find the regions where images are anomalous.
 
-        A region is a connected part (8-neighbourhood) of an image where its map, the border faded by `border_weight` as
-        in the score, is above a level. By default that is half the map's height, half way between its mean and its
-        peak: whether an image is anomalous is for its score to say, and where, for the shape of its map. So an
-        anomalous image has at least one region, in which its hot spot lies, and a normal image has none.
+        A region is a connected component (8-neighbourhood) of the pixels where the map, its border weighted by
+        `border_weight` as in the score, is above a level. The default level is half way between the map's mean and its
+        peak: the score decides whether an image is anomalous, and the shape of its map decides where. So an anomalous
+        image has at least one region, which contains its hot spot, and a normal image has none.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`.
         min_area : float, default=0
-            Regions of fewer pixels, of the image as it was given, are left out.
+            Smallest area to keep, in pixels of the original image.
         level : float, optional
-            One level for all images, normal ones too, on the scale of `Region.score`: 1 is the threshold, 1.2 a fifth
-            above it.
+            A fixed level for all images, including normal ones, on the scale of `Region.score`: 1 is the threshold, 1.2
+            is 20 % above it.
 
         Returns
         -------
         list of lists of Region
-            One list for each image, the highest peak first; it may be empty. None for an unreadable image with
+            One list per image, the highest peak first; it may be empty. None for an unreadable image with
             on_error="skip".
 
         Raises
         ------
         ValueError
-            `min_area` is below 0, or `level` is not finite.
+            `min_area` is negative, or `level` is not finite.
 
         Examples
         --------
@@ -802,15 +805,15 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         ...     root = demo.write_images(folder, n_normal=5, n_anomalous=1)
         ...     normal, bad = (sorted((root / kind).glob("*.png")) for kind in ("good", "bad"))
         ...     det = DualDistillationDetector(random_state=0).fit(normal[:4])
-        ...     found = det.regions([normal[4], bad[0]])
-        >>> [len(regions) for regions in found]
+        ...     regions = det.regions([normal[4], bad[0]])
+        >>> [len(one) for one in regions]
         [0, 1]
-        >>> top, left, bottom, right = found[1][0].box
+        >>> top, left, bottom, right = regions[1][0].box
         """
         return self.session().regions(X, min_area, level)
 
     def support_weights(self, X: Any) -> np.ndarray:
-        """Tell how much each support image counted for each query.
+        """Compute the weight of each support image for each query.
 
         Parameters
         ----------
@@ -820,27 +823,27 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Returns
         -------
         ndarray of shape (n_samples, K), float64
-            Rows sum to 1: the attention's weights, averaged over scales; without a student, the share of patches that
-            found their match in each image; without "patch", 1 for the one that "embedding" finds most similar; of
-            "subspace" alone all are equal.
+            Rows sum to 1. With a student, the attention weights, averaged over scales; else with "patch", the fraction
+            of patches whose nearest neighbour is in each support image; else with "embedding", 1 for the most similar
+            one; with "subspace" alone, all are equal.
         """
         return self.session().support_weights(X)
 
     def explain(self, X: Any, *, max_side: int | None = 640) -> list[Explanation | None]:
-        """Tell what the score of each image comes from.
+        """Explain the score of each image.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`.
         max_side : int or None, default=640
-            Longest side of the pictures to look at (`Explanation.picture`), pixels; each image is read a second time
-            for its picture. None leaves them out: then the picture is what the detector saw.
+            Longest side of the pictures for display (`Explanation.picture`), pixels; each image is read a second time
+            for its picture. None uses the resized image that was scored instead.
 
         Returns
         -------
         list of Explanation
-            One for each image. None for an unreadable image with on_error="skip".
+            One per image; None for an unreadable image with on_error="skip".
         """
         return self.session().explain(X, max_side)
 
@@ -876,21 +879,21 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         seen = drift.see(session, X)
         return drift.compare(session.fitted, seen, None if reference is None else drift.see(session, reference))
 
-    def session(self, **of_the_call: Any) -> Session:
-        """Put the fitted state to work: for tools, and for several questions to one state.
+    def session(self, **overrides: Any) -> Session:
+        """Open a session on the current fitted state, for tools and for several calls on one state.
 
         Parameters
         ----------
-        **of_the_call
-            `weights`, `device`, `n_jobs`, `memory`, `on_error`, `verbose`, in place of its own.
+        **overrides
+            `weights`, `device`, `n_jobs`, `memory`, `on_error`, `verbose`, in place of the detector's parameters.
 
         Returns
         -------
         session.Session
-            All that it answers comes of the state that is fitted now, whatever the detector does meanwhile.
+            It keeps using this state, even if the detector is fitted again.
         """
         check_is_fitted(self)
-        return Session(self.fitted_, **{**{name: getattr(self, name) for name in OF_THE_CALL}, **of_the_call})
+        return Session(self.fitted_, **{**{name: getattr(self, name) for name in OF_THE_CALL}, **overrides})
 
     fitted_: FittedSupport
     support_ = FittedAttribute[np.ndarray | list[np.ndarray]](
@@ -917,7 +920,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     @property
     def offset_(self) -> float:
-        """The threshold of `score_samples`; it may be set."""
+        """The threshold of `score_samples`; it can be set."""
         if "fitted_" not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute 'offset_'")
         return self.fitted_.offset
@@ -934,29 +937,30 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return count_columns(self.session())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Say which release wrote a pickle."""
+        """Record the release that writes a pickle."""
         return {**super().__getstate__(), _VERSION: __version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Warn of a pickle of another release."""
         state = dict(state)
-        found = state.pop(_VERSION, "0.1.0")
-        if found != __version__:
+        version = state.pop(_VERSION, "0.1.0")
+        if version != __version__:
             warn(
-                f"This detector was pickled by fewshot-ad {found}, and this is {__version__}: it may not work. Pickles "
-                "are for one release; use det.save(path) and DualDistillationDetector.load(path).",
+                f"This detector was pickled by fewshot-ad {version}, but this is {__version__}: it may not work. A "
+                "pickle is only for the release that wrote it; use det.save(path) and "
+                "DualDistillationDetector.load(path).",
                 VersionWarning,
             )
         super().__setstate__(state)
 
     def _repr_html_inner(self) -> str:
-        """Put what was fitted above scikit-learn's diagram."""
-        # The name is scikit-learn's own, and may go.
+        """Put a summary of the fitted state above scikit-learn's diagram."""
+        # This method is private in scikit-learn, and may disappear.
         inner = getattr(super(), "_repr_html_inner", lambda: f"<pre>{html.escape(repr(self))}</pre>")
         return summary(vars(self).get("fitted_")) + inner()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """Do the same for notebooks that prefer a bundle."""
+        """Add the summary for notebooks that prefer a bundle."""
         inner = getattr(super(), "_repr_mimebundle_", lambda **_: {"text/plain": repr(self)})
         bundle: dict[str, Any] = inner(**kwargs)
         if "text/html" in bundle:
@@ -964,7 +968,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return bundle
 
     def __sklearn_tags__(self) -> Any:
-        """Say that images may be passed, besides rows; and that what gives probabilities is a binary classifier."""
+        """Declare that images are accepted, and that a detector with probabilities is a binary classifier."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         if hasattr(self, "classes_"):

@@ -1,4 +1,4 @@
-"""Maps as DICOM objects that belong to their source: segmentations, and parametric maps; by highdicom."""
+"""Anomaly maps as DICOM objects that refer to their source image: segmentations and parametric maps, by highdicom."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from .exceptions import ImageError
 from .explanation import Explanation, enlarged
 from .regions import half_height
 
-# By the name of --format, how files end.
+# File name endings of each --format.
 ENDINGS = {"dicom-seg": SEGMENTATION, "dicom-pmap": PARAMETRIC_MAP}
-# Of the source's, and carried over; the first ones must be there, the others may be empty.
+# Elements of the source that are copied; the first group is required, the others may be empty.
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "Rows", "Columns")
 _CARRIED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
-# What tells where an image lies in the patient, and the functional group that a multi-frame source has it in.
+# Elements of an image's geometry, and the functional groups that contain them in a multi-frame source.
 _GEOMETRY = {
     "ImagePositionPatient": "PlanePositionSequence", "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
 }  # fmt: skip
-# Stand for sources of any kind, of which highdicom has rules that many files break: one with a place, one without.
+# SOP classes in place of the source's, as highdicom has rules that many files violate: with geometry, and without.
 _PLACED, _UNPLACED = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
 _SERIES_NUMBER = 900
 
 
 def anomalous(found: Explanation) -> np.ndarray:
-    """Tell where the regions of an image are, (H, W) bool, in the pixels of the image as it was given."""
+    """Return the mask of an image's regions, (H, W) bool, in pixels of the original image."""
     values = enlarged(torch.from_numpy(found.faded)[None], found.original_size)[0].numpy()
     return values > half_height(values) if found.decision < 0 else np.zeros_like(values, bool)
 
 
 class Writer:
-    """Makes DICOM objects of explanations, one for each image.
+    """Writer of DICOM objects from explanations, one per image.
 
     Parameters
     ----------
     items : sequence of path or Frame
-        The images, all of them DICOM files or frames of these.
+        The images; all must be DICOM files or frames of DICOM files.
     form : {"dicom-seg", "dicom-pmap"}
-        What is made of them.
+        Kind of object.
 
     Raises
     ------
     ImageError
-        An image that is no DICOM file; it is named.
+        An image is not a DICOM file; it is named.
     MissingExtraError
         highdicom is not installed.
     """
@@ -70,23 +70,24 @@ class Writer:
         self._series: dict[str, tuple[str, int]] = {}
 
     def __call__(self, index: int, found: Explanation) -> bytes:
-        """Make the object of an image.
+        """Create the object of an image.
 
         Parameters
         ----------
         index : int
-            Its place in the items.
+            Index of the image in the items.
         found : Explanation
+            Explanation of the image.
 
         Returns
         -------
         bytes
-            A DICOM file: a series of its own in the study of the source, with its geometry, and a reference to it.
+            A DICOM file in a new series of the source's study, with the source's geometry and a reference to it.
 
         Raises
         ------
         ImageError
-            The source lacks what an object needs.
+            The source lacks a required element.
         """
         item = self._items[index]
         header = self._pydicom.dcmread(_path(item), stop_before_pixels=True, force=True)
@@ -94,16 +95,16 @@ class Writer:
         if missing:
             raise ImageError(
                 f"{item} lacks {missing[0]}, which a DICOM object that refers to it needs. Set it with pydicom, "
-                f"ds = pydicom.dcmread(path); ds.{missing[0]} = ...; ds.save_as(path), or take --format pictures."
+                f"ds = pydicom.dcmread(path); ds.{missing[0]} = ...; ds.save_as(path), or use --format pictures."
             )
         try:
             made = self._make(item, header, found)
             data = io.BytesIO()
             made.save_as(data)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom raises of odd headers
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # highdicom's errors for unusual headers
             raise ImageError(
-                f"{item}: no {self._form} can be made for it: {' '.join(str(error).split())}. Mend that with pydicom, "
-                "or take --format pictures."
+                f"{item}: no {self._form} can be created for it: {' '.join(str(error).split())}. Fix that with "
+                "pydicom, or use --format pictures."
             ) from error
         return data.getvalue()
 
@@ -125,7 +126,7 @@ class Writer:
         return made
 
     def _stand_in(self, header: Any, place: dict[str, Any]) -> Any:
-        """Make a header of a single image that is as highdicom expects one."""
+        """Create a header of a single image that highdicom accepts as a source."""
         source = self._pydicom.Dataset()
         for name in _CARRIED:
             value = header.get(name)
@@ -145,7 +146,7 @@ class Writer:
         return source
 
     def _common(self, source: Any) -> dict[str, Any]:
-        """Say what all objects say; those of a source's series are a series."""
+        """Return the common arguments of all objects; those of one source series form a series."""
         uid, number = self._series.get(source.SeriesInstanceUID, (self._highdicom.UID(), 0))
         self._series[source.SeriesInstanceUID] = uid, number + 1
         return {
@@ -180,7 +181,7 @@ class Writer:
             "1", "anomaly map, high = anomalous", codes.UCUM.NoUnits, (low, high), slope=1.0, intercept=0.0
         )
         window = hd.VOILUTTransformation(window_center=(low + high) / 2, window_width=max(high - low, 1e-6))
-        if not placed:  # highdicom 0.28 makes none without a place: one that is taken away again
+        if not placed:  # highdicom 0.28 requires a geometry: it is removed again below
             source.SOPClassUID, source.FrameOfReferenceUID = _PLACED, hd.UID()
             source.PositionReferenceIndicator = None
             source.ImagePositionPatient, source.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
@@ -190,7 +191,7 @@ class Writer:
             voi_lut_transformations=[window], series_description="Anomaly map", **self._common(source),
         )  # fmt: skip
         if not placed:
-            _take_away_place(made)
+            _remove_geometry(made)
         return made
 
 
@@ -202,17 +203,17 @@ def _check(item: Any, form: str) -> None:
     try:
         with _path(item).open("rb") as file:
             head = file.read(256)
-    except OSError:  # its error is told when it is read
+    except OSError:  # reported when the image is read
         return
     if not is_dicom(head):
         raise ImageError(
-            f"{os.fspath(_path(item))} is no DICOM file, and --format {form} makes objects that refer to one. Name "
-            "DICOM files alone, or take --format pictures."
+            f"{os.fspath(_path(item))} is not a DICOM file, but the objects of --format {form} refer to one. Name only "
+            "DICOM files, or use --format pictures."
         )
 
 
 def _of_frame(header: Any, frame: int, name: str, group: str) -> Any:
-    """Find an element of a frame: in a multi-frame source in its functional groups, else at the top; None if empty."""
+    """Return an element of a frame: from the functional groups, else from the top level; None if empty."""
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     for part in [*per_frame[frame : frame + 1], *(header.get("SharedFunctionalGroupsSequence") or [])[:1]]:
         if part.get(group) and part[group][0].get(name):
@@ -221,23 +222,23 @@ def _of_frame(header: Any, frame: int, name: str, group: str) -> Any:
 
 
 def _refer(made: Any, sop_class: str, frame: int | None) -> None:
-    """Let every reference to the source name its own kind, and its frame."""
+    """Set the source's SOP class, and its frame, in every reference to it."""
 
-    def mend(part: Any, name: str) -> None:
+    def set_reference(part: Any, name: str) -> None:
         for entry in part.get(name) or []:
             entry.ReferencedSOPClassUID = sop_class
             if frame is not None and name == "SourceImageSequence":
                 entry.ReferencedFrameNumber = frame + 1
 
     for series in made.get("ReferencedSeriesSequence") or []:
-        mend(series, "ReferencedInstanceSequence")
-    mend(made, "SourceImageSequence")
+        set_reference(series, "ReferencedInstanceSequence")
+    set_reference(made, "SourceImageSequence")
     for group in [*made.PerFrameFunctionalGroupsSequence, *made.SharedFunctionalGroupsSequence]:
         for derivation in group.get("DerivationImageSequence") or []:
-            mend(derivation, "SourceImageSequence")
+            set_reference(derivation, "SourceImageSequence")
 
 
-def _take_away_place(made: Any) -> None:
+def _remove_geometry(made: Any) -> None:
     for name in ("FrameOfReferenceUID", "PositionReferenceIndicator", "DimensionIndexSequence"):
         made.pop(name, None)
     for group in [*made.PerFrameFunctionalGroupsSequence, *made.SharedFunctionalGroupsSequence]:

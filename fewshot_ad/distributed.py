@@ -1,4 +1,4 @@
-"""Scoring any number of files on a Ray cluster (extra `ray`)."""
+"""Scoring of files on a Ray cluster (extra `ray`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "list_files", "score"]
 
-# Seconds after which what a killed process left behind is removed.
+# Seconds after which temporary files of a killed process are removed.
 _ABANDONED = 86400.0
 
 
@@ -40,46 +40,45 @@ def score(
     out: str | os.PathLike[str] | None = None,
     address: str | None = None,
 ) -> Any:
-    """Score image files on a Ray cluster, a fitted detector in each of several actors.
+    """Score image files on a Ray cluster, with the fitted detector in several actors.
 
-    An actor that dies is started again (by Ray Data), and what it was at is scored anew: each file has one row. A file
-    that cannot be read costs nothing but its own row's score.
+    Ray Data restarts an actor that dies, and its files are scored again: each file has one row. An unreadable file
+    affects only its own row.
 
     Parameters
     ----------
     detector : DualDistillationDetector
-        Fitted. It travels without its teacher: `weights`, where given, must be a file that all machines reach.
+        Fitted detector. It is sent without its teacher: a file `weights` must be accessible on all machines.
     source : path, sequence of paths, or ray.data.Dataset
-        A folder, whose sub-folders are looked into as well; files, or frames of them (`images.frames`); or a dataset
-        with a column "path".
+        Folder, including its sub-folders; files, or frames of files (`images.frames`); or a dataset with a column
+        "path".
     num_actors : int, optional
-        By default one for each GPU of the cluster (unless the detector's `device` is the CPU), else for each
-        `num_cpus` of its processors.
+        Number of actors. The default is one per GPU of the cluster (unless the detector's `device` is the CPU), else
+        one per `num_cpus` processors.
     num_cpus : int, optional
-        Of each actor; it computes with as many threads.
+        Number of processors, and of threads, per actor.
     batch_size : int, optional
-        Files that an actor is handed at a time. Scores do not depend on it.
+        Number of files per batch. Scores do not depend on it.
     maps : bool, optional
         Whether to return the anomaly maps too.
     regions : bool, optional
         Whether to return the regions too.
     out : path, optional
-        Folder to write, of Parquet files. It is there whole, or not at all. All machines must reach it.
+        Folder of Parquet files to write, atomically. It must be accessible on all machines.
     address : str, optional
         See `connect`.
 
     Returns
     -------
     ray.data.Dataset
-        Computed already, or read from `out`. A row for each file, in the order of their paths: "path"; "score", as from
-        `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous files, null for
-        unreadable ones; "hot_spot", row and column of the hottest place in the image's pixels, or null; "error", null
-        or why the file could not be read; and with `maps` "map", (H, W) float32 as from `anomaly_map`, of NaN for an
-        unreadable file. With `regions` "regions", a list of what `Region` holds, by the names of its attributes, and
-        "size", height and width of the image as it was given; both null for an unreadable file.
-        Ray hands maps out as arrays of their own shapes; programs that read the Parquet files without Ray find "data",
-        a flat list, and "shape" in each. On the CPU the numbers are, bit for bit, those of the detector itself with as
-        many threads.
+        Materialised dataset, or read from `out`, with one row per file in the order of their paths: "path"; "score", as
+        from `score_samples`, NaN for an unreadable file; "label", +1 for normal and -1 for anomalous files, null for
+        unreadable ones; "hot_spot", row and column of the map's maximum in pixels of the image, or null; "error", null
+        or the reason why the file could not be read; and with `maps` "map", (H, W) float32 as from `anomaly_map`, all
+        NaN for an unreadable file. With `regions` "regions", a list of regions with the attributes of `Region`, and
+        "size", height and width of the original image; both null for an unreadable file. Ray returns maps as arrays of
+        different shapes; in the Parquet files each map has "data", a flat list, and "shape". On the CPU the numbers are
+        bitwise identical to those of the detector itself with the same number of threads.
 
     Raises
     ------
@@ -88,19 +87,19 @@ def score(
     ImageError
         `source` holds no files.
     ValueError
-        `out` exists already.
+        `out` already exists.
     """
     from sklearn.utils.validation import check_is_fitted
 
     check_is_fitted(detector)
     if out is not None and Path(out).exists():
-        raise ValueError(f"out={str(out)!r} exists already. Remove it, or pass another name.")
+        raise ValueError(f"out={str(out)!r} already exists. Remove it, or pass another name.")
     ray = connect(address)
     cluster = ray.cluster_resources()
     on_gpu = cluster.get("GPU", 0) >= 1 and str(detector.device) != "cpu"
     if num_actors is None:
         num_actors = max(1, int(cluster["GPU"] if on_gpu else cluster.get("CPU", 1) // num_cpus))
-    # Ray shows an actor no GPU but its own.
+    # An actor sees only its own GPU.
     sent = copy.copy(detector).set_params(verbose=0, **({"device": "auto"} if on_gpu else {}))
     paths, batch_size = _paths(source, batch_size, num_actors)
     paths.context.execution_options.preserve_order = True
@@ -130,9 +129,9 @@ def score(
 
 
 def _paths(source: Any, batch_size: int, num_actors: int) -> tuple[Any, int]:
-    """Make a dataset of sorted paths, with a block for each batch, and say how large these are.
+    """Create a dataset of sorted paths with one block per batch, and return it with the batch size.
 
-    It is computed before the actors take all processors.
+    It is materialised before the actors take all processors.
     """
     import pyarrow
     from ray.data import Dataset, from_arrow
@@ -152,7 +151,7 @@ def _paths(source: Any, batch_size: int, num_actors: int) -> tuple[Any, int]:
 
 
 def _split(item: str | os.PathLike[str] | Frame) -> tuple[str, int]:
-    """Take an image apart for a table: its file, and which of its images it is, -1 for a path."""
+    """Split an item for a table into its path and its frame index, -1 for a plain path."""
     return (os.fspath(item.path), item.index) if isinstance(item, Frame) else (os.fspath(item), -1)
 
 
@@ -161,41 +160,41 @@ def _join(path: str, index: int) -> str | Frame:
 
 
 def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Frame]) -> list[str | Frame]:
-    """List the image files of a folder and its sub-folders, or the given ones, in the order of their paths.
+    """List the image files of a folder and its sub-folders, or the given files, in the order of their paths.
 
     Raises
     ------
     ImageError
-        No such folder, or nothing in it.
+        The folder does not exist or has no images.
 
     Warns
     -----
     ImageSkippedWarning
-        What else is in the folder.
+        The folder contains other files.
     """
     if isinstance(source, (str, os.PathLike)):
         if not Path(source).is_dir():
             raise ImageError(f"{source} is not a folder. Pass a folder of images, or a list of paths.")
         listing = list_images(Path(source), below=True)
-        found: Sequence[Any] = listing.files
-        for line in say_left_out(listing.left_out):
-            warn(line, ImageSkippedWarning)
+        files: Sequence[Any] = listing.files
+        for message in say_left_out(listing.left_out):
+            warn(message, ImageSkippedWarning)
     else:
-        found = source
-    if len(found) == 0:
+        files = source
+    if len(files) == 0:
         raise ImageError(f"There are no image files in {source}. Pass at least one.")
-    return [_join(*place) for place in sorted(map(_split, found))]
+    return [_join(*parts) for parts in sorted(map(_split, files))]
 
 
 class _Actor:
-    """A detector in a process of its own."""
+    """A detector in a separate process."""
 
     def __init__(
         self, detector: list[Any], maps: bool, regions: bool, num_cpus: int, cwd: str, max_pixels: int | None
     ) -> None:
         import ray
 
-        images.MAX_PIXELS = max_pixels  # a setting of a process
+        images.MAX_PIXELS = max_pixels  # a setting per process
         settle(num_cpus, cwd)
         self.session, self.maps, self.regions = ray.get(detector[0]).session(), maps, regions
 
@@ -206,24 +205,24 @@ class _Actor:
         if "index" in batch.column_names:
             items = list(map(_join, items, batch["index"].to_pylist()))
         scored = list(self.session.score_each(items, maps=self.maps, regions=self.regions))
-        found = {
+        columns = {
             "path": pyarrow.array([one.path for one in scored], pyarrow.string()),
             "score": pyarrow.array([one.score for one in scored], pyarrow.float64(), from_pandas=False),
             "label": pyarrow.array([None if one.error else one.label for one in scored], pyarrow.int64()),
             "hot_spot": pyarrow.array([one.hot_spot for one in scored], pyarrow.list_(pyarrow.int64())),
-            # With its type said: in most batches there is none.
+            # With an explicit type, as most batches have no error.
             "error": pyarrow.array([one.error for one in scored], pyarrow.string()),
         }
         if self.regions:
             rows = [None if one.regions is None else list(map(_plain, one.regions)) for one in scored]
-            found["regions"] = pyarrow.array(rows, pyarrow.list_(_type_of_regions()))
-            found["size"] = pyarrow.array([one.size for one in scored], pyarrow.list_(pyarrow.int64()))
+            columns["regions"] = pyarrow.array(rows, pyarrow.list_(_type_of_regions()))
+            columns["size"] = pyarrow.array([one.size for one in scored], pyarrow.list_(pyarrow.int64()))
         if self.maps:
-            found["map"] = self._column([one.map for one in scored])
-        return pyarrow.table(found)
+            columns["map"] = self._column([one.map for one in scored])
+        return pyarrow.table(columns)
 
     def _column(self, maps: Sequence[np.ndarray | None]) -> Any:
-        """Put maps of any shapes into a column; one that is missing is of NaN."""
+        """Convert maps of any shapes to a column; a missing map is all NaN."""
         from ray.data.extensions import ArrowVariableShapedTensorArray
 
         missing = np.full(self.session.fitted.geometry.usual, np.nan, np.float32)
@@ -240,34 +239,35 @@ def _plain(region: Region) -> dict[str, Any]:
 def _type_of_regions() -> Any:
     import pyarrow
 
-    whole, real = pyarrow.int64(), pyarrow.float64()
+    integer, real = pyarrow.int64(), pyarrow.float64()
     return pyarrow.struct({
-        "box": pyarrow.list_(whole), "area": whole, "peak": real, "peak_at": pyarrow.list_(whole), "mean": real,
+        "box": pyarrow.list_(integer), "area": integer, "peak": real, "peak_at": pyarrow.list_(integer), "mean": real,
         "centroid": pyarrow.list_(real), "score": real, "polygon": pyarrow.list_(pyarrow.list_(real)),
     })  # fmt: skip
 
 
 def with_regions(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a row of `score`, computed with `regions`, hold the regions themselves.
+    """Convert the regions in a row of `score` back to `Region` objects.
 
     Parameters
     ----------
     row : mapping
-        From `Dataset.iter_rows`.
+        Row from `Dataset.iter_rows`, computed with `regions`.
 
     Returns
     -------
     dict
+        The same row, with `Region` objects.
     """
-    found = row["regions"]
+    rows = row["regions"]
     size = None if row["size"] is None else (int(row["size"][0]), int(row["size"][1]))
-    return {**row, "size": size, "regions": None if found is None else [_whole(one) for one in found]}
+    return {**row, "size": size, "regions": None if rows is None else [_region(one) for one in rows]}
 
 
-def _whole(one: Mapping[str, Any]) -> Region:
-    places = {name: tuple(map(int, one[name])) for name in ("box", "peak_at")}
-    polygon = np.array([list(corner) for corner in one["polygon"]], np.float64)
-    return Region(**{**one, **places, "centroid": tuple(map(float, one["centroid"])), "polygon": polygon})
+def _region(row: Mapping[str, Any]) -> Region:
+    integers = {name: tuple(map(int, row[name])) for name in ("box", "peak_at")}
+    polygon = np.array([list(corner) for corner in row["polygon"]], np.float64)
+    return Region(**{**row, **integers, "centroid": tuple(map(float, row["centroid"])), "polygon": polygon})
 
 
 def _write(dataset: Any, out: Path) -> None:
@@ -277,7 +277,7 @@ def _write(dataset: Any, out: Path) -> None:
     temporary = checkpoints.temporary_name(out)
     temporary.mkdir()
     try:
-        # The actors hold all processors: a writer that asked for one would wait for ever.
+        # The actors occupy all processors: a writer that requested one would wait forever.
         dataset.write_parquet(str(temporary), ray_remote_args={"num_cpus": 0})
         os.replace(temporary, out)
     finally:

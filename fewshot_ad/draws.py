@@ -1,4 +1,4 @@
-"""Draws of the support from a folder of images of both kinds: what is fitted on, what is tested on, and one run."""
+"""Draws of the support and the test images from a labelled folder, and one run of the evaluation."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .scored import Scored
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
 
-# Of a folder that is not split: at most so many images are tested on.
+# Maximum numbers of test images in a folder without a split.
 N_NORMAL, N_ANOMALOUS = 150, 100
-# Side at which maps and masks are compared, pixels.
+# Side length at which maps and masks are compared, in pixels.
 PIXELS = 256
 
 
 class Draw(NamedTuple):
-    """Which images are the support, and which are tested on: places in the folder."""
+    """Indices of the support images and of the test images in the folder."""
 
     shots: int
     seed: int
@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A folder, the masks of the images that are tested on, and all draws."""
+    """A folder, the ground-truth masks of its test images, and all draws."""
 
     folder: ImageFolder
     truth: dict[int, np.ndarray]
@@ -46,7 +46,7 @@ class Drawn(NamedTuple):
 
 
 def draw(root: Any, n_shots: Sequence[int], n_seeds: int, left_out: LeftOut | None) -> Drawn:
-    """Draw the supports of all seeds from a folder, and read its masks; see `evaluation.evaluate`."""
+    """Draw a support for each seed, and read the masks; see `evaluation.evaluate`."""
     n_shots = list(dict.fromkeys(at_least_one("n_shots", k) for k in _sequence("n_shots", n_shots)))
     at_least_one("n_seeds", n_seeds)
     folder = load_folder(root, on_error="skip")
@@ -57,7 +57,7 @@ def draw(root: Any, n_shots: Sequence[int], n_seeds: int, left_out: LeftOut | No
     if len(pool) < least or not (y[tested] == -1).any() or (split and not (y[tested] == 1).any()):
         raise ValueError(
             f"{root} has {len(pool)} normal images to draw from, and {np.sum(y[tested] == -1)} anomalous ones to test "
-            f"on; needed are {least} normal ones, and images of both kinds to test on."
+            f"on; needed are {least} normal images, and normal and anomalous ones to test on."
         )
     counted = pool if not split else tested[:0]
     truth = _truth(folder, np.concatenate([counted, tested if split else tested[:N_ANOMALOUS]]))
@@ -79,16 +79,16 @@ def _sequence(name: str, value: Any) -> list[Any]:
 
 
 def at_least_one(name: str, value: Any) -> int:
-    """Check a number of shots, seeds and the like, and return it."""
+    """Check that a number of shots, seeds and so on is a positive integer, and return it."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} was given; accepted is an integer of at least 1.")
     return int(value)
 
 
 def _truth(folder: ImageFolder, tested: np.ndarray) -> dict[int, np.ndarray]:
-    """Read the masks of the images to be tested, (PIXELS, PIXELS) bool, and warn of what is left out.
+    """Read the masks of the test images, (PIXELS, PIXELS) bool, and warn of files that are left out.
 
-    An anomalous image without a good mask has none; wrong ones join `folder.skipped`.
+    An anomalous image without a valid mask gets none; masks that are not valid are added to `folder.skipped`.
     """
     truth: dict[int, np.ndarray] = {}
     for i in tested.tolist():
@@ -107,58 +107,58 @@ def _truth(folder: ImageFolder, tested: np.ndarray) -> dict[int, np.ndarray]:
             folder.skipped.append((mask, "a mask without an anomalous pixel"))
             continue
         truth[i] = small
-    said = list(say_left_out(folder.skipped))
+    messages = list(say_left_out(folder.skipped))
     bare = [str(folder.paths[i]) for i in tested.tolist() if folder.y[i] == -1 and i not in truth]
     if bare and any(folder.masks):
         more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
-        said.append(
-            f"{len(bare)} of {np.sum(folder.y[tested] == -1)} anomalous images have no mask, and do not count in "
+        messages.append(
+            f"{len(bare)} of {np.sum(folder.y[tested] == -1)} anomalous images have no mask and are not counted in "
             f"pixel_auroc and aupro: {', '.join(bare[:5])}{more}"
         )
-    for line in said:
-        warn(line, ImageSkippedWarning)
+    for message in messages:
+        warn(message, ImageSkippedWarning)
     return truth
 
 
 def run(detector: DualDistillationDetector, drawn: Drawn, one: Draw) -> tuple[dict[str, Any], list[Scored]]:
-    """Fit on a draw's support, score its queries, and measure."""
+    """Fit on the support of a draw, score its queries, and compute the metrics."""
     folder, truth, queries = drawn.folder, drawn.truth, one.queries
     det = clone(detector).set_params(random_state=one.seed)
     start = time.perf_counter()
     det.fit([folder.paths[i] for i in one.support])
     fitted = time.perf_counter()
-    found_of = list(det.session().score_each([str(folder.paths[i]) for i in queries], maps=True))
+    results = list(det.session().score_each([str(folder.paths[i]) for i in queries], maps=True))
     done = time.perf_counter()
-    read = np.array([scored.error is None for scored in found_of])
-    known = [scored for scored in found_of if scored.error is None]
-    y = folder.y[queries][read]
-    called = np.array([scored.label == -1 for scored in known], bool)
+    readable = np.array([scored.error is None for scored in results])
+    valid = [scored for scored in results if scored.error is None]
+    y = folder.y[queries][readable]
+    predicted = np.array([scored.label == -1 for scored in valid], bool)
     both = len(np.unique(y)) == 2
-    anomaly = [-scored.score for scored in known]
-    found: dict[str, Any] = {
+    scores = [-scored.score for scored in valid]
+    row: dict[str, Any] = {
         "shots": one.shots, "seed": one.seed,
-        "n_normal": int(np.sum(y == 1)), "n_anomalous": int(np.sum(y == -1)), "n_failed": int(np.sum(~read)),
-        "failed": {scored.path: scored.error for scored in found_of if scored.error is not None},
-        "image_auroc": float(roc_auc_score(y, [scored.score for scored in known])) if both else None,
-        "average_precision": average_precision(y, anomaly) if both else None,
-        "f1_max": f1_max(y, anomaly).value if both else None,
-        "recall_at_5": recall_at(y, anomaly, false_alarm_rate=0.05) if both else None,
+        "n_normal": int(np.sum(y == 1)), "n_anomalous": int(np.sum(y == -1)), "n_failed": int(np.sum(~readable)),
+        "failed": {scored.path: scored.error for scored in results if scored.error is not None},
+        "image_auroc": float(roc_auc_score(y, [scored.score for scored in valid])) if both else None,
+        "average_precision": average_precision(y, scores) if both else None,
+        "f1_max": f1_max(y, scores).value if both else None,
+        "recall_at_5": recall_at(y, scores, false_alarm_rate=0.05) if both else None,
         "pixel_auroc": None, "aupro": None,
-        "false_alarms": _share(called[y == 1]), "recall": _share(called[y == -1]),
+        "false_alarms": _mean(predicted[y == 1]), "recall": _mean(predicted[y == -1]),
         "fit_seconds": fitted - start, "score_seconds": done - fitted,
     }  # fmt: skip
-    places = queries[read].tolist()
-    located = [i for i, place in enumerate(places) if place in truth]
-    marked = np.array([truth[places[i]] for i in located], bool)
-    if marked.any():
-        maps = [torch.from_numpy(known[i].map)[None, None] for i in located]  # of the shapes of their images
-        alike = [F.interpolate(one, size=(PIXELS, PIXELS), mode="bilinear", align_corners=False) for one in maps]
-        shown = torch.cat(alike)[:, 0].numpy()
-        if not marked.all():
-            found["pixel_auroc"] = float(roc_auc_score(marked.ravel(), shown.ravel()))
-            found["aupro"] = aupro(marked, shown)
-    return found, found_of
+    indices = queries[readable].tolist()
+    with_mask = [i for i, index in enumerate(indices) if index in truth]
+    masks = np.array([truth[indices[i]] for i in with_mask], bool)
+    if masks.any():
+        maps = [torch.from_numpy(valid[i].map)[None, None] for i in with_mask]  # of different shapes
+        resized = [F.interpolate(one, size=(PIXELS, PIXELS), mode="bilinear", align_corners=False) for one in maps]
+        stacked = torch.cat(resized)[:, 0].numpy()
+        if not masks.all():
+            row["pixel_auroc"] = float(roc_auc_score(masks.ravel(), stacked.ravel()))
+            row["aupro"] = aupro(masks, stacked)
+    return row, results
 
 
-def _share(called: np.ndarray) -> float | None:
-    return float(called.mean()) if len(called) else None
+def _mean(predicted: np.ndarray) -> float | None:
+    return float(predicted.mean()) if len(predicted) else None

@@ -1,4 +1,4 @@
-"""Images as rows of numbers: the teacher's pooled embedding, for other estimators."""
+"""The teacher's pooled embedding of images, for other estimators."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from .method.scoring import Read, Scorer
 from .session import Session, find_runtime
 from .support import find_teacher
 
-# Images that are read before they are put together by their shapes.
+# Number of images that are read before they are batched by shape.
 _WINDOW = 64
 
 
 def embed(session: Session, X: Any) -> np.ndarray:
-    """Describe images, (n_samples, C) float64; see `DualDistillationDetector.transform`."""
+    """Embed images, (n_samples, C) float64; see `DualDistillationDetector.transform`."""
     extract = _extractor(session)
     items, options = session.items(X)
-    found = np.full((len(items), extract.teacher.channels[-1]), np.nan)
+    embeddings = np.full((len(items), extract.teacher.channels[-1]), np.nan)
     window: list[images.Loaded] = []
     for i, loaded in images.load_each(items, session.settings.on_error, **options):
         if loaded is not None:
             window.append(loaded)
         if len(window) == _WINDOW or i == len(items) - 1:
-            _describe(window, extract, found)
+            _embed(window, extract, embeddings)
             window = []
-    return found
+    return embeddings
 
 
 def score_and_embed(session: Session, X: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Score images, (n_samples,) high = anomalous, and describe them as `embed` does, in one pass of the teacher."""
+    """Score images, (n_samples,) high = anomalous, and embed them as `embed` does, in one pass of the teacher."""
     n, scorer = len(session.items(X)[0]), session.fitted.scorer(_extractor(session))
     scores, embeddings = np.full(n, np.nan), np.full((n, scorer.extract.teacher.channels[-1]), np.nan)
 
     def reduce(scorer: Scorer, one: Read, _: images.Loaded) -> tuple[float, np.ndarray]:
         return float(scorer.judge(one.evidence)[0]), pooled_embedding(one.maps)[0].cpu().double().numpy()
 
-    for row, found in session.each(X, session.settings.on_error, reduce, scorer):
-        scores[row], embeddings[row] = found
+    for row, result in session.each(X, session.settings.on_error, reduce, scorer):
+        scores[row], embeddings[row] = result
     return scores, embeddings
 
 
 def count_columns(session: Session) -> int:
-    """Tell how many columns `embed` returns."""
-    known = session.fitted.embeddings
-    return int(known.shape[-1]) if known is not None else int(_extractor(session).teacher.channels[-1])
+    """Return the number of columns of `embed`."""
+    stored = session.fitted.embeddings
+    return int(stored.shape[-1]) if stored is not None else int(_extractor(session).teacher.channels[-1])
 
 
 @torch.inference_mode()
-def _describe(window: list[images.Loaded], extract: FeatureExtractor, found: np.ndarray) -> None:
-    """Fill the rows of images that are read, in as many threads as the runtime has."""
+def _embed(window: list[images.Loaded], extract: FeatureExtractor, embeddings: np.ndarray) -> None:
+    """Fill the rows of the images in a window, in the threads of the runtime."""
     for one, maps in zip(window, extract([loaded.image for loaded in window]), strict=True):
-        found[one.index] = pooled_embedding(maps)[0].cpu().double().numpy()
+        embeddings[one.index] = pooled_embedding(maps)[0].cpu().double().numpy()
 
 
 def _extractor(session: Session) -> FeatureExtractor:
-    """Find the teacher with its deepest stage, which the evidence may do without."""
+    """Find the teacher with its deepest stage, even if no score component needs this stage."""
     runtime, fitted = find_runtime(session.settings), session.fitted
     find_teacher(session.settings, fitted.evidence, runtime, fitted.teacher_fingerprint)  # its weights are checked
     return find_teacher(session.settings, ("embedding",), runtime)[0]

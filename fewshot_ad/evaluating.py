@@ -1,4 +1,4 @@
-"""The command `evaluate`: tasks measured one after the other, their means, and two detectors compared, as a text."""
+"""The command `evaluate`: metrics of each task, their means, and a comparison of two detectors, as text."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ def evaluate_all(
     folders : sequence of Path
         Tasks, or folders of tasks.
     shots : sequence of int
+        Numbers of support images.
     seeds : int
+        Number of draws.
     against : mapping
-        Parameters in which the detector to compare with is different; empty where none is.
+        Parameters of the other detector that differ; empty without a comparison.
     progress : bool
+        Whether to show progress bars.
     settings : mapping
-        Of the detector.
+        Parameters of the detector.
 
     Returns
     -------
@@ -46,11 +49,11 @@ def evaluate_all(
     """
     det = DualDistillationDetector(**settings, on_error="skip")
     if unknown := sorted(set(against) - RULES.keys()):
-        raise ValueError(f"There is no parameter {unknown[0]}; the detector has {', '.join(sorted(RULES))}.")
+        raise ValueError(f"The detector has no parameter {unknown[0]}; accepted are {', '.join(sorted(RULES))}.")
     other = DualDistillationDetector(**settings, on_error="skip").set_params(**against) if against else None
     tasks = _named([task for folder in folders for task in evaluation.tasks(folder)])
     shots = list(dict.fromkeys(shots))
-    if len(tasks) > 1:  # what is wrong with the last one is said before the work, not after it
+    if len(tasks) > 1:  # an error in the last task is raised before the work, not after it
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for task in tasks.values():
@@ -69,80 +72,80 @@ def evaluate_all(
             compared[k][name] = evaluation.compare(det, other, task, **options)
             results[name] += compared[k][name].rows[0]
     means = {name: list(evaluation.summary(rows)) for name, rows in results.items()}
-    everywhere = list(evaluation.across(results))
-    text = "\n".join([*_table(means, everywhere), *_sentences(results, everywhere, seeds), *_told(compared, against)])
+    overall = list(evaluation.across(results))
+    text = "\n".join([*_table(means, overall), *_sentences(results, overall, seeds), *_comparisons(compared, against)])
     failed = {path: error for rows in results.values() for row in rows for path, error in row["failed"].items()}
-    note = "\n".join([*failed.values(), f"{len(failed)} images could not be read, and do not count"]) if failed else ""
-    return Outcome(text, _found(tasks, results, means, everywhere, compared, left_out), len(failed), note)
+    note = "\n".join([*failed.values(), f"{len(failed)} unreadable images are not counted"]) if failed else ""
+    return Outcome(text, _result(tasks, results, means, overall, compared, left_out), len(failed), note)
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Call tasks by the name of their folder, or by the whole path where two have the same."""
+    """Name each task after its folder, or by its path if two folders have the same name."""
     names = [path.resolve().name for path in paths]
     return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}
 
 
-def _table(means: Mapping[str, list[dict[str, Any]]], everywhere: Sequence[Mapping[str, Any]]) -> list[str]:
+def _table(means: Mapping[str, list[dict[str, Any]]], overall: Sequence[Mapping[str, Any]]) -> list[str]:
     names, several = evaluation.METRICS, len(means) > 1
     lines = ["| normal images |" + (" task |" if several else "") + f" {' | '.join(names)} |"]
     lines.append("|---" * (len(names) + 1 + several) + "|")
-    for i, overall in enumerate(everywhere):
-        for task, own in means.items():
-            cells = [_mean_and_error(own[i][name]) for name in names]
-            lines.append(f"| {own[i]['shots']} |" + (f" {task} |" if several else "") + f" {' | '.join(cells)} |")
+    for i, one in enumerate(overall):
+        for task, of_task in means.items():
+            cells = [_mean_and_error(of_task[i][name]) for name in names]
+            lines.append(f"| {of_task[i]['shots']} |" + (f" {task} |" if several else "") + f" {' | '.join(cells)} |")
         if several:
-            cells = ["–" if overall[name] is None else f"{overall[name][0]:.3f}" for name in names]
-            lines.append(f"| {overall['shots']} | mean | {' | '.join(cells)} |")
+            cells = ["–" if one[name] is None else f"{one[name][0]:.3f}" for name in names]
+            lines.append(f"| {one['shots']} | mean | {' | '.join(cells)} |")
     return lines
 
 
 def _sentences(
-    results: Mapping[str, list[dict[str, Any]]], everywhere: Sequence[Mapping[str, Any]], seeds: int
+    results: Mapping[str, list[dict[str, Any]]], overall: Sequence[Mapping[str, Any]], seeds: int
 ) -> list[str]:
     drawn = f"Mean ± standard error over {seeds} draws" if seeds > 1 else "One draw"
     row = next(iter(results.values()))[0]
     tested = f"{row['n_normal']} normal and {row['n_anomalous']} anomalous images"
     lines = [f"\n{drawn} of the support, tested on {tested}." if len(results) == 1 else f"\n{drawn} of the support."]
-    for one in everywhere:
+    for one in overall:
         if one["image_auroc"] is None:
             continue
         mean, low, high = one["image_auroc"]
-        interval = f" (95 % interval over draws {low:.3f} to {high:.3f})" if np.isfinite(low) else ""
+        interval = f" (95 % confidence interval over draws {low:.3f} to {high:.3f})" if np.isfinite(low) else ""
         of = f" over {len(results)} tasks" if len(results) > 1 else ""
         worst = f"; the worst task is {one['worst']}" if len(results) > 1 else ""
         lines.append(f"{one['shots']} normal images: mean image AUROC{of} {mean:.3f}{interval}{worst}.")
     return lines
 
 
-def _told(compared: Mapping[int, Mapping[str, Comparison]], against: Mapping[str, Any]) -> list[str]:
+def _comparisons(compared: Mapping[int, Mapping[str, Comparison]], against: Mapping[str, Any]) -> list[str]:
     if not against:
         return []
     lines = [f"\nThe first is the detector above, the second has {', '.join(f'{n}={v}' for n, v in against.items())}."]
-    for k, found in compared.items():
-        if len(found) > 1:
-            lines += [f"{k} normal images, {name}: {one}" for name, one in found.items()]
-        both = evaluation.joined(list(found.values()))
-        lines.append(f"{k} normal images{', all tasks' if len(found) > 1 else ''}: {both}")
+    for k, by_task in compared.items():
+        if len(by_task) > 1:
+            lines += [f"{k} normal images, {name}: {one}" for name, one in by_task.items()]
+        overall = evaluation.joined(list(by_task.values()))
+        lines.append(f"{k} normal images{', all tasks' if len(by_task) > 1 else ''}: {overall}")
     return lines
 
 
-def _found(
+def _result(
     tasks: Mapping[str, Path],
     results: Mapping[str, list[dict[str, Any]]],
     means: Mapping[str, list[dict[str, Any]]],
-    everywhere: Sequence[Mapping[str, Any]],
+    overall: Sequence[Mapping[str, Any]],
     compared: Mapping[int, Mapping[str, Comparison]],
     left_out: LeftOut,
 ) -> dict[str, Any]:
-    told = [
+    comparisons = [
         {
             "shots": k, "task": name, "first": one.first, "second": one.second, "difference": one.difference,
             "low": one.low, "high": one.high, "clear": one.clear,
         }
-        for k, found in compared.items()
-        for name, one in [*found.items(), *([(None, evaluation.joined(list(found.values())))] if found else [])]
+        for k, by_task in compared.items()
+        for name, one in [*by_task.items(), *([(None, evaluation.joined(list(by_task.values())))] if by_task else [])]
     ]  # fmt: skip
-    common = {"across": list(everywhere), "comparisons": told, "left_out": plain(left_out)}
+    common = {"across": list(overall), "comparisons": comparisons, "left_out": plain(left_out)}
     if len(tasks) == 1:
         ((name, path),) = tasks.items()
         return {"folder": str(path), "means": means[name], "draws": results[name], **common}
@@ -155,8 +158,8 @@ def _found(
     }
 
 
-def _mean_and_error(found: tuple[float, float] | None) -> str:
-    if found is None:
+def _mean_and_error(summary: tuple[float, float] | None) -> str:
+    if summary is None:
         return "–"
-    mean, error = found
+    mean, error = summary
     return f"{mean:.3f}" + (f" ± {error:.3f}" if np.isfinite(error) else "")

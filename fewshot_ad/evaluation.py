@@ -1,4 +1,4 @@
-"""How well a detector does on folders of normal and anomalous images, and whether another does better."""
+"""Evaluation of a detector on folders of normal and anomalous images, and comparison with another detector."""
 
 from __future__ import annotations
 
@@ -33,48 +33,49 @@ def evaluate(
     progress: bool = False,
     left_out: LeftOut | None = None,
 ) -> list[dict[str, Any]]:
-    """Fit on a few normal images of a folder and test on others, for several draws.
+    """Fit on a few normal images of a folder and test on others, for several draws of the support.
 
     Parameters
     ----------
     detector : DualDistillationDetector
-        Is cloned for each draw, which is its `random_state`; not fitted itself.
+        Detector to evaluate. It is not fitted, but cloned for each draw, with the seed of the draw as `random_state`.
     root : path
-        See `datasets.load_folder`. Where training and test images are apart, the support is drawn from the one and all
-        of the other is tested on. Else the support is drawn from all normal images, and the next 150 and the first 100
-        anomalous ones are tested on.
+        Folder of images; see `datasets.load_folder`. If it has a training and a test split, the support is drawn from
+        the training images, and all test images are tested. Else the support is drawn from all normal images, and the
+        next 150 normal images and the first 100 anomalous ones are tested.
     n_shots : sequence of int, default=(4,)
-        Normal images to fit on.
+        Numbers of normal images to fit on.
     n_seeds : int, default=5
-        Draws for each.
+        Number of draws for each number of shots.
     progress : bool, default=False
         Whether to show a progress bar.
     left_out : list, optional
-        Is extended by what of the folder is not used, pairs of path and reason: what is no image, and masks that are
-        wrong.
+        List to which pairs of path and reason are appended, for each file that is not used: it is not an image, or a
+        mask that is not valid.
 
     Returns
     -------
     list of dict
-        One for each number of shots and each seed: "shots", "seed", "n_normal", "n_anomalous", "n_failed" (unreadable,
-        not counted elsewhere), "failed" (these, and why), "image_auroc", "average_precision", "f1_max" (the best over
-        all thresholds), "recall_at_5" (the highest recall with at most 5 % false alarms), "pixel_auroc" and "aupro"
-        (false-positive rate up to 0.3; both at 256 pixels over the normal images and those with a mask, None without
-        masks), "false_alarms" and "recall" (shares of the normal and of the anomalous images that `predict` calls
-        anomalous), "fit_seconds", "score_seconds". None is what unreadable images left nothing to measure by.
+        One for each number of shots and each seed: "shots", "seed", "n_normal", "n_anomalous", "n_failed" (unreadable
+        images, not counted elsewhere), "failed" (their paths and errors), "image_auroc", "average_precision", "f1_max"
+        (the best F1 over all thresholds), "recall_at_5" (the highest recall at a false-positive rate of at most 5 %),
+        "pixel_auroc" and "aupro" (false-positive rate up to 0.3; both at 256 pixels over the normal images and those
+        with a mask, None without masks), "false_alarms" and "recall" (false-positive and true-positive rate of
+        `predict`), "fit_seconds", "score_seconds". A metric is None if no readable images are left to compute it.
 
     Raises
     ------
     ImageError
-        See `datasets.load_folder`; a mask that is wrong is none here.
+        See `datasets.load_folder`; here a mask that is not valid is not an error.
     ValueError
-        Too few normal images, or none or only anomalous ones to test on; a number of shots or seeds below 1.
+        There are too few normal images, the test images lack normal or anomalous ones, or a number of shots or seeds
+        is below 1.
 
     Warns
     -----
     ImageSkippedWarning
-        Before anything is scored: what of the folder is left out, and which anomalous images have no mask while others
-        have one. They do not count in "pixel_auroc" and "aupro".
+        Before anything is scored: which files are left out, and which anomalous images have no mask while others have
+        one. They are not counted in "pixel_auroc" and "aupro".
 
     Examples
     --------
@@ -103,14 +104,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     Yields
     ------
     dict
-        For each number of shots: "shots", "n_seeds", and by each metric's name (mean, standard error), or None where it
-        was not measured. The standard error of a single seed is NaN.
+        For each number of shots: "shots", "n_seeds", and for each metric (mean, standard error), or None if it was not
+        measured. The standard error of a single seed is NaN.
     """
     for shots in dict.fromkeys(row["shots"] for row in rows):
-        own = [row for row in rows if row["shots"] == shots]
-        line: dict[str, Any] = {"shots": shots, "n_seeds": len(own)}
+        chosen = [row for row in rows if row["shots"] == shots]
+        line: dict[str, Any] = {"shots": shots, "n_seeds": len(chosen)}
         for name in METRICS:
-            values = [row[name] for row in own]
+            values = [row[name] for row in chosen]
             if None in values:
                 line[name] = None
                 continue
@@ -120,7 +121,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def tasks(root: Any) -> list[Path]:
-    """List the folders that `evaluate` takes: a folder itself, or those in it that hold images by kind.
+    """List the tasks in a folder: the folder itself, or its sub-folders of normal and anomalous images.
 
     Parameters
     ----------
@@ -130,7 +131,8 @@ def tasks(root: Any) -> list[Path]:
     Returns
     -------
     list of Path
-        By name. The folder itself where it is laid out as `datasets.load_folder` expects it, and where none in it is.
+        Folders for `evaluate`, sorted by name. Only `root` itself if it has a layout that `datasets.load_folder` reads,
+        or if no sub-folder has one.
     """
     root = Path(root)
     if not root.is_dir() or is_labelled(root):
@@ -144,61 +146,61 @@ def across(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[
     Parameters
     ----------
     results : mapping of str to sequence of dict
-        From `evaluate`, by the name of the task; all with the same `n_shots` and `n_seeds`.
+        Rows of `evaluate`, by the name of the task; all with the same `n_shots` and `n_seeds`.
 
     Yields
     ------
     dict
         For each number of shots: "shots", "n_tasks", "n_seeds"; "worst", the name of the task with the lowest mean
-        image AUROC; and by each metric's name its mean over tasks and draws, and the lower and upper end of a 95 %
-        interval of it (Student's t, over draws of the mean over tasks, cut at 0 and 1; NaN for one draw). The interval
-        says what other draws of the support would do on these tasks, not what other tasks would. A metric is averaged
-        over the tasks that measured it in all draws, and None where there are none.
+        image AUROC; and for each metric its mean over tasks and draws, and the lower and upper end of its 95 %
+        confidence interval (Student's t over draws of the mean over tasks, clipped to [0, 1]; NaN for one draw). The
+        interval covers other draws of the support on these tasks, not other tasks. A metric is averaged over the tasks
+        that measured it in all draws, and None if there are none.
     """
     first = next(iter(results.values()))
     for shots in dict.fromkeys(row["shots"] for row in first):
-        own = {name: [row for row in rows if row["shots"] == shots] for name, rows in results.items()}
-        line: dict[str, Any] = {"shots": shots, "n_tasks": len(own), "n_seeds": max(map(len, own.values()))}
+        by_task = {name: [row for row in rows if row["shots"] == shots] for name, rows in results.items()}
+        line: dict[str, Any] = {"shots": shots, "n_tasks": len(by_task), "n_seeds": max(map(len, by_task.values()))}
         measured = {
             metric: {
                 name: [row[metric] for row in rows]
-                for name, rows in own.items()
+                for name, rows in by_task.items()
                 if all(row[metric] is not None for row in rows)
             }
             for metric in METRICS
         }
         aurocs = {name: float(np.mean(values)) for name, values in measured["image_auroc"].items()}
         line["worst"] = min(aurocs, key=lambda name: aurocs[name]) if aurocs else None
-        for metric, found in measured.items():
-            line[metric] = _interval(np.mean(list(found.values()), axis=0)) if found else None
+        for metric, values in measured.items():
+            line[metric] = _interval(np.mean(list(values.values()), axis=0)) if values else None
         yield line
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval."""
+    """Return the mean and the ends of its 95 % confidence interval."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, float("nan"), float("nan")
     half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, max(mean - half, 0.0), min(mean + half, 1.0)  # no metric goes beyond
+    return mean, max(mean - half, 0.0), min(mean + half, 1.0)  # the range of all metrics
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Image AUROC of two detectors on the same draws and images.
+    """Comparison of the image AUROC of two detectors on the same draws and images.
 
     Attributes
     ----------
     first, second : float
         Mean image AUROC over draws.
     difference : float
-        `second` less `first`.
+        `second` minus `first`.
     low, high : float
-        95 % interval of the difference.
+        95 % confidence interval of the difference.
     samples : ndarray of shape (n_resamples,)
-        Differences of the bootstrap, of which the interval is made.
+        Bootstrap differences; the interval is taken from their quantiles.
     rows : tuple of two lists of dict
-        As `evaluate` gives them, of either.
+        Rows of `evaluate` for each detector.
     """
 
     first: float
@@ -211,16 +213,16 @@ class Comparison:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        """Say in a sentence which one is better, and whether that is clear."""
-        said = "higher" if self.difference > 0 else "lower"
-        judged = f"clearly {said}" if self.clear else "not clear, as the interval holds 0"
+        """State in a sentence which detector is better, and whether the difference is significant."""
+        direction = "higher" if self.difference > 0 else "lower"
+        verdict = f"clearly {direction}" if self.clear else "not clear, as the interval contains 0"
         return (
-            f"The second's image AUROC is {self.second:.3f}, the first's {self.first:.3f}: difference "
-            f"{self.difference:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f}), {judged}."
+            f"The second has an image AUROC of {self.second:.3f}, the first {self.first:.3f}: difference "
+            f"{self.difference:+.3f} (95 % confidence interval {self.low:+.3f} to {self.high:+.3f}), {verdict}."
         )
 
 
@@ -235,36 +237,36 @@ def compare(
     progress: bool = False,
     left_out: LeftOut | None = None,
 ) -> Comparison:
-    """Compare the image AUROC of two detectors: fitted on the same images of a folder, and tested on the same others.
+    """Compare the image AUROC of two detectors that are fitted and tested on the same images of a folder.
 
-    The interval of the difference is made by a paired bootstrap: draws of the support and test images, normal and
-    anomalous ones apart, are drawn again with replacement, the same for both. Images that either of them cannot read do
-    not count.
+    The confidence interval of the difference comes from a paired bootstrap: draws of the support, normal test images
+    and anomalous test images are each resampled with replacement, identically for both detectors. Images that either
+    detector cannot read are not counted.
 
     Parameters
     ----------
     detector, other : DualDistillationDetector
-        Are cloned for each draw, which is their `random_state`.
+        Detectors to compare. They are cloned for each draw, with the seed of the draw as `random_state`.
     root : path
         As for `evaluate`.
     n_shots : int, default=4
-        Normal images to fit on.
+        Number of normal images to fit on.
     n_seeds : int, default=5
-        Draws.
+        Number of draws of the support.
     n_resamples : int, default=2000
-        Of the bootstrap.
+        Number of bootstrap samples.
     progress, left_out : optional
         As for `evaluate`.
 
     Returns
     -------
     Comparison
-        `str` of it says in words what came out. The same call gives the same numbers.
+        `str` summarises it in a sentence. The same call gives the same numbers.
 
     Raises
     ------
     ImageError, ValueError
-        As of `evaluate`; a number below 1; a draw in which not both kinds of images could be read.
+        As for `evaluate`; or a number is below 1, or a draw lacks readable images of one kind.
 
     Examples
     --------
@@ -275,8 +277,8 @@ def compare(
     >>> coarse = DualDistillationDetector(image_size=64)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     root = write_images(folder, n_normal=5, n_anomalous=3)
-    ...     found = compare(DualDistillationDetector(), coarse, root, n_shots=2, n_seeds=1)
-    >>> found.low <= found.difference <= found.high
+    ...     comparison = compare(DualDistillationDetector(), coarse, root, n_shots=2, n_seeds=1)
+    >>> comparison.low <= comparison.difference <= comparison.high
     True
     """
     draws.at_least_one("n_resamples", n_resamples)
@@ -284,12 +286,12 @@ def compare(
     rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     pairs: list[Pairs] = []
     for one in tqdm(drawn.plan, desc="draws", disable=not progress):
-        scored = []
-        for det, own in zip((detector, other), rows, strict=True):
-            row, found = draws.run(det, drawn, one)
-            own.append(row)
-            scored.append(found)
-        pairs.append(Pairs(one.queries, drawn.folder.y[one.queries], scored))
+        both = []
+        for det, of_detector in zip((detector, other), rows, strict=True):
+            row, scored = draws.run(det, drawn, one)
+            of_detector.append(row)
+            both.append(scored)
+        pairs.append(Pairs(one.queries, drawn.folder.y[one.queries], both))
     difference, samples = bootstrap(pairs, n_resamples)
     first, second = (float(np.mean([pair.auroc[i] for pair in pairs])) for i in (0, 1))
     return _comparison(first, second, difference, samples, rows)
@@ -306,12 +308,12 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
     Parameters
     ----------
     comparisons : sequence of Comparison
-        One for each task, with the same `n_resamples`.
+        One per task, with the same `n_resamples`.
 
     Returns
     -------
     Comparison
-        Of the mean over these tasks.
+        Comparison of the means over these tasks.
     """
     first, second, difference = (
         float(np.mean([getattr(one, name) for one in comparisons])) for name in ("first", "second", "difference")
@@ -321,37 +323,37 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 class Pairs:
-    """Pairs of a normal and an anomalous image of one draw, and by how much more the second detector orders right."""
+    """Pairs of a normal and an anomalous image in one draw, and how many more the second detector ranks correctly."""
 
     def __init__(self, places: np.ndarray, y: np.ndarray, scored: Sequence[Sequence[Scored]]) -> None:
-        scores = np.array([[one.score for one in found] for found in scored])
-        read = np.isfinite(scores).all(0)
-        self.normal, self.anomalous = (np.flatnonzero(read & (y == kind)) for kind in (1, -1))
+        scores = np.array([[one.score for one in by_detector] for by_detector in scored])
+        readable = np.isfinite(scores).all(0)
+        self.normal, self.anomalous = (np.flatnonzero(readable & (y == kind)) for kind in (1, -1))
         if not len(self.normal) or not len(self.anomalous):
-            raise ValueError("A draw has no images of both kinds that could be read, and cannot be compared.")
-        # 1 where a pair is in order, 1/2 where it is tied: the mean is the AUROC.
-        right = [
-            (np.sign(own[self.normal] - own[self.anomalous][:, None]) + 1) / 2 for own in scores
+            raise ValueError("A draw lacks readable images of one kind, and cannot be compared.")
+        # 1 if a pair is ranked correctly, 1/2 if it is tied: the mean is the AUROC.
+        ranked = [
+            (np.sign(one[self.normal] - one[self.anomalous][:, None]) + 1) / 2 for one in scores
         ]  # (anomalous, normal)
-        self.auroc = [float(one.mean()) for one in right]
-        self.gain = right[1] - right[0]
+        self.auroc = [float(one.mean()) for one in ranked]
+        self.gain = ranked[1] - ranked[0]
         self.normal, self.anomalous = places[self.normal], places[self.anomalous]
 
 
 def bootstrap(pairs: Sequence[Pairs], n_resamples: int) -> tuple[float, np.ndarray]:
-    """Draw again with replacement draws and images; return the mean gain, and (n_resamples,) of the drawn ones."""
+    """Resample draws and images with replacement; return the mean gain, and the gain of each resample."""
     rng = np.random.default_rng(0)
     chosen = rng.multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), n_resamples)
-    # An image that is in several draws is drawn for all of them alike.
-    weights = [_drawn_again([getattr(pair, kind) for pair in pairs], rng, n_resamples) for kind in _KINDS]
+    # An image that is in several draws is resampled identically in all of them.
+    counts = [_resampled([getattr(pair, kind) for pair in pairs], rng, n_resamples) for kind in _KINDS]
     gained, counted = np.zeros(n_resamples), np.zeros(n_resamples)
     for i, pair in enumerate(pairs):
-        anomalous, normal = (found[i] for found in weights)
+        anomalous, normal = (of_kind[i] for of_kind in counts)
         n_pairs = anomalous.sum(1) * normal.sum(1)
-        # A resample without any image of a kind in this draw tells nothing of it.
-        told = chosen[:, i] * (n_pairs > 0)
-        gained += told * ((anomalous @ pair.gain) * normal).sum(1) / np.maximum(n_pairs, 1)
-        counted += told
+        # A resample that lacks images of one kind in this draw says nothing about the draw.
+        weight = chosen[:, i] * (n_pairs > 0)
+        gained += weight * ((anomalous @ pair.gain) * normal).sum(1) / np.maximum(n_pairs, 1)
+        counted += weight
     samples = np.divide(gained, counted, out=np.zeros(n_resamples), where=counted > 0)
     return float(np.mean([pair.gain.mean() for pair in pairs])), samples
 
@@ -359,8 +361,8 @@ def bootstrap(pairs: Sequence[Pairs], n_resamples: int) -> tuple[float, np.ndarr
 _KINDS = ("anomalous", "normal")
 
 
-def _drawn_again(places: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> list[np.ndarray]:
-    """Count how often each image of each draw is drawn, (n_resamples, n_images) each."""
+def _resampled(places: Sequence[np.ndarray], rng: np.random.Generator, n_resamples: int) -> list[np.ndarray]:
+    """Count how often each image of each draw is resampled, (n_resamples, n_images) each."""
     union = np.unique(np.concatenate(places))
     counts = rng.multinomial(len(union), np.full(len(union), 1 / len(union)), n_resamples).astype(np.float64)
     return [counts[:, np.searchsorted(union, one)] for one in places]

@@ -1,4 +1,4 @@
-"""Errors and warnings; each is also the builtin that a caller would expect."""
+"""Errors and warnings; each also derives from the builtin class that a caller would expect."""
 
 import inspect
 import os
@@ -27,11 +27,11 @@ __all__ = [
 
 
 class FewShotADError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class ImageError(FewShotADError, ValueError):
-    """An image cannot be read, or is not what an image may be."""
+    """An image cannot be read, or is not valid."""
 
 
 class WeightsNotFoundError(FewShotADError, OSError):
@@ -43,31 +43,31 @@ class CheckpointError(FewShotADError, ValueError):
 
 
 class DiskFullError(FewShotADError, OSError):
-    """A checkpoint or features do not fit on the disk."""
+    """A file does not fit on the disk."""
 
 
 class OutputError(FewShotADError, OSError):
-    """A file cannot be written where it was asked for."""
+    """A file cannot be written."""
 
 
 class OutputExistsError(OutputError, FileExistsError):
-    """A file would be overwritten that nobody said may be."""
+    """A file exists already and may not be overwritten."""
 
 
 class MissingExtraError(FewShotADError, ImportError):
-    """An optional package is needed that is not installed."""
+    """A required optional package is not installed."""
 
 
 class TrainingError(FewShotADError, RuntimeError):
-    """The student's training did not stay finite."""
+    """The loss of the student's training became infinite or NaN."""
 
 
 class OutOfMemoryError(FewShotADError, MemoryError):
-    """Memory ran out although the batch had been halved."""
+    """Memory ran out even with a smaller batch."""
 
 
 class PretrainingStopped(KeyboardInterrupt, FewShotADError):
-    """A signal stopped a pretraining; it can be gone on with."""
+    """A signal stopped a pretraining, which can be resumed."""
 
 
 class ImageSkippedWarning(UserWarning):
@@ -75,11 +75,11 @@ class ImageSkippedWarning(UserWarning):
 
 
 class ImageWarning(UserWarning):
-    """An image was read, and may not be what was meant: its orientation, transparency or channels are in doubt."""
+    """An image was read, but its orientation, transparency or channels are ambiguous."""
 
 
 class MemoryWarning(UserWarning):
-    """Memory ran out, and the work goes on in smaller batches."""
+    """Memory ran out; the work continues in smaller batches."""
 
 
 class MixedSeriesWarning(UserWarning):
@@ -87,7 +87,7 @@ class MixedSeriesWarning(UserWarning):
 
 
 class SupportWarning(UserWarning):
-    """The support is too small, too alike or oddly labelled for thresholds to be trusted."""
+    """The threshold may be unreliable, as the support or its labels are unusual."""
 
 
 class TaskSkippedWarning(UserWarning):
@@ -102,9 +102,9 @@ _PACKAGE = os.path.dirname(__file__)
 
 
 def warn(message: str, category: type[Warning] = SupportWarning) -> None:
-    """Warn whoever called the package, however deep in it the reason was found."""
+    """Warn with the line of code outside the package that called it."""
     frame, depth, level = inspect.currentframe(), 0, 0
-    while frame is not None:  # to the outermost of the package's: decorators' frames lie between
+    while frame is not None:  # find the package's outermost frame: frames of decorators lie between
         depth += 1
         if frame.f_code.co_filename.startswith(_PACKAGE):
             level = depth

@@ -1,4 +1,4 @@
-"""Why an image has its score: where, and compared with what."""
+"""Explanation of an image's score: where the image is anomalous, and what it was compared with."""
 
 from __future__ import annotations
 
@@ -21,49 +21,48 @@ from .method.scoring import Read, Scorer
 from .regions import Region, check_options, find_regions, half_height
 from .support import FittedSupport
 
-# Numbers of the support's patches that are held while images are explained.
-_MOST_HELD = 2**25
+# Maximum number of values of support patches that are cached while images are explained.
+_MOST_CACHED = 2**25
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What the score of one image comes from.
+    """Explanation of the score of one image.
 
     Attributes
     ----------
     score : float
-        As `score_samples` gives it; high = normal.
+        Score as from `score_samples`; high = normal.
     decision : float
-        As `decision_function` gives it: `score` less the threshold; below 0 = anomaly.
+        Decision value as from `decision_function`: `score` minus the threshold; below 0 = anomaly.
     map : ndarray of shape (H, W), float32
-        As `anomaly_map` gives it; high = anomalous.
+        Anomaly map as from `anomaly_map`; high = anomalous.
     image : ndarray of shape (H, W, 3), uint8
-        The image as the detector saw it: resized, RGB.
+        The resized image that was scored, RGB.
     picture : ndarray of shape (H', W', 3), uint8
-        The image to look at: in its own proportions, at most as large as it is and as was asked for, RGB. It is `image`
-        where that was asked for, and where the image could not be read a second time.
+        The image for display, RGB: with its own aspect ratio, never enlarged, at most the requested size. It is `image`
+        if no other size was requested, or if the image could not be read a second time.
     original_size : tuple of (int, int)
-        Height and width of the image as it was given, upright, pixels.
+        Height and width of the original image, upright, pixels.
     support_weights : ndarray of shape (K,), float64
-        As `support_weights` gives it: how much each support image counted.
+        Weight of each support image, as from `support_weights`.
     support_index : int
-        The support image that counted most.
+        Index of the support image with the largest weight.
     hot_spot : tuple of (int, int)
-        Row and column of the highest pixel of `faded`; the first of equally high ones. In pixels of `image`.
+        Row and column of the maximum of `faded` (the first one if tied), in pixels of `image`.
     matches : Match or None
-        The patch of the support that is most like the patch at `hot_spot`; None where "patch" is not among the
-        evidence ("subspace" compares with no single patch). It may be in another support image than the one that
-        counted most.
+        Nearest neighbour in the support of the patch at `hot_spot`; None without the score component "patch"
+        ("subspace" does not compare single patches). It may be in another support image than `support_index`.
     patch_size : float
-        Side of the square, in pixels of `image`, that one patch stands for: the stride of the teacher's middle layer.
-        A patch's descriptor also depends on what is around this square: it joins averages over 3x3 neighbours in each
-        stage (of a transformer the tokens alone), and the teacher itself looks farther.
+        Side of the square, in pixels of `image`, that one patch represents: the stride of the teacher's middle layer.
+        The features of a patch also depend on its surroundings: they are averaged over 3x3 neighbours in each stage
+        (except in a transformer), and the teacher's receptive field is larger still.
     faded : ndarray of shape (H, W), float32
-        The map as the score sees it: its border faded by `border_weight`.
+        The map that is aggregated to the score: its border is weighted by `border_weight`.
     level : float
-        What the `aggregation` of `faded` (by default the mean of its highest 1 % of pixels) is compared with: the image
-        is called anomalous where it is above. It differs between images: the score also takes off a share of the
-        map's mean (`contrast`), and adds what "embedding" reads of the image as a whole.
+        Threshold of the `aggregation` of `faded` (by default the mean of its highest 1 % of pixels): the image is
+        called anomalous if the aggregate is above it. It differs between images, as the score also subtracts a fraction
+        of the map's mean (`contrast`), and adds the component "embedding".
     """
 
     score: float
@@ -87,23 +86,24 @@ class Explanation:
 
     @property
     def excess(self) -> np.ndarray:
-        """`faded` less `level`, (H, W) float32; its `aggregation` is minus `decision`."""
+        """`faded` minus `level`, (H, W) float32; its `aggregation` is minus `decision`."""
         return self.faded - np.float32(self.level)
 
     @functools.cached_property
     def regions(self) -> list[Region]:
-        """Where the image is anomalous, as `DualDistillationDetector.regions` tells; none for a normal image."""
+        """Anomalous regions as from `DualDistillationDetector.regions`; none for a normal image."""
         return self.find_regions()
 
     def find_regions(self, *, min_area: float = 0, level: float | None = None) -> list[Region]:
-        """Find regions, in the pixels of the image as it was given; see `DualDistillationDetector.regions`.
+        """Find regions, in pixels of the original image; see `DualDistillationDetector.regions`.
 
         Parameters
         ----------
         min_area : float, default=0
-            Smaller ones are left out.
+            Smallest area to keep, in pixels.
         level : float, optional
-            1 is the threshold. By default half the map's height, and no region of a normal image.
+            Level of the map; 1 is the threshold. By default half way between the map's mean and its peak, and no
+            regions in a normal image.
 
         Returns
         -------
@@ -115,7 +115,7 @@ class Explanation:
         return _regions(faded, self.original_size, self.score, self.decision, self.level, min_area, level)
 
     def outlines(self, shape: Sequence[int]) -> list[np.ndarray]:
-        """Scale the regions' polygons to a picture of the image.
+        """Scale the outlines of the regions to a picture of the image.
 
         Parameters
         ----------
@@ -125,21 +125,21 @@ class Explanation:
         Returns
         -------
         list of ndarray of shape (n, 2)
-            Rows and columns of corners, pixels from the upper left corner; closed.
+            Rows and columns of the corners, in pixels from the upper left corner; closed.
         """
         return [region.polygon * np.divide(shape, self.original_size) for region in self.regions]
 
     @property
     def hot_box(self) -> Box:
-        """The patch that `hot_spot` belongs to, in pixels of `picture`."""
+        """The patch that contains `hot_spot`, in pixels of `picture`."""
         side = self.patch_size
         row, column = ((place + 0.5) // side * side for place in self.hot_spot)
-        down, across = (shown / seen for shown, seen in zip(self.picture.shape, self.map.shape, strict=False))
+        down, across = (large / small for large, small in zip(self.picture.shape, self.map.shape, strict=False))
         return Box(row * down, column * across, side * down, side * across)
 
     @property
     def match_box(self) -> Box | None:
-        """The patch that `matches` tells of, in pixels of that support image as the detector saw it."""
+        """The patch in `matches`, in pixels of the resized support image."""
         if self.matches is None:
             return None
         side = self.patch_size
@@ -147,7 +147,7 @@ class Explanation:
 
 
 class Box(NamedTuple):
-    """A rectangle in an image; pixels from the image's upper left corner, which is half a pixel from a pixel's centre.
+    """A rectangle in an image, in pixels from the upper left corner of the first pixel.
 
     Attributes
     ----------
@@ -161,22 +161,22 @@ class Box(NamedTuple):
 
 
 def relative_score(scores: Any, offset: float) -> np.ndarray:
-    """Tell for people how anomalous images are: 1 is the threshold, high = anomalous.
+    """Rescale scores for display: 1 is the threshold, high = anomalous.
 
-    Tables, reports and pictures show this; the methods of the detector keep scikit-learn's signs.
+    Tables, reports and pictures show these; the methods of the detector keep scikit-learn's signs.
 
     Parameters
     ----------
     scores : array-like of float
-        As `score_samples` gives them; high = normal.
+        Scores as from `score_samples`; high = normal.
     offset : float
         Threshold of the scores, `offset_`.
 
     Returns
     -------
     ndarray of float64
-        `anomaly_score / -offset`, above 1 exactly where `predict` says -1. Where somebody set a threshold that is not
-        below 0, 1 more than the distance from it.
+        `anomaly_score / -offset`, above 1 exactly where `predict` returns -1. If the user set a threshold that is not
+        negative, `1 + offset - scores`.
 
     Examples
     --------
@@ -190,12 +190,12 @@ def relative_score(scores: Any, offset: float) -> np.ndarray:
 
 
 def moved_offset(threshold: float, offset: float) -> float:
-    """Find the offset whose threshold is where `relative_score` is `threshold` now.
+    """Compute the offset that moves the threshold to the value `threshold` of `relative_score`.
 
     Parameters
     ----------
     threshold : float
-        Above 0; 1 changes nothing.
+        New threshold, above 0; 1 changes nothing.
     offset : float
         Threshold of the scores, `offset_`.
 
@@ -207,57 +207,58 @@ def moved_offset(threshold: float, offset: float) -> float:
 
 
 class Gallery:
-    """The support's patches, all of them where its images are at hand; else those that its memory keeps.
+    """All patches of the support if its images are available, else the patches in its memory bank.
 
-    They are described when they are first asked for, and held as far as they take up little.
+    Features of an image are extracted when they are first needed, and cached up to a limit.
 
     Parameters
     ----------
     fitted : FittedSupport
+        The fitted state.
     extract : FeatureExtractor
-        Of its teacher.
+        Feature extractor of its teacher.
     """
 
     def __init__(self, fitted: FittedSupport, extract: FeatureExtractor) -> None:
         self._fitted, self._extract = fitted, extract
-        self._held: dict[int, Patches] = {}
-        self._n_held = 0
+        self._cached: dict[int, Patches] = {}
+        self._n_cached = 0
 
     def best(self, query: torch.Tensor, left_out: torch.Tensor) -> Match | None:
-        """Find the patch that is most like a query's.
+        """Find the nearest neighbour of a query patch.
 
         Parameters
         ----------
         query : torch.Tensor
-            (D,), norm 1, on the CPU.
+            Features (D,), norm 1, on the CPU.
         left_out : torch.Tensor of bool
-            (K,), support images that must not count.
+            (K,), True for support images to exclude.
 
         Returns
         -------
         Match or None
-            None where "patch" is not among the evidence.
+            None without the score component "patch".
         """
         if self._fitted.patches is None:
             return None
         if self._fitted.images is None:
             return best_match(self._fitted.patches, query, left_out)
         owners = [owner for owner in range(len(left_out)) if not left_out[owner]]
-        found = (best_match(self._patches(owner), query, left_out) for owner in owners)
-        return max((one for one in found if one is not None), key=lambda one: one.similarity)
+        matches = (best_match(self._patches(owner), query, left_out) for owner in owners)
+        return max((match for match in matches if match is not None), key=lambda match: match.similarity)
 
     def _patches(self, owner: int) -> Patches:
-        if owner in self._held:
-            return self._held[owner]
+        if owner in self._cached:
+            return self._cached[owner]
         assert self._fitted.images is not None  # nosec B101
         image = self._fitted.images[owner]
         augment, foreground = self._fitted.settings.augment, self._fitted.reduction.foreground
         described = describe_views(image, self._extract, augment, foreground)
-        found = support_patches(described.patches, described.grid, image.shape[1:], owner, described.inside)
-        if self._n_held + found.features.numel() <= _MOST_HELD:
-            self._n_held += found.features.numel()
-            self._held[owner] = found
-        return found
+        patches = support_patches(described.patches, described.grid, image.shape[1:], owner, described.inside)
+        if self._n_cached + patches.features.numel() <= _MOST_CACHED:
+            self._n_cached += patches.features.numel()
+            self._cached[owner] = patches
+        return patches
 
 
 def explain(
@@ -273,16 +274,17 @@ def explain(
     Parameters
     ----------
     scorer : Scorer
+        Scorer of the detector.
     read : Read
-        What it read of the image.
+        Its result for the image.
     loaded : Loaded
         The image.
     offset : float
         Threshold of the scores (high = normal).
     best : callable
-        Finds the support's patch that is most like one of the image, (D,).
+        Function that finds the nearest neighbour in the support of a patch of the image, (D,).
     picture : torch.Tensor or None
-        (3, H', W'), in [0, 1]: the image to look at, where it is not to be the one that was scored.
+        (3, H', W'), in [0, 1]: the image for display; None for the image that was scored.
 
     Returns
     -------
@@ -297,8 +299,8 @@ def explain(
         score=score,
         decision=decision,
         map=fused.numpy().astype(np.float32),
-        image=(seen := as_uint8(loaded.image)),
-        picture=seen if picture is None else as_uint8(picture),
+        image=(resized := as_uint8(loaded.image)),
+        picture=resized if picture is None else as_uint8(picture),
         original_size=(loaded.height, loaded.width),
         support_weights=weights,
         support_index=int(weights.argmax()),
@@ -311,14 +313,14 @@ def explain(
 
 
 def threshold_of(scorer: Scorer, fused: torch.Tensor, decision: float) -> float:
-    """Tell what the hottest pixels of a map (H, W) are compared with; see `Explanation.level`."""
+    """Return the threshold of the hottest pixels of a map (H, W); see `Explanation.level`."""
     return float(scorer.reduction.peak(fused)) + decision
 
 
 def regions_in(
     scorer: Scorer, read: Read, loaded: Loaded, offset: float, min_area: float = 0, level: float | None = None
 ) -> list[Region]:
-    """Find the regions of an image by what was read of it; see `DualDistillationDetector.regions`."""
+    """Find the regions of an image from its scoring result; see `DualDistillationDetector.regions`."""
     fused, score = scorer.fuse(read.evidence)[0], -float(scorer.judge(read.evidence)[0])
     threshold, size = threshold_of(scorer, fused, score - offset), (loaded.height, loaded.width)
     return _regions(scorer.reduction.fade(fused).float(), size, score, score - offset, threshold, min_area, level)
@@ -333,7 +335,7 @@ def _regions(
     min_area: float,
     level: float | None,
 ) -> list[Region]:
-    """Find regions by a map (H, W), its border faded, and by the numbers of an `Explanation`."""
+    """Find regions from a map (H, W) with a weighted border, and the numbers of an `Explanation`."""
     if level is None and decision >= 0:
         return []
     values = enlarged(faded[None], size)[0].numpy()
@@ -343,18 +345,18 @@ def _regions(
 
 
 def enlarged(maps: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Resize maps (N, H, W) to other heights and widths, bilinear; antialiased where that is smaller."""
+    """Resize maps (N, H, W) bilinearly, antialiased when they shrink."""
     return F.interpolate(maps[:, None], size=shape, mode="bilinear", align_corners=False, antialias=True)[:, 0]
 
 
 def highest(values: np.ndarray) -> tuple[int, int]:
-    """Find row and column of the highest of (H, W) values; the first of equally high ones."""
+    """Find the row and column of the maximum of (H, W) values, the first one if tied."""
     row, column = np.unravel_index(values.argmax(), values.shape)
     return int(row), int(column)
 
 
 def opacity(found: Explanation) -> np.ndarray:
-    """Tell how opaque the colour over an image is: none up to 0.7 of `level`, full from 1.3 of it.
+    """Compute the opacity of the heat map: 0 up to 0.7 of `level`, 1 from 1.3 of it.
 
     Parameters
     ----------
@@ -364,14 +366,15 @@ def opacity(found: Explanation) -> np.ndarray:
     Returns
     -------
     ndarray of shape (H, W), float32
-        In [0, 1]; of the size of `Explanation.map`.
+        Opacity in [0, 1], of the size of `Explanation.map`.
     """
-    share = found.faded / found.level if found.level > 0 else np.ones_like(found.faded)
-    return np.clip((share - 0.7) / 0.6, 0, 1)
+    faded, level = found.faded, found.level
+    ratio = faded / level if level > 0 else np.ones_like(faded)
+    return np.clip((ratio - 0.7) / 0.6, 0, 1)
 
 
 def overlay(found: Explanation) -> np.ndarray:
-    """Lay the map over its picture in warm colours, at most 40 % of them, and outline the regions.
+    """Overlay the heat map on the picture, at most 40 % opaque, and outline the regions.
 
     Parameters
     ----------
@@ -381,15 +384,15 @@ def overlay(found: Explanation) -> np.ndarray:
     Returns
     -------
     ndarray of shape (H', W', 3), uint8
-        Of the size of `Explanation.picture`: in the proportions of the image as it was given.
+        RGB image of the size of `Explanation.picture`.
     """
     height, width = found.picture.shape[:2]
-    shares = enlarged(torch.from_numpy(opacity(found))[None], (height, width))[0].numpy()
-    alpha = FILL * shares[..., None]
-    tinted = np.rint((1 - alpha) * found.picture + alpha * warm(shares)).astype(np.uint8)
+    heat = enlarged(torch.from_numpy(opacity(found))[None], (height, width))[0].numpy()
+    alpha = FILL * heat[..., None]
+    tinted = np.rint((1 - alpha) * found.picture + alpha * warm(heat)).astype(np.uint8)
     return outlined(tinted, found.outlines((height, width)))
 
 
 def as_uint8(image: torch.Tensor) -> np.ndarray:
-    """Turn an image (3, H, W) in [0, 1] into a picture (H, W, 3), uint8; values beyond are clipped."""
+    """Convert an image (3, H, W) in [0, 1] to (H, W, 3) uint8, with clipping."""
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()

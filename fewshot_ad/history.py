@@ -1,4 +1,4 @@
-"""What became of a fitted detector after its fit; its file keeps this, and `info` shows it."""
+"""History of a fitted detector after its fit, which is stored in its file and shown by `info`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Addition:
     Attributes
     ----------
     date : str
-        When, in UTC: "2026-03-01T12:00:00Z".
+        Date and time in UTC, such as "2026-03-01T12:00:00Z".
     version : str
-        Of the package.
+        Version of the package.
     added : tuple of str
-        Names of the images' files, without folders.
+        File names of the images, without folders.
     n_support : int
-        Support images since then.
+        Number of support images after the addition.
     """
 
     date: str
@@ -36,29 +36,29 @@ class Addition:
     n_support: int
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return one line of text."""
         named = ", ".join(self.added)
         return f"{self.date} added {named}; {self.n_support} support images since (fewshot-ad {self.version})"
 
 
 def addition(added: Iterable[str], n_support: int) -> Addition:
-    """Make the entry of an addition that is made now."""
+    """Create an entry with the current time."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Addition(now, __version__, tuple(added), n_support)
 
 
 def to_json(history: Iterable[Addition]) -> list[dict[str, Any]]:
-    """Turn into what JSON holds."""
+    """Convert a history for JSON."""
     return [{**asdict(entry), "added": list(entry.added)} for entry in history]
 
 
-def from_json(found: Iterable[dict[str, Any]]) -> tuple[Addition, ...]:
-    """Read what `to_json` wrote, after `is_history`."""
-    return tuple(Addition(**{**entry, "added": tuple(entry["added"])}) for entry in found)
+def from_json(entries: Iterable[dict[str, Any]]) -> tuple[Addition, ...]:
+    """Convert the result of `to_json` back; check it with `is_history` first."""
+    return tuple(Addition(**{**entry, "added": tuple(entry["added"])}) for entry in entries)
 
 
 def is_history(value: Any) -> bool:
-    """Tell whether a value of JSON can be a history."""
+    """Return whether a JSON value is a valid history."""
     return isinstance(value, list) and all(map(_is_addition, value))
 
 

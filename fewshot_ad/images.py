@@ -1,7 +1,7 @@
-"""What users import to list images: the images of files that hold several, and folders of labelled images.
+"""Public functions for lists of images: frames of multi-image files, and folders of labelled images.
 
-`MAX_PIXELS`, 50 million by default, is a setting of this module, as Pillow's `Image.MAX_IMAGE_PIXELS`: an image of more
-pixels is refused before it is decoded. Set it to another number, or to None for no limit.
+`MAX_PIXELS`, 50 million by default, is a setting of this module, like Pillow's `Image.MAX_IMAGE_PIXELS`: an image with
+more pixels is rejected before it is decoded. Set it to another number, or to None for no limit.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What commands are given: images to look at, and the detector that looks at them."""
+"""Inputs of the commands: images, and the detector that scores them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .session import Session
 from .settings import OF_STUDENT, RULES
 from .support import FittedSupport
 
-# scikit-learn takes a second to import, and what scores images with a model does without.
+# Only for types: scikit-learn takes a second to import, and scoring with a model file does not need it.
 if TYPE_CHECKING:
     from .detector import DualDistillationDetector
 
 
 class Listed(NamedTuple):
-    """Images, beside each what its results are called; and what else was there, with the reason."""
+    """Images, each with the name of its results; and the files that are left out, with reasons."""
 
     items: list[tuple[Any, Path]]
     left_out: LeftOut
@@ -33,16 +33,16 @@ def fit_on(support: Sequence[Any], settings: dict[str, Any]) -> DualDistillation
     from .detector import DualDistillationDetector
 
     detector = DualDistillationDetector(**settings, on_error="skip").fit(support)
-    # It is the command that skips; who loads the file shall choose for himself.
+    # Only the command skips unreadable images; the saved detector has the default.
     return detector.set_params(on_error="raise")
 
 
 def open_detector(
     paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
 ) -> tuple[DualDistillationDetector, Sequence[Path]]:
-    """Load the model that is named first, or fit on the support; and return the paths that are to be looked at.
+    """Load the model that is named first, or fit on the support; return it and the paths of the images.
 
-    Of the settings, "threshold" is where its threshold is moved to, as `relative_score` has it.
+    `settings["threshold"]` is the new threshold, on the scale of `relative_score`.
     """
     model = _model(paths, support)
     parameters = {name: value for name, value in settings.items() if name != "threshold"}
@@ -60,34 +60,34 @@ def open_detector(
 def open_session(
     paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
 ) -> tuple[Session, Sequence[Path]]:
-    """Do what `open_detector` does, where a session is all that is needed; a model is read without scikit-learn."""
+    """Do the same as `open_detector`, but return a session; a model file is read without scikit-learn."""
     model = _model(paths, support)
-    held = None if model is None else _parameters(model)
+    stored = None if model is None else _parameters(model)
     needed = {name for name in RULES if name not in (*LEFT_OUT, "student") and not name.startswith(OF_STUDENT)}
-    if model is None or held is None or needed - held:
-        # To be fitted, or no model, or of a release that lacked a parameter, whose default the detector knows.
+    if model is None or stored is None or needed - stored:
+        # A detector to fit, no model file, or one of a release that lacked a parameter: the detector knows its default.
         det, given = open_detector(paths, support, settings)
         return det.session(), given
-    of_here = {"n_jobs": settings.get("n_jobs"), "memory": None, "verbose": settings["verbose"]}
-    return Session(_moved(model_file.load(model, of_here, weights=settings["weights"]), settings)), paths[1:]
+    local = {"n_jobs": settings.get("n_jobs"), "memory": None, "verbose": settings["verbose"]}
+    return Session(_moved(model_file.load(model, local, weights=settings["weights"]), settings)), paths[1:]
 
 
 def _moved(fitted: FittedSupport, settings: dict[str, Any]) -> FittedSupport:
-    """Move the threshold of a fitted state, where that is asked for."""
+    """Move the threshold of a fitted state if the settings say so."""
     threshold = settings.get("threshold", 1.0)
     return fitted if threshold == 1 else fitted.with_offset(moved_offset(threshold, fitted.offset))
 
 
 def _model(paths: Sequence[Path], support: Sequence[Path] | None) -> Path | None:
-    """Return the model that is named first; None where a detector is to be fitted on the support."""
+    """Return the model file that is named first; None if a detector is to be fitted on the support."""
     check_existence([*paths, *(support or ())])
     model = next((path for path in paths if _is_model(path)), None)
     if support is not None:
         if model is not None:
-            raise ValueError(f"{model} is a model, and --support was given as well. Leave one of them out.")
+            raise ValueError(f"{model} is a model file, and --support was given as well. Leave one of them out.")
         return None
     if model is not None and model != paths[0]:
-        raise ValueError(f"{paths[0]} is named first, and is no model, but {model} is. Name the model first.")
+        raise ValueError(f"{paths[0]} is named first, but the model file is {model}. Name the model first.")
     if paths[0].is_dir() or len(paths) < 2:
         raise ValueError(
             "Which images are normal? Name a file from `fewshot-ad fit` first, then the images; or pass --support with "
@@ -101,7 +101,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _parameters(path: Path) -> set[str] | None:
-    """List the parameters that a model file holds; None for what is no model."""
+    """List the parameters in a model file; None if the file is not a model file."""
     if path.name.lower().endswith(SUFFIXES):
         return None
     try:
@@ -111,40 +111,42 @@ def _parameters(path: Path) -> set[str] | None:
 
 
 def check_existence(paths: Sequence[Path]) -> None:
-    """Check that there are such files and folders."""
+    """Check that the files and folders exist."""
     for path in paths:
         if not path.exists():
             raise ImageError(f"{path} does not exist. Name image files, or folders of them.")
         if not (path.is_file() or path.is_dir()):
-            raise ImageError(f"{path} is no regular file, but a pipe or a device. Write it to a file, and name that.")
+            raise ImageError(
+                f"{path} is not a regular file, but a pipe or a device. Write it to a file, and name that."
+            )
 
 
 def list_given(paths: Sequence[Path]) -> Listed:
-    """List the images of files and of folders with their sub-folders, and warn of what else is in these."""
-    found: list[tuple[Path, Path]] = []
+    """List image files, and those in folders and their sub-folders; warn of other files in the folders."""
+    files: list[tuple[Path, Path]] = []
     left_out: LeftOut = []
     for path in paths:
         if not path.is_dir():
-            found.append((path, Path(path.name)))
+            files.append((path, Path(path.name)))
             continue
         listing = list_images(path, below=True)
-        found += [(file, file.relative_to(path)) for file in listing.files]
+        files += [(file, file.relative_to(path)) for file in listing.files]
         left_out += listing.left_out
-    said = list(say_left_out(left_out))
-    if not found:
-        raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *said]))
-    for line in said:
-        warn(line, ImageSkippedWarning)
-    inside = dict(found)
+    messages = list(say_left_out(left_out))
+    if not files:
+        raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *messages]))
+    for message in messages:
+        warn(message, ImageSkippedWarning)
+    relative = dict(files)
     items = []
-    for item in images.frames([file for file, _ in found]):
+    for item in images.frames([file for file, _ in files]):
         file = Path(item.path if isinstance(item, images.Frame) else item)
-        items.append((item, inside[file].with_name(Path(str(item)).name)))
+        items.append((item, relative[file].with_name(Path(str(item)).name)))
     return Listed(items, left_out)
 
 
 def list_labelled(paths: Sequence[Path]) -> tuple[list[Any], list[int] | None, LeftOut]:
-    """List images, and their labels where a single folder is laid out as `load_folder` expects it."""
+    """List images, and their labels if they are a single folder with a layout that `load_folder` reads."""
     root = paths[0]
     if len(paths) > 1 or not root.is_dir() or not layouts.is_labelled(root):
         listed = list_given(paths)
@@ -155,7 +157,7 @@ def list_labelled(paths: Sequence[Path]) -> tuple[list[Any], list[int] | None, L
         *folder.skipped,
         *((path, "a training image") for path in folder.paths if path not in labels),
     ]
-    for line in say_left_out(left_out):
-        warn(line, ImageSkippedWarning)
+    for message in say_left_out(left_out):
+        warn(message, ImageSkippedWarning)
     items = images.frames(labels)
     return items, [labels[Path(item.path if isinstance(item, images.Frame) else item)] for item in items], left_out

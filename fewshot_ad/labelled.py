@@ -1,4 +1,4 @@
-"""A detector that learns from a few labelled images, where these are clear."""
+"""A detector that also learns from a few labelled anomalous images, if they help."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from .data.labels import is_normal
 from .detector import DualDistillationDetector
 from .embedding import score_and_embed
 
-# The gain in AUROC that counts, in its standard errors (docs/experiments.md).
+# Gain in AUROC from which the labels are used, in standard errors (docs/experiments.md).
 _CLEAR = 1.5
 _LEAST = 5
 _FOLDS = 5
-# Of the mean score of the support: scores below have no logarithm worth telling.
-_NOTHING = 1e-3
+# Floor of the scores, as a fraction of the support's mean score, so that the logarithm stays finite.
+_FLOOR = 1e-3
 
 
 class LabelledDetector(OutlierMixin, BaseEstimator):
-    """A detector with a classifier beside it, for those who have some labelled anomalous images.
+    """Detector combined with a classifier, for users who have some labelled anomalous images.
 
-    A few of the normal images are the detector's support. On all others, and on the anomalous ones, a logistic
-    regression learns to tell the teacher's embeddings apart, and a second one how much that counts beside the anomaly
-    score. Where this ranks the labelled images no better than the score alone, by cross-validation and beyond chance,
-    the detector is left as it is.
+    A few of the normal images are the detector's support. On the other normal images and the anomalous ones, a logistic
+    regression classifies the teacher's embeddings, and a second one learns its weight relative to the anomaly score. If
+    the combination does not rank the labelled images significantly better than the score alone, by cross-validation,
+    only the detector is used.
 
     Parameters
     ----------
     detector : DualDistillationDetector
-        Is cloned, not fitted itself.
+        Detector to use. It is cloned, not fitted itself.
     n_shots : int, default=4
-        Normal images for its support.
+        Number of normal images in its support.
     random_state : int, RandomState instance or None, default=None
-        Of their draw, and of the folds.
+        Seed of the draw of the support, and of the folds.
 
     Attributes
     ----------
     detector_ : DualDistillationDetector
-        Fitted on `n_shots` normal images.
+        The detector, fitted on `n_shots` normal images.
     clear_ : bool
-        Whether the labels are used.
+        Whether the classifier is used.
     gain_, error_ : float
-        How much larger the AUROC of the labelled images is with them, by cross-validation, and its standard error
-        (DeLong's). They are used from 1.5 standard errors on.
+        Gain in AUROC on the labelled images due to the classifier, by cross-validation, and its standard error
+        (DeLong). The classifier is used if the gain is more than 1.5 standard errors.
 
     Notes
     -----
-    It learns what the labelled anomalies look like, and anomalies of other kinds are found by the score alone. Maps,
-    regions and explanations are those of `detector_`.
+    The classifier learns the appearance of the labelled anomalies; anomalies of other kinds are detected by the score
+    alone. Maps, regions and explanations are those of `detector_`.
 
     References
     ----------
@@ -88,7 +88,7 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : images
-            As for `DualDistillationDetector.fit`: at least 5 anomalous ones, and `n_shots` + 5 normal ones.
+            As for `DualDistillationDetector.fit`: at least 5 anomalous images and `n_shots` + 5 normal ones.
         y : array-like of shape (n,)
             +1 for normal, -1 for anomalous images.
 
@@ -100,7 +100,7 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            Labels other than +1 and -1, or too few images of a kind.
+            There are labels other than +1 and -1, or too few images of one kind.
         """
         items = list(X)
         check_consistent_length(items, y)
@@ -109,27 +109,27 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         if n_normal < self.n_shots + _LEAST or n_anomalous < _LEAST:
             raise ValueError(
                 f"{n_normal} normal and {n_anomalous} anomalous images were given; needed are {self.n_shots + _LEAST} "
-                f"normal ones, of which {self.n_shots} are the support, and {_LEAST} anomalous ones. With fewer of "
-                "them fit the detector on normal images alone."
+                f"normal ones ({self.n_shots} of them for the support) and {_LEAST} anomalous ones. With fewer images, "
+                "fit the detector on normal images alone."
             )
         rng = check_random_state(self.random_state)
         support = rng.permutation(np.flatnonzero(labels))[: self.n_shots]
         others = np.setdiff1d(np.arange(len(labels)), support)
         detector = clone(self.detector).fit([items[i] for i in support])
         scores, embeddings = _describe(detector, [items[i] for i in others])
-        read = np.isfinite(scores)  # with on_error="skip" some may not be
-        scores, embeddings, anomalous = scores[read], embeddings[read], ~labels[others][read]
-        # Standardised, and as strongly regularised whatever their number.
-        looks = _classifier(1 / embeddings.shape[1])
+        readable = np.isfinite(scores)  # NaN for unreadable images with on_error="skip"
+        scores, embeddings, anomalous = scores[readable], embeddings[readable], ~labels[others][readable]
+        # C is inversely proportional to the number of columns, so that any embedding is regularised equally.
+        classifier = _classifier(1 / embeddings.shape[1])
         folds = StratifiedKFold(min(_FOLDS, int(anomalous.sum())), shuffle=True, random_state=rng.randint(2**31 - 1))
-        answers = cross_val_predict(looks, embeddings, anomalous, cv=folds, method="decision_function")
-        both = np.stack([scores, answers], 1)
-        joined = _classifier(1.0).fit(both, anomalous)
-        joined[-1].coef_ = joined[-1].coef_.clip(0)  # neither is evidence of the contrary
-        gain, error = _compare(joined.decision_function(both), scores, anomalous)
+        logits = cross_val_predict(classifier, embeddings, anomalous, cv=folds, method="decision_function")
+        both = np.stack([scores, logits], 1)
+        combined = _classifier(1.0).fit(both, anomalous)
+        combined[-1].coef_ = combined[-1].coef_.clip(0)  # a high score or logit never means normal
+        gain, error = _compare(combined.decision_function(both), scores, anomalous)
         self.detector_, self.gain_, self.error_ = detector, gain, error
         self.clear_ = gain > _CLEAR * error
-        self._looks, self._joined = looks.fit(embeddings, anomalous), joined
+        self._classifier, self._combined = classifier.fit(embeddings, anomalous), combined
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -143,21 +143,21 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_samples,), float64
-            NaN for an unreadable image with on_error="skip". Where the labels are clear, 0 is where both kinds are as
-            likely, taken as equally frequent; else it is `detector_.decision_function`.
+            NaN for an unreadable image with on_error="skip". With the classifier (`clear_`), both classes are equally
+            probable at 0, for equal priors; else it is `detector_.decision_function`.
         """
         check_is_fitted(self, "detector_")
         if not self.clear_:
             return self.detector_.decision_function(X)
         scores, embeddings = _describe(self.detector_, list(X))
-        read, found = np.isfinite(scores), np.full(len(scores), np.nan)
-        if read.any():
-            answers = self._looks.decision_function(embeddings[read])
-            found[read] = -self._joined.decision_function(np.stack([scores[read], answers], 1))
-        return found
+        readable, decision = np.isfinite(scores), np.full(len(scores), np.nan)
+        if readable.any():
+            logits = self._classifier.decision_function(embeddings[readable])
+            decision[readable] = -self._combined.decision_function(np.stack([scores[readable], logits], 1))
+        return decision
 
     def predict(self, X: Any) -> np.ndarray:
-        """Label images.
+        """Predict labels of images.
 
         Parameters
         ----------
@@ -177,21 +177,21 @@ def _classifier(strength: float) -> Pipeline:
 
 
 def _describe(detector: DualDistillationDetector, images: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Score images, high = anomalous, and embed them; logarithms, as scores differ by factors, where all have one."""
+    """Score images, high = anomalous, and embed them; scores are logarithms, unless the support's are not positive."""
     scores, embeddings = score_and_embed(detector.session(), images)
     reference = -detector.support_scores_
     if (reference > 0).all():
-        scores = np.log(np.maximum(scores, _NOTHING * reference.mean()))
+        scores = np.log(np.maximum(scores, _FLOOR * reference.mean()))
     return scores, embeddings
 
 
 def _compare(one: np.ndarray, other: np.ndarray, anomalous: np.ndarray) -> tuple[float, float]:
-    """Compare two scores, high = anomalous, of the same images: difference of their AUROC, and its standard error."""
+    """Return the difference in AUROC of two scores (high = anomalous) of the same images, and its standard error."""
     sides = []
     for scores in (one, other):
         difference = scores[anomalous][:, None] - scores[~anomalous]
-        right = (difference > 0) + 0.5 * (difference == 0)
-        sides.append((right.mean(1), right.mean(0)))
+        ranked = (difference > 0) + 0.5 * (difference == 0)
+        sides.append((ranked.mean(1), ranked.mean(0)))
     gains = [first - second for first, second in zip(*sides, strict=True)]
     error = np.sqrt(sum(gain.var(ddof=1) / len(gain) for gain in gains))
     return float(gains[0].mean()), float(error)

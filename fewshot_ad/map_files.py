@@ -1,4 +1,4 @@
-"""Maps of many images as files: pictures with the maps themselves, or objects of DICOM."""
+"""Files of anomaly maps for many images: pictures and TIFF, or DICOM objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Render = Callable[[int, Explanation], list[bytes]]
 
 
 class Mapped(NamedTuple):
-    """What came of an image whose map was to be written."""
+    """The files of one image's map, or its error."""
 
     path: str
     error: str | None
@@ -40,45 +40,46 @@ def write_maps(
     original: bool = False,
     force: bool = False,
 ) -> Iterator[Mapped]:
-    """Write maps of images, file by file.
+    """Write the maps of images, one after the other.
 
     Parameters
     ----------
     session : Session
+        Session of the detector.
     items : sequence of (item, Path)
         Images, each with the name of its files within `out`.
     out : Path
-        A folder.
+        Folder to write to.
     form : {"pictures", "dicom-seg", "dicom-pmap"}
-        Two files for each image, an overlay and a TIFF; or one DICOM object.
+        Kind of files: an overlay and a TIFF per image, or one DICOM object.
     original : bool, optional
-        Whether the TIFF has a value for each pixel of the image.
+        Whether to write the TIFF at the original size of the image.
     force : bool, optional
-        Whether files that exist are replaced.
+        Whether to replace existing files.
 
     Yields
     ------
     Mapped
-        Of unreadable images last.
+        One per image, unreadable images last.
 
     Raises
     ------
     OutputExistsError
-        A file exists, or two would be one; before anything is written.
+        A file exists, or two images have the same file name; raised before anything is written.
     ImageError
-        DICOM objects of an image that is no DICOM file; likewise.
+        An image is not a DICOM file although a DICOM object is requested; likewise.
     """
     if form == "pictures":
-        return _write(session, items, out, (OVERLAY, MAP), lambda _, found: _pictures(found, original), force)
+        return _write(session, items, out, (OVERLAY, MAP), lambda _, one: _pictures(one, original), force)
     from .dicom_out import ENDINGS, Writer
 
     make = Writer([item for item, _ in items], form)
-    return _write(session, items, out, (ENDINGS[form],), lambda i, found: [make(i, found)], force)
+    return _write(session, items, out, (ENDINGS[form],), lambda i, one: [make(i, one)], force)
 
 
-def _pictures(found: Explanation, original: bool) -> list[bytes]:
-    shown = enlarged(torch.from_numpy(found.map)[None], found.original_size)[0].numpy() if original else found.map
-    return [_encoded(overlay(found), "PNG"), _encoded(shown, "TIFF")]
+def _pictures(one: Explanation, original: bool) -> list[bytes]:
+    values = enlarged(torch.from_numpy(one.map)[None], one.original_size)[0].numpy() if original else one.map
+    return [_encoded(overlay(one), "PNG"), _encoded(values, "TIFF")]
 
 
 def _encoded(content: np.ndarray, kind: str) -> bytes:
@@ -96,24 +97,24 @@ def _write(
     force: bool,
 ) -> Iterator[Mapped]:
     names = [[out / f"{name}{ending}" for ending in endings] for _, name in items]
-    if taken := next((file for pair in names for file in pair if file.exists() and not force), None):
-        raise OutputExistsError(f"{taken} exists. Pass force=True to replace it, or another folder.")
-    seen: set[Path] = set()
+    if existing := next((file for pair in names for file in pair if file.exists() and not force), None):
+        raise OutputExistsError(f"{existing} exists. Pass force=True to replace it, or another folder.")
+    planned: set[Path] = set()
     for file, *_ in names:
-        if file in seen:
+        if file in planned:
             raise OutputExistsError(f"Two of the images would be written to {file}. Name their common folder instead.")
-        seen.add(file)
+        planned.add(file)
     given = [item for item, _ in items]
     errors: dict[int, str] = {}
-    for i, found in session.explanations(given, lambda i, error: errors.update({i: str(error)})):
+    for i, explanation in session.explanations(given, lambda i, error: errors.update({i: str(error)})):
         try:
-            rendered = render(i, found)
+            rendered = render(i, explanation)
         except ImageError as error:
             errors[i] = str(error)
             continue
         for file, data in zip(names[i], rendered, strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, data)
-        yield Mapped(str(items[i][0]), None, names[i], found.original_size, found.regions)
-    for i, said in errors.items():
-        yield Mapped(str(items[i][0]), said, [], None, None)
+        yield Mapped(str(items[i][0]), None, names[i], explanation.original_size, explanation.regions)
+    for i, message in errors.items():
+        yield Mapped(str(items[i][0]), message, [], None, None)

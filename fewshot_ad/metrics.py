@@ -1,7 +1,7 @@
-"""Metrics of images and of pixels, with the anomaly as what is to be found.
+"""Image and pixel metrics, with the anomaly as the positive class.
 
 Labels are those of `predict`, +1 normal and -1 anomalous; scores are those of `anomaly_score`, high = anomalous.
-scikit-learn's own would take +1, the normal images, for what is to be found.
+scikit-learn's metrics would take +1, the normal images, as the positive class.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _NEIGHBOURS = np.ones((3, 3), bool)
 
 
 class F1Max(NamedTuple):
-    """The best F1 that a threshold can achieve.
+    """The best F1 over all thresholds.
 
     Attributes
     ----------
     value : float
-        In [0, 1].
+        F1, in [0, 1].
     threshold : float
-        Images whose score is above it are called anomalous; half way to the next lower score. The highest one of those
-        that achieve `value`.
+        The highest threshold that achieves `value`, half way to the next lower score. Images that score above it are
+        called anomalous.
     """
 
     value: float
@@ -32,27 +32,27 @@ class F1Max(NamedTuple):
 
 
 def average_precision(y: Any, scores: Any) -> float:
-    """Compute the average precision of finding anomalous images.
+    """Compute the average precision of detecting anomalous images.
 
-    The mean of the precision at each threshold, weighted by the recall that is gained there; equal scores are one
+    It is the mean of the precision over thresholds, weighted by the increase in recall; tied scores share one
     threshold.
 
     Parameters
     ----------
     y : array-like of shape (n_samples,)
-        +1 normal, -1 anomalous.
+        Labels, +1 normal and -1 anomalous.
     scores : array-like of shape (n_samples,)
-        High = anomalous, as from `anomaly_score`.
+        Scores, high = anomalous, as from `anomaly_score`.
 
     Returns
     -------
     float
-        In (0, 1]. Scores that say nothing have the share of the anomalous images.
+        Average precision, in (0, 1]. Uninformative scores achieve the fraction of anomalous images.
 
     Raises
     ------
     ValueError
-        Other labels, no anomalous image, different lengths, or scores that are not finite.
+        There are other labels, no anomalous images, different lengths, or scores that are not finite.
 
     Examples
     --------
@@ -60,16 +60,15 @@ def average_precision(y: Any, scores: Any) -> float:
     >>> average_precision([1, 1, -1, -1], [0.1, 0.4, 0.3, 0.8])
     0.8333333333333333
     """
-    found, called, total = _counts(y, scores, "average_precision")[1:]
-    gained = np.diff(found, prepend=0) / total
-    return float((gained * found / called).sum())
+    true_positives, positives, total = _counts(y, scores, "average_precision")[1:]
+    gain = np.diff(true_positives, prepend=0) / total
+    return float((gain * true_positives / positives).sum())
 
 
 def f1_max(y: Any, scores: Any) -> F1Max:
-    """Compute the best F1 of finding anomalous images, over all thresholds.
+    """Compute the best F1 of detecting anomalous images, over all thresholds.
 
-    A threshold that was chosen so on images that are tested on is one that nobody would know in advance: `value` says
-    what could be achieved.
+    A threshold chosen on the test images themselves is not known in advance: `value` is an upper bound.
 
     Parameters
     ----------
@@ -84,7 +83,7 @@ def f1_max(y: Any, scores: Any) -> F1Max:
     Raises
     ------
     ValueError
-        As of `average_precision`.
+        As for `average_precision`.
 
     Examples
     --------
@@ -92,8 +91,8 @@ def f1_max(y: Any, scores: Any) -> F1Max:
     >>> f1_max([1, 1, -1, -1], [0.0, 0.5, 0.25, 1.0])
     F1Max(value=0.8, threshold=0.125)
     """
-    values, found, called, total = _counts(y, scores, "f1_max")
-    f1 = 2 * found / (called + total)
+    values, true_positives, positives, total = _counts(y, scores, "f1_max")
+    f1 = 2 * true_positives / (positives + total)
     best = int(f1.argmax())
     if best + 1 == len(values):
         return F1Max(float(f1[best]), float(np.nextafter(values[best], -np.inf)))
@@ -103,25 +102,25 @@ def f1_max(y: Any, scores: Any) -> F1Max:
 
 
 def recall_at(y: Any, scores: Any, *, false_alarm_rate: float = 0.05) -> float:
-    """Compute the highest recall of a threshold that has no more false alarms than are allowed.
+    """Compute the highest recall at a false-positive rate that does not exceed a limit.
 
     Parameters
     ----------
     y, scores : array-like of shape (n_samples,)
         As for `average_precision`.
     false_alarm_rate : float, default=0.05
-        Share of the normal images that may be called anomalous at most, in [0, 1]. With n normal images their share is
-        a multiple of 1 / n: of 10, none is called anomalous at 0.05.
+        Largest false-positive rate that is allowed, in [0, 1]. With n normal images it is a multiple of 1 / n: of 10
+        images, none may be called anomalous at 0.05.
 
     Returns
     -------
     float
-        In [0, 1]; nothing between two thresholds is interpolated.
+        Recall, in [0, 1]; it is not interpolated between thresholds.
 
     Raises
     ------
     ValueError
-        As of `average_precision`; no normal image, or `false_alarm_rate` out of range.
+        As for `average_precision`; or there is no normal image, or `false_alarm_rate` is out of range.
 
     Examples
     --------
@@ -131,27 +130,27 @@ def recall_at(y: Any, scores: Any, *, false_alarm_rate: float = 0.05) -> float:
     """
     if not isinstance(false_alarm_rate, Real) or isinstance(false_alarm_rate, bool) or not 0 <= false_alarm_rate <= 1:
         raise ValueError(f"false_alarm_rate={false_alarm_rate!r} was given; accepted is a number in [0, 1].")
-    _, found, called, total = _counts(y, scores, "recall_at")
+    _, true_positives, positives, total = _counts(y, scores, "recall_at")
     normal = len(np.ravel(y)) - total
     if not normal:
         raise ValueError("recall_at needs normal images, labelled +1; y has none.")
-    # A product that is a whole number but for rounding is one.
+    # The small term makes up for rounding where the product is an integer.
     allowed = np.floor(float(false_alarm_rate) * normal + 1e-9)
-    return float(np.max(found[called - found <= allowed], initial=0) / total)
+    return float(np.max(true_positives[positives - true_positives <= allowed], initial=0) / total)
 
 
 def _counts(y: Any, scores: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Sort the distinct scores, highest first, and count the images of at least each.
+    """Sort the distinct scores, highest first, and count the images that score at least as high as each.
 
-    Returns the scores, how many anomalous images and how many of all there are, and how many anomalous ones in total.
+    Returns the scores, the number of anomalous images and of all images for each, and the number of anomalous images.
     """
     labels, values = np.asarray(y), np.asarray(scores)
     if labels.ndim != 1 or labels.shape != values.shape:
         raise ValueError(f"y has shape {labels.shape}, scores {values.shape}; both must be the same (n_samples,).")
     if labels.dtype.kind == "b" or not np.isin(labels, (-1, 1)).all():
-        known = ", ".join(sorted(set(map(str, labels.tolist())))[:5])
+        given = ", ".join(sorted(set(map(str, labels.tolist())))[:5])
         raise ValueError(
-            f"y has the labels {known}; accepted are +1, normal, and -1, anomalous. Write "
+            f"y has the labels {given}; accepted are +1, normal, and -1, anomalous. Write "
             "numpy.where(is_anomalous, -1, 1)."
         )
     values = values.astype(np.float64)
@@ -167,29 +166,29 @@ def _counts(y: Any, scores: Any, name: str) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def per_region_overlap(masks: Any, maps: Any, threshold: float) -> float:
-    """Compute how much of the anomalous regions is found at a threshold, on average.
+    """Compute the mean per-region overlap at a threshold.
 
-    Each connected anomalous region (8-neighbourhood) tells which share of it has a map above the threshold; small ones
-    count as much as large ones. `aupro` is the area under this, over all thresholds.
+    The overlap of a connected anomalous region (8-neighbourhood) is the fraction of its pixels whose map is above the
+    threshold; all regions have equal weight. `aupro` integrates it over the false-positive rate.
 
     Parameters
     ----------
     masks : array-like of shape (N, H, W), bool
-        True where anomalous.
+        Ground-truth masks, True where anomalous.
     maps : array-like of shape (N, H, W)
         Anomaly maps, high = anomalous.
     threshold : float
-        Pixels above it are called anomalous.
+        Threshold of the maps; pixels above it are called anomalous.
 
     Returns
     -------
     float
-        In [0, 1].
+        Mean overlap, in [0, 1].
 
     Raises
     ------
     ValueError
-        Shapes differ, there is no anomalous pixel, a map is not finite, or the threshold is no number.
+        Shapes differ, there is no anomalous pixel, a map is not finite, or the threshold is not a number.
 
     References
     ----------
@@ -206,11 +205,11 @@ def per_region_overlap(masks: Any, maps: Any, threshold: float) -> float:
         raise ValueError(f"threshold={threshold!r} was given; accepted is a number.")
     if not truth.any():
         raise ValueError("per_region_overlap needs an anomalous pixel; the masks are all False.")
-    shares: list[float] = []
-    for mask, found in zip(truth, values > threshold, strict=True):
+    overlaps: list[float] = []
+    for mask, positive in zip(truth, values > threshold, strict=True):
         regions, count = ndimage.label(mask, _NEIGHBOURS)
-        shares += ndimage.mean(found, regions, np.arange(1, count + 1)).tolist() if count else []
-    return float(np.mean(shares))
+        overlaps += ndimage.mean(positive, regions, np.arange(1, count + 1)).tolist() if count else []
+    return float(np.mean(overlaps))
 
 
 def _checked(masks: Any, maps: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -226,25 +225,24 @@ def _checked(masks: Any, maps: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def aupro(masks: Any, maps: Any, *, max_fpr: float = 0.3) -> float:
-    """Area under the per-region overlap curve.
+    """Compute the area under the per-region overlap curve (AUPRO).
 
-    At every threshold, each connected anomalous region (8-neighbourhood) tells which share of it is found; the mean
-    over all regions, small ones counting as much as large ones, is drawn against the share of normal pixels that is
-    called anomalous.
+    The curve is the mean overlap of `per_region_overlap` against the false-positive rate of normal pixels, over all
+    thresholds.
 
     Parameters
     ----------
     masks : array-like of shape (N, H, W), bool
-        True where anomalous; an image without any is normal.
+        Ground-truth masks, True where anomalous; all False for a normal image.
     maps : array-like of shape (N, H, W)
         Anomaly maps, high = anomalous.
     max_fpr : float, default=0.3
-        The curve ends here, in (0, 1].
+        False-positive rate up to which the curve is integrated, in (0, 1].
 
     Returns
     -------
     float
-        In [0, 1]: the area up to `max_fpr`, divided by `max_fpr`.
+        Area up to `max_fpr` divided by `max_fpr`, in [0, 1].
 
     Raises
     ------
@@ -266,22 +264,22 @@ def aupro(masks: Any, maps: Any, *, max_fpr: float = 0.3) -> float:
         raise ValueError(f"max_fpr={max_fpr!r} was given; accepted is a number above 0, at most 1.")
     normal = np.count_nonzero(~truth)
     if normal in (0, truth.size):
-        raise ValueError("aupro needs pixels of both kinds; the masks are all True or all False.")
-    # Regions must not touch those of the next image.
+        raise ValueError("aupro needs normal and anomalous pixels; the masks are all True or all False.")
+    # No connection between regions of different images.
     neighbours = np.zeros((3, 3, 3), dtype=bool)
     neighbours[1] = True
     regions, count = ndimage.label(truth, neighbours)
-    share = 1.0 / np.bincount(regions[truth])[1:] / count  # what a pixel of each region adds to the mean overlap
-    # The curve rises at anomalous pixels alone: each by its share, where that many normal pixels score higher.
-    found, share = scores[truth], share[regions[truth] - 1]
-    order = np.argsort(found)
-    found, share, others = found[order], share[order], scores[~truth]
-    # Only the highest normal pixels, up to max_fpr of them and what ties with these, bound that part of the curve.
+    weight = 1.0 / np.bincount(regions[truth])[1:] / count  # contribution of a pixel of each region to the mean overlap
+    # The curve rises only at anomalous pixels, each by its weight, at the false-positive rate of its score.
+    anomalous, weight = scores[truth], weight[regions[truth] - 1]
+    order = np.argsort(anomalous)
+    anomalous, weight, others = anomalous[order], weight[order], scores[~truth]
+    # Only the highest normal pixels, up to max_fpr of them and ties, matter for this part of the curve.
     cut = min(int((1 - max_fpr) * normal), int(normal) - 1)
     others = np.sort(others[others >= np.partition(others, cut)[cut]])
-    low = (len(others) - np.searchsorted(others, found, "right")) / normal
-    high = (len(others) - np.searchsorted(others, found, "left")) / normal
-    # Among ties with normal pixels it rises in a straight line, from `low` to `high`.
+    low = (len(others) - np.searchsorted(others, anomalous, "right")) / normal
+    high = (len(others) - np.searchsorted(others, anomalous, "left")) / normal
+    # At ties with normal pixels it rises linearly, from `low` to `high`.
     end = np.clip(max_fpr, low, high)
     ramp = (end - low) ** 2 / np.where(high > low, 2 * (high - low), 1)
-    return float((share * (ramp + np.maximum(max_fpr - high, 0))).sum() / max_fpr)
+    return float((weight * (ramp + np.maximum(max_fpr - high, 0))).sum() / max_fpr)

@@ -1,4 +1,4 @@
-"""Model selection with few images: K-shot splits, scorers of anomalies, and one that needs no anomalous image."""
+"""Model selection with few images: K-shot splits, scorers, and a scorer that needs no anomalous images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .metrics import average_precision
 
 
 class KShotSplit(BaseCrossValidator):
-    """K normal images to fit on, everything else to test on.
+    """Cross-validator that draws K normal images to fit on, and tests on all others.
 
     Parameters
     ----------
     n_shots : int, default=4
-        Images in the training part, all labelled +1.
+        Number of training images, all labelled +1.
     n_splits : int, default=5
-        How many training parts are drawn, independently.
+        Number of independent draws.
     random_state : int, RandomState instance or None, default=None
-        Of the draws.
+        Seed of the draws.
 
     Examples
     --------
@@ -44,12 +44,12 @@ class KShotSplit(BaseCrossValidator):
         self.random_state = random_state
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
-        """Tell how many splits there are.
+        """Return the number of splits.
 
         Parameters
         ----------
         X, y, groups : object
-            Not used.
+            Ignored.
 
         Returns
         -------
@@ -59,16 +59,16 @@ class KShotSplit(BaseCrossValidator):
         return self.n_splits
 
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Draw the splits.
+        """Generate training and test indices.
 
         Parameters
         ----------
         X : object
-            Not used.
+            Ignored.
         y : array-like of shape (n,)
             +1 for normal, -1 for anomalous images.
         groups : object
-            Not used.
+            Ignored.
 
         Yields
         ------
@@ -80,18 +80,20 @@ class KShotSplit(BaseCrossValidator):
         Raises
         ------
         ValueError
-            No labels, labels other than +1 and -1, or not enough normal images.
+            There are no labels, labels other than +1 and -1, or too few normal images.
         """
         if y is None:
             raise ValueError("KShotSplit needs y: +1 for normal, -1 for anomalous images.")
         labels = column_or_1d(y)
         if not np.isin(labels, (-1, 1)).all():
-            raise ValueError(f"y has the labels {np.unique(labels).tolist()}; KShotSplit takes +1 (normal) and -1.")
+            raise ValueError(
+                f"y has the labels {np.unique(labels).tolist()}; accepted are +1, normal, and -1, anomalous."
+            )
         normal = np.flatnonzero(labels == 1)
         if not 1 <= self.n_shots < len(normal):
             raise ValueError(
                 f"n_shots={self.n_shots} was given with {len(normal)} normal images; it must be at least 1 "
-                "and less than that number, so that a normal image is left to test on."
+                "and less than the number of normal images, so that one is left to test on."
             )
         rng = check_random_state(self.random_state)
         for _ in range(self.n_splits):
@@ -103,25 +105,25 @@ def _average_precision(y_true: Any, decision: np.ndarray) -> float:
     return average_precision(y_true, -decision)
 
 
-# With scikit-learn's "f1" and "average_precision" the normal images, labelled +1, are the positive class.
+# In scikit-learn's "f1" and "average_precision" the normal images, labelled +1, are the positive class.
 anomaly_f1 = make_scorer(f1_score, pos_label=-1, zero_division=0.0)
-anomaly_f1.__doc__ = "F1 at the threshold, the anomaly being the positive class; 0 where nothing is called anomalous."
+anomaly_f1.__doc__ = "F1 at the threshold, with anomalous as the positive class; 0 if no image is called anomalous."
 anomaly_average_precision = make_scorer(_average_precision, response_method="decision_function")
-anomaly_average_precision.__doc__ = "Average precision of the scores, the anomaly being the positive class."
+anomaly_average_precision.__doc__ = "Average precision of the scores, with anomalous as the positive class."
 
 
 class SyntheticAnomalyScorer(BaseEstimator):
-    """Scorer for scikit-learn's model selection that needs normal images only.
+    """Scorer for scikit-learn's model selection that needs only normal images.
 
-    The normal images that a detector was *not* fitted on are held against copies of them in which a region was spoilt
-    (`views.synthetic_anomalies`). What tells these apart is a better setting, as far as real anomalies are like them.
+    The score is the AUROC of normal images that the detector was *not* fitted on versus copies with a corrupted region
+    (`views.synthetic_anomalies`). It selects good settings as far as real anomalies resemble the synthetic ones.
 
     Parameters
     ----------
     n_views : int, default=4
-        Slightly changed views of each image that are scored, each as it is and spoilt.
+        Number of slightly augmented views of each image; each is scored as it is and corrupted.
     random_state : int, RandomState instance or None, default=0
-        Of views and spoilt regions. An integer shows every setting the same ones.
+        Seed of the views and the corrupted regions. An integer gives every candidate the same ones.
 
     Examples
     --------
@@ -150,11 +152,11 @@ class SyntheticAnomalyScorer(BaseEstimator):
         Parameters
         ----------
         estimator : DualDistillationDetector, or Pipeline that ends in one
-            Fitted.
+            Fitted detector.
         X : images
-            Normal, not among those that the detector was fitted on.
+            Normal images that the detector was not fitted on.
         y : array-like of shape (n,), optional
-            Images labelled -1 are not used.
+            Images labelled -1 are ignored.
 
         Returns
         -------
@@ -164,7 +166,7 @@ class SyntheticAnomalyScorer(BaseEstimator):
         Raises
         ------
         TypeError
-            The estimator is something else.
+            The estimator is of another type.
         ValueError
             `n_views` is below 1.
         """
@@ -172,8 +174,8 @@ class SyntheticAnomalyScorer(BaseEstimator):
             estimator, X = estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X
         if not isinstance(estimator, DualDistillationDetector):
             raise TypeError(
-                f"{type(estimator).__name__} was given; SyntheticAnomalyScorer scores a DualDistillationDetector, or a "
-                "Pipeline that ends in one."
+                f"{type(estimator).__name__} was given; accepted is a DualDistillationDetector, or a Pipeline that "
+                "ends in one."
             )
         if self.n_views < 1:
             raise ValueError(f"n_views={self.n_views!r} was given; accepted is an integer of at least 1.")

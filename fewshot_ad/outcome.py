@@ -1,4 +1,4 @@
-"""What a command of `fewshot-ad` has to say."""
+"""The result of a command of `fewshot-ad`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from .data.listing import LeftOut
 
 
 class Outcome(NamedTuple):
-    """What a command has to say.
+    """The result of a command.
 
     Attributes
     ----------
     text : str
-        For standard output; "" says nothing.
-    found : dict
+        Text for standard output; "" prints nothing.
+    result : dict
         The same for --json.
     n_failed : int
-        Images that could not be read.
+        Number of images that could not be read.
     note : str
-        For standard error.
+        Text for standard error.
     stopped : bool
-        Whether somebody stopped the command; what it had done is told.
+        Whether the user stopped the command; `result` holds what was done until then.
     """
 
     text: str
-    found: dict[str, Any]
+    result: dict[str, Any]
     n_failed: int = 0
     note: str = ""
     stopped: bool = False
 
 
 def plain(left_out: LeftOut) -> list[dict[str, str]]:
-    """Turn what is left out into what JSON can hold."""
+    """Convert the list of what is left out for JSON."""
     return [{"path": str(path), "reason": reason} for path, reason in left_out]
 
 
 def say_failed(failed: dict[str, str], n_images: int) -> str:
-    """Tell which images failed, and how many; "" of none."""
+    """List the images that failed, and their number; "" if there are none."""
     return "\n".join([*failed.values(), f"{len(failed)} of {n_images} images failed"]) if failed else ""

@@ -1,4 +1,4 @@
-"""Recipes of others, as parameters of the detector: which network, which layers, and how a map becomes a score."""
+"""Recipes: other published methods as parameters of the detector (network, layers, reduction of the map)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any, NamedTuple
 
 
 class Recipe(NamedTuple):
-    """One recipe.
+    """A published method.
 
     Attributes
     ----------
     source : str
-        Where it is published.
+        Publication and code.
     parameters : dict
-        Of `DualDistillationDetector`, in full where they differ from its defaults.
+        Parameters of `DualDistillationDetector`; all that differ from its defaults are included.
     """
 
     source: str
     parameters: dict[str, Any]
 
 
-# Scores are of the patches alone: nothing is taken off them, and no border is faded.
+# The score depends on the patches alone, without subtraction of the mean or weighting of the border.
 _PLAIN = {"aspect": "keep", "aggregation": 0.01, "blur_sigma": 0.0, "border_weight": 1.0, "contrast": 0.0}
-# docs/differences.md says what of each recipe is done otherwise here.
+# docs/differences.md lists the deviations from each publication.
 RECIPES = {
     "anomalydino": Recipe(
         "Damm et al., AnomalyDINO, WACV 2025, arXiv:2405.14529; github.com/dammsi/AnomalyDINO",
@@ -47,7 +47,7 @@ def parameters_of(name: str) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        There is none of this name.
+        There is no recipe of this name.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe={name!r} was given; accepted is one of {', '.join(map(repr, RECIPES))}.")

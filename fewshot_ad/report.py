@@ -1,4 +1,4 @@
-"""Scores, anomaly maps and the images themselves in one HTML file, to look through in any browser."""
+"""HTML report: scores, anomaly maps and images in one file, for any browser."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from .detector import DualDistillationDetector
     from .explanation import Box, Explanation
 
-# Less than an image takes up in any report, bytes: a disk with less room is refused at once.
+# Lower bound of the bytes per image: a disk with less free space is refused at once.
 _LEAST = 2000
 _QUALITY = 80
-# Of a map's opacity.
+# Levels of opacity of a map.
 _STEPS = 64
-# Contours are in this part of a pixel, so that they need no decimal points.
+# Contours are in units of a tenth of a pixel, so that they need no decimal points.
 _TENTHS = 10
 
 
@@ -57,48 +57,48 @@ def write_report(
     left_out: LeftOut | None = None,
     moved: float = 1.0,
 ) -> list[tuple[str, str]]:
-    """Score images and write a report to look through: one HTML file that needs no network.
+    """Score images and write an HTML report in one file that works offline.
 
-    It shows each image, its anomaly map and the normal image that counted most side by side; a histogram of the scores
-    with a threshold to drag, and the command line's flag for it; and marks, normal or anomalous, to set and to export.
+    It shows each image next to its anomaly map and the support image with the largest weight; a histogram of the scores
+    with an adjustable threshold and the corresponding command-line option; and marks, normal or anomalous, that can be
+    set and exported.
 
     Parameters
     ----------
     det : DualDistillationDetector
-        Fitted.
+        Fitted detector.
     paths : sequence of path
-        Image files. Those that cannot be read are listed in the report with the reason, whatever `on_error` is.
+        Image files. Unreadable files are listed in the report with the reason, whatever `on_error` is.
     out : path
-        The file to write, in a folder that exists. It is there whole, or not at all.
+        File to write, in an existing folder. It is written atomically.
     y : array-like of shape (n_samples,), optional
-        +1 normal, -1 anomalous, 0 not known. With it the report tells sensitivity and specificity at any threshold, and
-        draws the ROC and the precision-recall curve.
+        +1 normal, -1 anomalous, 0 unknown. With labels the report shows sensitivity and specificity at any threshold,
+        and the ROC and precision-recall curves.
     title : str, optional
-        By default "Anomaly report".
+        Title of the page; by default "Anomaly report".
     force : bool, default=False
-        Whether a file that is there already is replaced.
+        Whether to replace an existing file.
     max_side : int or None, default=640
-        Longest side of the pictures, pixels; they keep the proportions of their files, and are never larger than these.
-        None keeps what the detector saw, and reads each file only once.
+        Longest side of the pictures, pixels; they keep the aspect ratio of their files and are never enlarged. None
+        shows the resized images that are scored, and reads each file only once.
     progress : bool, default=False
         Whether to show a progress bar.
     left_out : list of (path, str), optional
-        Files that were not to be scored, and why; the report lists them.
+        Files that are not scored, and the reasons; the report lists them.
     moved : float, default=1
-        What the threshold of the model's file was multiplied by (`--threshold`): the flag for the command line counts
-        from there.
+        Factor on the threshold in the model file (`--threshold`); the command-line option in the report includes it.
 
     Returns
     -------
     list of (str, str)
-        Files that could not be read, and why.
+        Unreadable files, and the reasons.
 
     Raises
     ------
     OutputExistsError, OutputError
-        `out` exists, or cannot be written; told before anything is scored.
+        `out` exists or cannot be written; raised before anything is scored.
     DiskFullError
-        Too little room; what was there before stays.
+        There is too little disk space; an existing file is unchanged.
     ImageError
         None of the files could be read.
     ValueError
@@ -107,9 +107,8 @@ def write_report(
     Notes
     -----
     Scores are those of `explanation.relative_score`: 1 is the detector's threshold, high = anomalous. An image takes up
-    4 to 80 kB. Colour is on one scale for all maps, that of `explanation.opacity`: half at an
-    image's `level`, which its hottest places are above where it is called anomalous. Its regions are outlined. The file
-    names the images by the paths that were given.
+    4 to 80 kB. All maps have the colour scale of `explanation.opacity`: half opaque at the `level` of an image, which
+    the hottest pixels of an anomalous image exceed. Regions are outlined. The file contains the paths of the images.
     """
     size = None if max_side is None else images.FigureSize(max_side)
     items = images.as_items(paths)
@@ -135,17 +134,17 @@ def _labels(y: Any, items: Sequence[Any]) -> np.ndarray | None:
     check_consistent_length(items, labels)
     if not np.isin(labels, (-1, 0, 1)).all():
         raise ValueError(
-            f"y has the labels {np.unique(labels)[:5].tolist()}; accepted are +1 normal, -1 anomalous and 0 not known."
+            f"y has the labels {np.unique(labels)[:5].tolist()}; accepted are +1 normal, -1 anomalous and 0 unknown."
         )
     return labels
 
 
 def _names(items: Sequence[Any]) -> list[str]:
-    """Name the images by their paths, less the folder that is common to all."""
+    """Name the images by their paths relative to their common folder."""
     names = [images.label(item, index) for index, item in enumerate(items)]
     try:
         common = os.path.commonpath([os.path.dirname(name) for name in names])
-    except ValueError:  # on several drives, or some relative and some not
+    except ValueError:  # several drives, or absolute and relative paths
         return names
     return [os.path.relpath(name, common or ".") for name in names]
 
@@ -158,15 +157,15 @@ def _collect(
     size: images.FigureSize | None,
     progress: bool,
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Encode what the report shows of each readable image, and tell why the others could not be read."""
+    """Encode each readable image for the report, and list the others with the reasons."""
     records: list[dict[str, Any]] = []
     errors: dict[int, ImageError] = {}
-    found = session.explanations(items, errors.__setitem__, size)
-    for i, explanation in tqdm(found, total=len(items), desc="report", disable=not progress):
+    explanations = session.explanations(items, errors.__setitem__, size)
+    for i, explanation in tqdm(explanations, total=len(items), desc="report", disable=not progress):
         records.append({
             "name": names[i],
             "label": 0 if labels is None else int(labels[i]),
-            **_shown(explanation.picture),
+            **_with_size(explanation.picture),
             "path": images.label(items[i], i),
             "score": float(relative_score(explanation.score, session.fitted.offset)),
             **_explained(explanation),
@@ -178,17 +177,17 @@ def _collect(
     return records, unreadable
 
 
-def _explained(found: Explanation) -> dict[str, Any]:
-    """Encode an explanation, so that its arrays need not be kept."""
-    match = found.matches
+def _explained(explanation: Explanation) -> dict[str, Any]:
+    """Encode an explanation, so that its arrays need not stay in memory."""
+    match, match_box = explanation.matches, explanation.match_box
     return {
-        "map": _heat(found),
-        "contour": _contour(found),
-        "hot": _box(found.hot_box),
-        "weights": [round(float(weight), 4) for weight in found.support_weights],
-        "support": int(found.support_index),
+        "map": _heat_map(explanation),
+        "contour": _contour(explanation),
+        "hot": _box(explanation.hot_box),
+        "weights": [round(float(weight), 4) for weight in explanation.support_weights],
+        "support": int(explanation.support_index),
         "match": match and {
-            "support": int(match.support_index), "box": _box(found.match_box), "similarity": float(match.similarity),
+            "support": int(match.support_index), "box": _box(match_box), "similarity": float(match.similarity),
         },
     }  # fmt: skip
 
@@ -197,33 +196,34 @@ def _box(box: Box | None) -> list[float] | None:
     return box and [round(number, 2) for number in box]
 
 
-def _shown(picture: np.ndarray) -> dict[str, Any]:
-    """Encode a picture; its size is told too, so that nothing moves when it appears."""
+def _with_size(picture: np.ndarray) -> dict[str, Any]:
+    """Encode a picture with its size, so that the layout does not shift when it loads."""
     height, width = picture.shape[:2]
     return {"picture": _encoded(picture), "aspect": round(width / height, 4), "size": [height, width]}
 
 
 def _encoded(pixels: np.ndarray) -> str:
-    """Encode a picture as WebP, which takes up half of what JPEG does; as JPEG where Pillow was built without."""
+    """Encode a picture as WebP, which is half as large as JPEG; as JPEG if Pillow was built without WebP."""
     kind = "webp" if features.check("webp") else "jpeg"
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, quality=_QUALITY)
     return _url(kind, file)
 
 
-def _heat(found: Explanation) -> str:
-    """Draw a map in warm colours, more or less opaque; a palette takes up little."""
+def _heat_map(explanation: Explanation) -> str:
+    """Draw the heat map in warm colours of varying opacity; a palette keeps the file small."""
     steps = np.linspace(0, 1, _STEPS)
-    picture = Image.fromarray(np.rint(opacity(found) * (_STEPS - 1)).astype(np.uint8), "P")
+    picture = Image.fromarray(np.rint(opacity(explanation) * (_STEPS - 1)).astype(np.uint8), "P")
     picture.putpalette(np.rint(warm(steps)).astype(np.uint8).tobytes())
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True, transparency=np.rint(255 * steps).astype(np.uint8).tobytes())
     return _url("png", file)
 
 
-def _contour(found: Explanation) -> str:
-    """Outline the regions, as an SVG path in parts of a pixel of the picture."""
-    outlines = (np.rint(one * _TENTHS).astype(int).tolist() for one in found.outlines(found.picture.shape[:2]))
+def _contour(explanation: Explanation) -> str:
+    """Outline the regions, as an SVG path in tenths of a pixel of the picture."""
+    shape = explanation.picture.shape[:2]
+    outlines = (np.rint(one * _TENTHS).astype(int).tolist() for one in explanation.outlines(shape))
     return "".join("M" + "L".join(f"{x} {y}" for y, x in corners) + "Z" for corners in outlines)
 
 
@@ -240,12 +240,12 @@ def _data(
     drawn: Curves | None,
     moved: float,
 ) -> dict[str, Any]:
-    """Put together what the template's script reads."""
+    """Assemble the data for the script in the template."""
     n_support = len(records[0]["weights"])
     settings, evidence = fitted.settings, fitted.evidence
     return {
         "title": title or "Anomaly report",
-        "summary": f"{_number(len(records), 'image')}, judged by {_number(n_support, 'normal image')}.",
+        "summary": f"{_number(len(records), 'image')}, scored against {_number(n_support, 'normal image')}.",
         "labelled": labelled,
         "moved": moved,
         "auroc": drawn and drawn.auroc,
@@ -256,13 +256,13 @@ def _data(
             ["Teacher", f"{settings.backbone}, {fitted.teacher_fingerprint[:12]}"],
             ["Image size", _image_size(fitted.geometry)],
             ["Layers", ", ".join(map(str, fitted.layers.numbers))],
-            ["Evidence", evidence if isinstance(evidence, str) else ", ".join(evidence)],
+            ["Score components", evidence if isinstance(evidence, str) else ", ".join(evidence)],
             ["lambda", f"{fitted.lam:g}"],
             ["offset_", f"{fitted.offset:.6g}"],
         ],
         "names": _names(fitted.names),
-        # As the detector saw them, where it still holds them.
-        "support": fitted.images and [_shown(as_uint8(image)) for image in fitted.images],
+        # Resized, if the detector still holds them.
+        "support": fitted.images and [_with_size(as_uint8(image)) for image in fitted.images],
         "reference": relative_score(fitted.scores, fitted.offset).tolist(),
         "images": sorted(records, key=lambda record: -record["score"]),
         "unreadable": unreadable,
@@ -272,23 +272,23 @@ def _data(
 def _image_size(geometry: Geometry) -> str:
     if geometry.fixed is not None:
         return f"{geometry.fixed[0]} x {geometry.fixed[1]} px"
-    return f"own proportions, area of {geometry.image_size} x {geometry.image_size} px"
+    return f"own aspect ratio, area of {geometry.image_size} x {geometry.image_size} px"
 
 
-def _number(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def _number(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _document(data: dict[str, Any], svg: str) -> str:
-    """Fill the template; its policy lets no script or style run but its own."""
+    """Fill in the template; its content security policy allows only its own script and style."""
     template = resources.files(__package__).joinpath("templates", "report.html").read_text("utf-8")
 
     def allowed(tag: str) -> str:
-        found = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
-        assert found is not None  # nosec B101
-        return "sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
+        match = re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
+        assert match is not None  # nosec B101
+        return "sha256-" + base64.b64encode(hashlib.sha256(match[1].encode()).digest()).decode()
 
-    # "<" is all that could end the element; U+2028 and the like are escaped by `dumps`.
+    # Only "<" could end the element; `dumps` escapes U+2028 and so on.
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     values = {
         "title": html.escape(data["title"]),

@@ -1,4 +1,4 @@
-"""ROC and precision-recall curves as small SVG elements, for a page of HTML."""
+"""ROC and precision-recall curves as small SVG elements for the HTML report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from .metrics import average_precision
 
 
 class Curves(NamedTuple):
-    """How well scores tell anomalous images from normal ones; the anomalous class is the positive one.
+    """ROC and precision-recall curves, with anomalous as the positive class.
 
     Attributes
     ----------
     auroc, average_precision : float
+        Areas under the curves.
     svg : str
-        Both curves, each in a `figure`. The circles `roc-point` and `pr-point` are for the operating point; they are
-        in per cent, y downwards.
+        Both curves, each in a `figure`. The circles `roc-point` and `pr-point` mark the operating point; coordinates
+        are in per cent, y downwards.
     """
 
     auroc: float
@@ -32,14 +33,14 @@ def curves(labels: np.ndarray, scores: np.ndarray) -> Curves | None:
     Parameters
     ----------
     labels : ndarray of shape (n,)
-        +1 normal, -1 anomalous; images with another label are left out.
+        +1 normal, -1 anomalous; images with another label are ignored.
     scores : ndarray of shape (n,)
-        High = anomalous.
+        Scores, high = anomalous.
 
     Returns
     -------
     Curves or None
-        None where there are not both kinds of images.
+        None unless there are both normal and anomalous images.
     """
     known = np.isin(labels, (-1, 1))
     positive, scores = labels[known] == -1, scores[known]
@@ -52,7 +53,7 @@ def curves(labels: np.ndarray, scores: np.ndarray) -> Curves | None:
         "roc", "ROC", f"AUROC {auroc:.3f}", "false-positive rate", "recall",
         _path(false_rate, true_rate), chance=(0.0, 1.0),
     )  # fmt: skip
-    # From recall 1 to 0: a precision holds down to the next recall.
+    # A step curve from recall 1 to 0: each precision holds down to the next recall.
     pr = _figure(
         "pr", "Precision and recall", f"average precision {precision:.3f}", "recall", "precision",
         _path(np.repeat(recalls, 2)[1:], np.repeat(precisions, 2)[:-1]), chance=(positive.mean(),) * 2,
@@ -66,7 +67,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _figure(name: str, title: str, value: str, x: str, y: str, path: str, chance: tuple[float, float]) -> str:
-    """Draw a square from 0 to 100 with ticks at its ends, chance as a dashed line, and the curve."""
+    """Draw axes from 0 to 100 per cent, a dashed line for chance, and the curve."""
     left, right = (f"{100 - 100 * float(end):.4g}" for end in chance)
     return (
         f'<figure><figcaption>{title}</figcaption><svg id="{name}" role="img" viewBox="-13 -5 120 120" '

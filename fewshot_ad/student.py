@@ -1,4 +1,4 @@
-"""How a student is made and trained: parameters of their own, within those of the detector."""
+"""`Student`, the parameters of a student: a nested estimator in the parameters of the detector."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from sklearn.base import BaseEstimator
 
 
 class Student(BaseEstimator):
-    """How the student of a `DualDistillationDetector` is made and trained.
+    """Architecture and training of the student of a `DualDistillationDetector`.
 
-    A detector that is given one has a student in its score: `DualDistillationDetector(student=Student(n_steps=50))`. A
-    grid searches its parameters by names such as `student__n_steps`.
+    `DualDistillationDetector(student=Student(n_steps=50))` adds a student to the score. Grid search sets its parameters
+    by names such as `student__n_steps`.
 
     Parameters
     ----------
     architecture : {"decoder", "encoder"}, default="decoder"
-        "decoder" rebuilds the teacher's stages from its embedding (the paper's student); "encoder" is an untrained
-        network of the teacher's architecture that sees the image.
+        "decoder" reconstructs the teacher's stages from its embedding (the paper's student); "encoder" is a network of
+        the teacher's architecture, initialised at random, whose input is the image.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
-        Residual blocks of the decoder at strides 16, 8 and 4; the paper's has (3, 4, 6). From a 0 on a scale is left
-        out. A pretrained student brings its own.
+        Residual blocks of the decoder at strides 16, 8 and 4; (3, 4, 6) in the paper. A 0 omits its scale and all finer
+        ones. A pretrained student has its own numbers.
     weighting : {"attention", "uniform"}, default="attention"
-        Learn-to-weight, or the plain mean of the support.
+        Weighting of the support: learn-to-weight attention, or the plain mean.
     sharpness : float, default=0.003
-        Factor on the attention's logits. 1 is the published softmax, which is close to one-hot, and has a lower AUROC
+        Factor on the attention's logits. 1 is the published softmax, which is close to one-hot and has a lower AUROC
         than the plain mean (docs/experiments.md).
     loss : {"position", "flattened"}, default="position"
-        Cosine over channels at each position, or of whole feature maps (as the published code trains).
+        Cosine distance over channels at each position, or of whole feature maps as in the published code.
     n_steps : "auto" or int, default="auto"
-        Most training steps of a student. 0 makes none, as published: fitting only stores the support under a pretrained
-        student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. A student that is trained on the
-        support comes twice, one for each half of it.
+        Maximum number of training steps. With 0, as published, fitting only stores the support for a pretrained
+        student. "auto" is 0 with a pretrained student (and no `auxiliary`), else 100. Training on the support fits two
+        students, each on half of it.
     batch_size : int, default=16
-        Queries in a training step.
+        Queries per training step.
     learning_rate : float, default=1e-3
-        Of Adam. Gradients are clipped to norm 1.
+        Learning rate of Adam. Gradients are clipped to norm 1.
     tol : float, default=1e-3
-        Training ends early when the mean loss of 50 steps is less than this fraction below that of the 50 before.
+        Tolerance of early stopping: training stops when the mean loss of 50 steps is not lower than that of the 50
+        steps before by this fraction.
 
     Examples
     --------

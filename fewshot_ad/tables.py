@@ -1,4 +1,4 @@
-"""The table of scores, CSV or Parquet: rows are written as they come, so that a stop loses none."""
+"""The table of scores, CSV or Parquet. Rows are written as they are computed, so that an interruption loses none."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from typing import Any, NamedTuple, TextIO
 from .exceptions import MissingExtraError, OutputExistsError
 from .files.checkpoints import explain_disk_full
 
-# Of the scores in a table (`explanation.relative_score`).
+# Threshold of the scores in a table (`explanation.relative_score`).
 THRESHOLD = 1.0
 
 
 class Row(NamedTuple):
-    """What a table says of one image.
+    """A row of the table, for one image.
 
     Attributes
     ----------
     path : str
     score : float or None
-        1 is the threshold, high = anomalous; None for an unreadable image.
+        Score, 1 at the threshold, high = anomalous; None for an unreadable image.
     threshold : float
+        Always 1.
     label : int or None
         +1 normal, -1 anomalous.
     hot_spot : two integers, or None
-        Row and column of the map's hottest place, in pixels of the image as it was given.
+        Row and column of the map's maximum, in pixels of the original image.
     error : str or None
-        Why the image could not be read.
+        Reason why the image could not be read.
     regions : sequence of four integers each, or None
-        Boxes of the regions where the image is anomalous: top, left, bottom, right in its pixels. A table has their
-        number.
+        Bounding boxes of the anomalous regions: top, left, bottom, right in pixels of the original image. The table
+        contains only their number.
     """
 
     path: str
@@ -48,24 +49,26 @@ class Row(NamedTuple):
 
 
 class Table:
-    """Context in which rows are written; whole at its end.
+    """Context manager that writes rows to a table.
 
-    A file is written as `partial`, beside `out`, and renamed at the end. After a KeyboardInterrupt in between `stopped`
-    is true, and `partial` stays, with all rows so far. That of a CSV does so even where the process is killed.
+    Rows are written to `partial`, next to `out`, which is renamed to `out` at the end. A KeyboardInterrupt sets
+    `stopped` and keeps `partial` with all rows so far. The partial file of a CSV remains even if the process is killed.
 
     Parameters
     ----------
     out : Path, optional
-        Ends in .csv or .parquet.
+        File to write, .csv or .parquet.
     emit : callable, optional
-        Without `out`, called with each line of a CSV.
+        Function that is called with each line of CSV if there is no `out`.
 
     Attributes
     ----------
     rows : list of Row
-        Those written so far.
+        The rows written so far.
     partial : Path
+        Temporary file.
     stopped : bool
+        Whether a KeyboardInterrupt ended the context.
     """
 
     partial: Path
@@ -80,19 +83,18 @@ class Table:
         self._length = 0
 
     def check(self, *, force: bool) -> None:
-        """Refuse to write over the rows of a stopped run."""
+        """Refuse to overwrite the rows of an interrupted run."""
         if self.partial.exists() and not force:
             raise OutputExistsError(
-                f"{self.partial} exists: the rows of a run that was stopped. Rename it, or pass force=True to replace "
-                "it."
+                f"{self.partial} exists: it holds the rows of an interrupted run. Rename it, or pass force=True to "
+                "replace it."
             )
 
     def __enter__(self) -> Table:
-        """Open the file, and write the names of the columns."""
+        """Open the file, and write the header."""
         if self.out is not None and self.out.suffix == ".csv":
             self.partial.unlink(missing_ok=True)
-            # A link that somebody puts there is not followed. Names of files need not be UTF-8: their bytes come out as
-            # they are.
+            # Mode "x" follows no link that another process creates. File names need not be UTF-8: their bytes are kept.
             self.file = self.partial.open("x", encoding="utf-8", errors="surrogateescape", newline="")
         self._put(Row._fields)
         return self
@@ -117,9 +119,9 @@ class Table:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Rename the file; after a KeyboardInterrupt leave it as it is, and go on."""
+        """Rename the file; after a KeyboardInterrupt keep the partial file and suppress the exception."""
         if self.file is not None:
-            # What could not be written is told already.
+            # An earlier error has already been raised.
             with contextlib.suppress(OSError) if kind else explain_disk_full(self.partial, self._length):
                 self.file.flush()
                 os.fsync(self.file.fileno())
@@ -140,7 +142,7 @@ class Table:
 
         kinds = ("string", "float64", "float64", "int64", pyarrow.list_(pyarrow.int64()), "string", "int64")
         schema = pyarrow.schema(zip(Row._fields, kinds, strict=True))
-        # Its text is UTF-8, which names of files need not be.
+        # Text in Parquet is UTF-8, but file names need not be.
         utf8 = [
             {**row._asdict(), "path": _utf8(row.path), "error": row.error and _utf8(row.error),
              "regions": _count(row.regions)}
@@ -158,7 +160,7 @@ def _utf8(text: str) -> str:
 
 
 def import_parquet() -> Any:
-    """Import what writes Parquet.
+    """Import pyarrow's Parquet module.
 
     Raises
     ------

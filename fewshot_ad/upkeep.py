@@ -1,4 +1,4 @@
-"""What a detector needs while it is in use: further support images."""
+"""Update of a model file with further support images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .training.fitting import extend_support
 
 
 class Updated(NamedTuple):
-    """What came of an update: the state, what was added and what was there before, and what could not be read."""
+    """Result of an update: the new state, images that were added or already known, and unreadable ones."""
 
     fitted: FittedSupport
     added: list[str]
@@ -31,35 +31,35 @@ class Updated(NamedTuple):
 
 
 def update(model: Path, images: Sequence[Path], out: Path | None, force: bool, settings: dict[str, Any]) -> Updated:
-    """Add normal images to the support of a model file, and write it again: whole, or not at all.
+    """Add normal images to the support of a model file, and write it atomically.
 
     Parameters
     ----------
     model : Path
-        The file, with its support images.
+        Model file that holds its support images.
     images : sequence of Path
-        Files, and folders of them.
+        Image files, and folders of them.
     out : Path or None
-        Where the new file goes; in place of the old one if None.
+        File to write; None replaces `model`.
     force : bool
-        Whether `out` may exist.
+        Whether to replace `out` if it exists.
     settings : dict
-        Parameters that belong to the machine, and `weights`.
+        Parameters that depend on the machine, and `weights`.
 
     Returns
     -------
     Updated
-        If nothing is new the model stays as it is, to the byte.
+        If no image is new, the model file is unchanged, byte for byte.
     """
     from .detector import DualDistillationDetector
 
     force = force or out is None
-    # A link stays one: what it leads to is written.
+    # A symbolic link is kept: its target is written.
     target = Path(os.path.realpath(model)) if out is None else out
     check_existence([model, *images])
     check_destination(target, force=force)  # before the work, not after it
     det = DualDistillationDetector.load(model, weights=settings.pop("weights"))
-    # It is the command that skips; the parameter in the file stays.
+    # Only the command skips unreadable images; the parameter in the file does not change.
     session = det.set_params(**settings).session(on_error="skip")
     listed = list_given(images)
     with own_torch_state():

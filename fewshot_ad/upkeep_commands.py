@@ -1,4 +1,4 @@
-"""What the commands do that look after a model file: update, drift, calibrate."""
+"""The commands that maintain a model file: update, drift, calibrate."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def update(model: Path, images: Sequence[Path], out: Path | None, force: bool, *
 
     done = upkeep.update(model, images, out, force, settings)
     n_support = len(done.fitted.names)
-    found = {
+    result = {
         "model": str(model if out is None else out), "added": done.added, "known": done.known,
         "n_support": n_support, "offset": done.fitted.offset, "n_failed": done.n_failed,
         "left_out": plain(done.left_out),
     }  # fmt: skip
     if done.added:
-        text = f"wrote {out or model}: added {', '.join(done.added)}; {n_support} images are in its support"
+        text = f"wrote {out or model}: added {', '.join(done.added)}; the support now has {n_support} images"
     elif out is None:
-        text = f"{model} is as it was: nothing was added to its {n_support} support images"
+        text = f"{model} is unchanged: nothing was added to its {n_support} support images"
     else:
-        text = f"wrote {out}: a copy of {model}, nothing was added to its {n_support} support images"
-    return Outcome(text, found, done.n_failed)
+        text = f"wrote {out}: a copy of {model}; nothing was added to its {n_support} support images"
+    return Outcome(text, result, done.n_failed)
 
 
 def drift(
@@ -78,16 +78,16 @@ def calibrate(
     verbose: int,
     n_jobs: int | None = None,
 ) -> Outcome:
-    """Choose the threshold of a detector in a file by fresh images."""
+    """Calibrate the threshold of a detector in a file on new images."""
     from .detector import DualDistillationDetector
     from .training.calibrating import calibrated
 
     out = model if out is None else out
     check_destination(out, force=force)  # before the work, not after it
     check_existence([*normal, *(bad or ())])
-    of_kind = [list_given(paths) for paths in (normal, bad) if paths is not None]
-    items = [item for listed in of_kind for item, _ in listed.items]
-    y = np.repeat([1, -1][: len(of_kind)], [len(listed.items) for listed in of_kind])
+    by_kind = [list_given(paths) for paths in (normal, bad) if paths is not None]
+    items = [item for listed in by_kind for item, _ in listed.items]
+    y = np.repeat([1, -1][: len(by_kind)], [len(listed.items) for listed in by_kind])
     det = DualDistillationDetector.load(model, weights=weights).set_params(n_jobs=n_jobs, verbose=verbose)
     before = det.offset_
     failed: dict[str, str] = {}
@@ -97,10 +97,10 @@ def calibrate(
             on_error=lambda i, error: failed.update({str(items[i]): str(error)}),
         )  # fmt: skip
     det.save(out, support=det.fitted_.images is not None, force=True)
-    said = calibration_entry.entry(det.calibration_)
-    found = {
-        "model": str(out), "offset": det.offset_, "offset_before": before, "calibration": said, "failed": failed,
-        "left_out": plain([entry for listed in of_kind for entry in listed.left_out]),
+    calibration = calibration_entry.entry(det.calibration_)
+    result = {
+        "model": str(out), "offset": det.offset_, "offset_before": before, "calibration": calibration, "failed": failed,
+        "left_out": plain([entry for listed in by_kind for entry in listed.left_out]),
     }  # fmt: skip
-    text = f"wrote {out}: the threshold is {float(relative_score(det.offset_, before)):.2f} times what it was\n"
-    return Outcome(text + threshold_from(det.fitted_), found, len(failed), say_failed(failed, len(items)))
+    text = f"wrote {out}: the threshold is {float(relative_score(det.offset_, before)):.2f} times the previous one\n"
+    return Outcome(text + threshold_from(det.fitted_), result, len(failed), say_failed(failed, len(items)))

@@ -493,7 +493,7 @@ def test_labels_of_rows(make):
     assert len(quietly(lambda: make().fit(rows, [-1, -1, 1, 1, 1, 1])).fitted_.names) == 4
 
 
-@follows("cannot be set: it comes of `fit`. Change a parameter, and fit again.")
+@follows("cannot be set: it is a result of `fit`. Change a parameter, and fit again.")
 def test_a_fitted_attribute_is_changed_by_a_parameter(make, normal):
     det = make().fit(normal[:3])
     refusal(lambda: setattr(det, "evidence_", "embedding"), "Change a parameter, and fit again", error=AttributeError)
@@ -559,7 +559,7 @@ def test_the_support_is_of_different_normal_images(make, normal):
     quietly(lambda: make().fit(normal[:3]))
 
 
-@follows("scores say little of what is normal. Check the image, and value_range.")
+@follows("scores are hardly informative. Check the image, and value_range.")
 def test_a_support_of_one_value(make, normal):
     black = np.zeros_like(normal[0])
     warning_of(lambda: make().fit([*normal[:2], black]), "Check the image")
@@ -887,7 +887,7 @@ def test_a_model_of_a_network_of_ones_own(make, normal, tmp_path, monkeypatch):
     det.load(tmp_path / "m.fsad")
 
 
-@follows("Pickles are for one release; use det.save(path) and DualDistillationDetector.load(path).")
+@follows("A pickle is only for the release that wrote it; use det.save(path) and DualDistillationDetector.load(path).")
 def test_a_detector_for_the_next_release(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     data = pickle.dumps(det)
@@ -1044,7 +1044,7 @@ def test_what_an_extra_brings(make, normal, tmp_path, monkeypatch, module):
     call()
 
 
-@follows("exists already. Remove it, or pass another name.")
+@follows("already exists. Remove it, or pass another name.")
 def test_a_table_of_a_cluster_that_is_there(make, normal, tmp_path, monkeypatch):
     """What comes after the check needs Ray."""
     det, out = make().fit(normal[:2]), tmp_path / "scores"
@@ -1163,7 +1163,7 @@ def test_warnings_name_the_options_of_the_command(folders, normal, capsys):
     assert "range of values" not in capsys.readouterr().err
 
 
-@follows("Make more of it free, or give fewer images at once.")
+@follows("Free memory, or pass fewer images at once.")
 def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
     fit = DualDistillationDetector.fit
 
@@ -1177,7 +1177,7 @@ def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(DualDistillationDetector, "fit", few_only)
         assert cli.main([*command, *paths]) == 2
-        assert "Make more of it free, or give fewer images at once" in capsys.readouterr().err
+        assert "Free memory, or pass fewer images at once" in capsys.readouterr().err
         assert cli.main([*command, *paths[:2]]) == 0
     assert cli.main([*command, "--force", *paths]) == 0
 
@@ -1208,8 +1208,8 @@ def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "bring check choose convert copy export fetch fit free give go import install leave let lower make mend name open "
-    "pass put raise read remove rename replace resize save score set take use write"
+    "bring check choose convert copy export fetch fit fix free give go import install leave let lower make mend name "
+    "open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
@@ -1258,7 +1258,7 @@ ELSEWHERE = {
     "Bring {source.url} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
     "Go on with the same arguments and resume.": "test_pretraining::test_signals_write_a_checkpoint",
     "Pass the name of a new folder with -o.": "test_cli::test_demo",
-    "them fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",
+    "fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",
     "Give one of them a weight above 0": "test_evidence::test_something_must_have_a_weight",
     "Pass more of them, or set n_support to at most": "test_labels::test_more_than_there_are",
     "Do not pass --no-keep-support to fit, or": "test_update::test_a_model_without_its_images_is_refused",
@@ -1275,10 +1275,10 @@ ELSEWHERE = {
     "which a DICOM object that refers to it needs. Set it with pydicom": (
         "test_dicom_out::test_what_must_be_there_is_named_and_can_be_set"
     ),
-    "Mend that with pydicom, or take --format pictures.": (
+    "Fix that with pydicom, or use --format pictures.": (
         "test_dicom_out::test_what_highdicom_refuses_is_named_and_can_be_mended"
     ),
-    "Name DICOM files alone, or take --format pictures.": (
+    "Name only DICOM files, or use --format pictures.": (
         "test_dicom_out::test_a_source_that_is_no_dicom_is_named_before_anything_is_written"
     ),
     "Call calibrate(X, y) after fit": "test_calibrate::test_probabilities_are_there_after_labels_of_both_kinds",

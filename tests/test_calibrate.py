@@ -392,7 +392,7 @@ def test_without_its_images_the_threshold_keeps_its_proportion(det, both, images
     assert factor != 1
     assert det.offset_ == pytest.approx(before.offset * factor)
     assert det.calibration_.carried_over
-    assert "support images were added since" in det._repr_html_()
+    assert "support images were added later" in det._repr_html_()
     np.testing.assert_allclose(det.calibration_.normal_scores, np.array(before.calibration.normal_scores) * factor)
     np.testing.assert_allclose(det.calibration_.probability(np.array([-factor])), proba)
     det.save(tmp_path / "m.fsad")
@@ -436,7 +436,7 @@ def test_probabilities_are_there_after_labels_of_both_kinds(det, both, images):
     with pytest.raises(AttributeError, match="predict_proba") as caught:
         det.predict_proba(X)
     assert "Call calibrate(X, y) after fit" in str(caught.value.__cause__)
-    with pytest.raises(AttributeError, match=r"'classes_': it needs labelled images of both kinds"):
+    with pytest.raises(AttributeError, match=r"'classes_': it needs normal and anomalous images"):
         _ = det.classes_
     assert not hasattr(det.calibrate(X[:20]), "predict_proba")
     assert is_outlier_detector(det)
@@ -534,7 +534,9 @@ def test_the_command(base, folders, images, both, capsys):
     status, out, said = run(capsys, *arguments, "-o", "c.fsad")
     assert (status, said) == (0, "")
     expected = copy.copy(base).calibrate(*both, false_alarm_rate=0.1)
-    assert "times what it was\ncalibrated (conformal) on 20 normal and 8 anomalous images: false alarms 0.095" in out
+    assert (
+        "times the previous one\ncalibrated (conformal) on 20 normal and 8 anomalous images: false alarms 0.095" in out
+    )
     assert DualDistillationDetector.load("c.fsad").calibration_ == expected.calibration_
     assert (folders / "m.fsad").read_bytes() == before
     status, out, _ = run(capsys, *arguments, "--force", "--json")

@@ -468,10 +468,10 @@ def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys)
     assert "| 2 | easy |" in said
     assert "| 2 | mean |" in said
     assert "the worst task is hard" in said
-    assert "95 % interval over draws" in said
+    assert "95 % confidence interval over draws" in said
     assert "the second has image_size=48, evidence=['patch']" in said
-    assert "2 normal images, hard: The second's image AUROC is" in said
-    assert "2 normal images, all tasks: The second's" in said
+    assert "2 normal images, hard: The second has an image AUROC of" in said
+    assert "2 normal images, all tasks: The second has" in said
     assert cli.main(["evaluate", f"{tasks}/easy", f"{tasks}/hard", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["task"] for one in found["tasks"]] == ["easy", "hard"]
@@ -490,7 +490,7 @@ def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys)
 @pytest.mark.parametrize(
     ("against", "said"),
     [
-        (["nonsense=1"], "There is no parameter nonsense; the detector has aggregation, "),
+        (["nonsense=1"], "The detector has no parameter nonsense; accepted are aggregation, "),
         (["aspect=round"], "aspect='round'"),
         (["student__loss=l2"], "student__loss='l2'"),
     ],
@@ -585,7 +585,7 @@ def test_a_pipe_is_no_regular_file(model, pictures, capsys):
     for command in (["score", str(model), str(pictures / "pipe.png")], ["score", str(pictures / "pipe.png"), "x.png"]):
         assert cli.main(command) == 2
     assert cli.main(["fit", str(pictures / "pipe.png"), "-o", str(pictures / "m.fsad")]) == 2
-    assert capsys.readouterr().err.count("pipe.png is no regular file") == 3
+    assert capsys.readouterr().err.count("pipe.png is not a regular file") == 3
 
 
 # ---- arguments
@@ -614,7 +614,7 @@ def test_a_model_in_another_place_is_told(model, pictures, capsys):
     for command in ("score", "map", "report"):
         for paths in ([new, str(model)], [f"{new}/0.png", str(model)], [f"{new}/0.png", f"{new}/1.png", str(model)]):
             assert cli.main([command, *paths, *(["-o", "x"] if command != "score" else [])]) == 2
-            assert f"{model} is. Name the model first." in capsys.readouterr().err
+            assert f"but the model file is {model}. Name the model first." in capsys.readouterr().err
     assert cli.main(["score", str(model), new, "--quiet"]) == 0  # as the message says
     assert cli.main(["score", str(model), new, "--support", new]) == 2
     assert "--support was given as well" in capsys.readouterr().err
@@ -808,7 +808,7 @@ def test_what_was_scored_before_a_stop_is_kept(model, pictures, number):
         assert "Traceback" not in said
     again = run(*start[3:])
     assert again.returncode == 2
-    assert b"scores.csv.partial exists: the rows of a run that was stopped" in again.stderr
+    assert b"scores.csv.partial exists: it holds the rows of an interrupted run" in again.stderr
 
 
 @pytest.mark.slow

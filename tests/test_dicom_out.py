@@ -250,8 +250,8 @@ def test_a_source_that_is_no_dicom_is_named_before_anything_is_written(model, st
     Image.fromarray(grey(1)[0]).save(study / "x.png")
     assert run(model, study, "--format", "dicom-seg", "-o", tmp_path / "out") == 2
     said = capsys.readouterr().err
-    assert f"{study / 'x.png'} is no DICOM file, and --format dicom-seg makes objects that refer to one" in said
-    assert "Name DICOM files alone, or take --format pictures." in said
+    assert f"{study / 'x.png'} is not a DICOM file, but the objects of --format dicom-seg refer to one" in said
+    assert "Name only DICOM files, or use --format pictures." in said
     assert not (tmp_path / "out").exists()
     assert run(model, study, "-o", tmp_path / "out") == 0
     assert run(model, *study.glob("*.dcm"), "--format", "dicom-seg", "-o", tmp_path / "out") == 0
@@ -300,8 +300,8 @@ def test_what_highdicom_refuses_is_named_and_can_be_mended(model, study, tmp_pat
     bad.write_bytes(ct(grey(1)[0], PatientSex="X"))
     assert run(model, study, "--format", "dicom-pmap", "-o", tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert f"{bad}: no dicom-pmap can be made for it: " in said
-    assert "Mend that with pydicom, or take --format pictures." in said
+    assert f"{bad}: no dicom-pmap can be created for it: " in said
+    assert "Fix that with pydicom, or use --format pictures." in said
     bad.write_bytes(ct(grey(1)[0], PatientSex="O"))
     assert run(model, study, "--format", "dicom-pmap", "-o", tmp_path / "out", "--force") == 0
 
@@ -319,5 +319,5 @@ def test_without_highdicom(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(MissingExtraError, match=r"needs highdicom.*fewshot-ad\[medical\]"):
         Writer(sorted(study.iterdir()), "dicom-seg")
-    with pytest.raises(ImageError, match="is no DICOM file"):
+    with pytest.raises(ImageError, match="is not a DICOM file"):
         Writer([Path(__file__)], "dicom-seg")

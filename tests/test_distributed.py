@@ -170,7 +170,7 @@ def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
     assert found[8]["map"].shape == (32, 32)
     assert np.isnan(found[8]["map"]).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "scores"]
-    with pytest.raises(ValueError, match=r"scores' exists already"):
+    with pytest.raises(ValueError, match=r"scores' already exists"):
         distributed.score(fitted, source, out=out)
     with pytest.raises(ImageError, match="paths are expected in 'path'"):
         distributed.score(fitted, source.drop_columns(["path"]))

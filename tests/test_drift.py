@@ -20,7 +20,7 @@ from fewshot_ad.drift import CLIPPING, LEAST_IMAGES, LIGHT, SCORE, compare, ligh
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
 from fewshot_ad.method.duplicates import one_of_each
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:.*nearly the same")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among", "ignore:.*are near-duplicates")
 
 
 @pytest.fixture(scope="module")

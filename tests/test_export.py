@@ -31,7 +31,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:The support is a single image")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among", "ignore:The support is a single image")
 
 
 @pytest.fixture(scope="module")

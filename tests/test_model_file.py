@@ -24,7 +24,7 @@ from fewshot_ad.files import checkpoints, format_1, model_file
 from fewshot_ad.files.header import LEFT_OUT
 
 load = DualDistillationDetector.load
-pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest", "ignore:X does not have valid feature names")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among", "ignore:X does not have valid feature names")
 
 
 @pytest.fixture

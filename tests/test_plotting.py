@@ -135,7 +135,7 @@ def test_panels_are_chosen(toy, fitted, normal, queries):
         with pytest.raises(ValueError, match=r"accepted here are one or more of image, map, support, match\.$"):
             AnomalyMapDisplay.from_estimator(fitted, queries[:1], panels=panels)
     bare = AnomalyMapDisplay(fitted.explain(queries[:1]), None, panels=["support"])
-    with pytest.raises(ValueError, match=r"one or more of image, map\. Those of the support need its images"):
+    with pytest.raises(ValueError, match=r'one or more of image, map\. "support" and "match" need support images'):
         bare.plot()
 
 
@@ -260,7 +260,7 @@ def test_labels_and_names_are_in_the_titles(fitted, queries):
     predicted = ["called normal" if p > 0 else "called anomalous" for p in fitted.predict(queries)]
     assert [row[1].splitlines()[1] for row in titles] == predicted
     assert titles[0][2].startswith("support ")
-    assert "counted most" in titles[0][2]
+    assert "largest weight" in titles[0][2]
     assert "nearest patch" in titles[0][3]
 
 
@@ -445,7 +445,7 @@ def test_curves_of_a_detector_show_its_threshold(fitted, queries, display, tmp_p
 @pytest.mark.parametrize(
     ("y", "scores", "said"),
     [
-        ([1, 1], [0, 1], "images of both kinds"), ([-1, 1], [0, np.nan], "images of both kinds"),
+        ([1, 1], [0, 1], "normal and anomalous images"), ([-1, 1], [0, np.nan], "normal and anomalous images"),
         ([-1, 1], [np.nan, np.nan], "None of the 2 images has a score"), (None, [0, 1], "y=None was given"),
         ([0, 1], [0, 1], "accepted are"), ([1, -1, 1], [0, 1], "inconsistent numbers of samples"),
     ],

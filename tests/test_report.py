@@ -229,7 +229,7 @@ def test_the_support_is_shown_in_its_own_proportions(toy, tmp_path):
     data = embedded(write(det, [tmp_path / "a.png"], tmp_path / "report.html"))
     assert [normal["size"] for normal in data["support"]] == [[16, 64], [64, 16]]
     assert [decoded(normal["picture"]).size for normal in data["support"]] == [(64, 16), (16, 64)]
-    assert dict(data["detector"])["Image size"] == "own proportions, area of 32 x 32 px"
+    assert dict(data["detector"])["Image size"] == "own aspect ratio, area of 32 x 32 px"
 
 
 @pytest.mark.parametrize(
@@ -949,7 +949,7 @@ def test_the_slider_stays_where_the_command_line_takes_the_threshold(browser, de
     assert flag[0] == "--threshold"
     assert 0 < float(flag[1]) < 0.1
     page.locator("#number").fill("-1")
-    assert page.locator("#flag").inner_text() == "no flag: not above 0"
+    assert page.locator("#flag").inner_text() == "no option: not above 0"
     assert page.locator("#copy").is_disabled()
     page.close()
 

@@ -65,7 +65,7 @@ def test_a_stop_keeps_the_rows(tmp_path, ending):
     else:
         rows = pytest.importorskip("pyarrow.parquet").read_table(table.partial).to_pylist()
         assert rows == [{**ROWS[0]._asdict(), "hot_spot": [3, 4], "regions": 0}]
-    with pytest.raises(OutputExistsError, match="the rows of a run that was stopped"):
+    with pytest.raises(OutputExistsError, match="it holds the rows of an interrupted run"):
         Table(out).check(force=False)
     Table(out).check(force=True)
     with Table(out) as table:

@@ -19,7 +19,7 @@ from fewshot_ad.files import checkpoints, model_file
 from fewshot_ad.history import Addition, from_json, is_history, to_json
 
 load = DualDistillationDetector.load
-pytestmark = pytest.mark.filterwarnings("ignore:.*looks unlike the rest")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def run(*words: object) -> int:
 def test_the_model_is_that_of_partial_fit(fitted, model, new, normal, anomalous, capsys):
     before = load(model)
     assert run(model, *new[:2]) == 0
-    assert capsys.readouterr().out == f"wrote {model}: added 3.png, 4.png; 5 images are in its support\n"
+    assert capsys.readouterr().out == f"wrote {model}: added 3.png, 4.png; the support now has 5 images\n"
     found, expected = load(model), before.partial_fit(new[:2])
     queries = [*anomalous[:2], normal[7]]
     np.testing.assert_array_equal(found.decision_function(queries), expected.decision_function(queries))
@@ -90,7 +90,7 @@ def test_what_is_there_changes_nothing(model, new, tmp_path, capsys):
     before = model.read_bytes(), model.stat().st_mtime_ns
     assert run(model, new[0]) == 0
     said = capsys.readouterr()
-    assert f"{model} is as it was: nothing was added to its 4 support images" in said.out
+    assert f"{model} is unchanged: nothing was added to its 4 support images" in said.out
     assert "already in the support" in said.err
     assert (model.read_bytes(), model.stat().st_mtime_ns) == before
     assert run(model, new[0], "-o", tmp_path / "copy.fsad") == 0

@@ -1,7 +1,7 @@
-"""Displays, after scikit-learn's: why an image is called anomalous, whom it was compared with, and how scores lie.
+"""Displays in the style of scikit-learn: anomaly maps, support weights, score histograms, ROC and PR curves.
 
-Each display takes its data in the constructor, or computes them by `from_estimator`, which also draws. matplotlib comes
-with the extra "plot"; nothing is shown unless the caller does so.
+Each display takes its data in the constructor, or computes them in `from_estimator`, which also plots. matplotlib comes
+with the extra "plot"; the displays never call `pyplot.show`.
 """
 
 from .common import warm_colours

@@ -1,4 +1,4 @@
-"""What all displays need: matplotlib, names and labels of images, colours."""
+"""Common parts of all displays: matplotlib, names and labels of images, colours."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class Saved:
     figure_: Figure | SubFigure
 
     def save(self, file: Any, **options: Any) -> None:
-        """Write the figure; text in PDF and PS stays text, which can be searched and edited.
+        """Save the figure; text in PDF and PS remains searchable and editable.
 
-        matplotlib's own default for PDF and PS is Type 3 fonts, which many journals refuse. Its settings (`rcParams`)
-        are the same before and after.
+        matplotlib's default for PDF and PS is Type 3 fonts, which many journals reject. Its settings (`rcParams`) do
+        not change.
 
         Parameters
         ----------
         file : path or file object
             As for `Figure.savefig`.
         **options
-            For `Figure.savefig`, such as `dpi`.
+            Passed to `Figure.savefig`, such as `dpi`.
         """
-        # A figure's fonts are chosen when it is written, not when it is drawn.
+        # matplotlib chooses the fonts when a figure is saved, not when it is plotted.
         with _matplotlib().rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):
             self.figure_.figure.savefig(file, **options)
 
 
 def warm_colours() -> Colormap:
-    """Make the colours of anomaly maps, `drawing.WARM`, a colour map of matplotlib; lighter is more anomalous.
+    """Create a matplotlib colour map with the colours of anomaly maps (`drawing.WARM`); lighter is more anomalous.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def _matplotlib() -> Any:
 
 
 def pyplot() -> Any:
-    """Import what draws."""
+    """Import pyplot."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -76,13 +76,13 @@ def pyplot() -> Any:
 
 
 def named(session: Session, X: Any) -> tuple[Any, list[str]]:
-    """Return X, in a form that can be gone through twice, and what each image in it is called."""
+    """Return X in a form that can be iterated twice, and the name of each image."""
     X = list(X) if isinstance(X, Iterator) else X
     return X, list(map(_file_name, session.names(X)))
 
 
 def names_of_support(session: Session) -> list[str]:
-    """Return what each support image is called."""
+    """Return the name of each support image."""
     return [_file_name(name).removeprefix("image ") for name in session.fitted.names]
 
 
@@ -104,12 +104,12 @@ def check_labels(y: Any, n: int) -> np.ndarray | None:
 
 
 def word(value: float) -> str:
-    """Say what the sign of a score, or a label, means."""
+    """Return the class that the sign of a decision value or a label stands for."""
     return "normal" if value >= 0 else "anomalous"
 
 
 def escaped(name: str) -> str:
-    """Make a name fit for a title: short, printable, and without mathematics between dollar signs."""
+    """Prepare a name for a title: short, printable, and without mathtext between dollar signs."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name)
     if len(name) > 24:
         name = f"{name[:11]}...{name[-10:]}"

@@ -1,4 +1,4 @@
-"""How well scores tell anomalous images from normal ones: ROC and precision-recall curves."""
+"""Displays of ROC and precision-recall curves, with anomalous as the positive class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _CurveDisplay:
-    """What both curves have: of scored images, and drawn with the detector's threshold."""
+    """Base of both curves: computed from scored images, and plotted with the detector's threshold."""
 
     _NAMES: ClassVar[tuple[str, str, str]]
     point: tuple[float, float] | None
@@ -39,34 +39,34 @@ class _CurveDisplay:
         name: str | None = None,
         **line: Any,
     ) -> Self:
-        """Score images and draw the curve, with the detector's threshold.
+        """Score images and plot the curve, with the detector's threshold.
 
         Parameters
         ----------
         estimator : DualDistillationDetector
-            Fitted.
+            Fitted detector.
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`. Unreadable ones are left out with on_error="skip".
         y : array-like of shape (n_samples,)
             Labels, +1 normal and -1 anomalous.
         ax : matplotlib Axes, optional
-            To draw in, several curves too. By default that of a new figure.
+            Axes to plot in, also for several curves. By default those of a new figure.
         name : str, optional
-            Of the curve, for the legend.
+            Name of the curve in the legend.
         **line
-            Passed on to `Axes.plot`.
+            Passed to `Axes.plot`.
 
         Returns
         -------
         display
-            Drawn.
+            The plotted display.
 
         Raises
         ------
         MissingExtraError
             matplotlib is not installed.
         ValueError
-            y is not as long as X, has other labels, or only one of the two.
+            y and X differ in length, or y has other labels or only one class.
         """
         pyplot()  # before the work, not after it
         return cls.from_scores(y, *_scores(estimator, X, y), ax=ax, name=name, **line)
@@ -82,30 +82,30 @@ class _CurveDisplay:
         name: str | None = None,
         **line: Any,
     ) -> Self:
-        """Draw the curve of scores.
+        """Plot the curve of scores.
 
         Parameters
         ----------
         y : array-like of shape (n_samples,)
             Labels, +1 normal and -1 anomalous.
         scores : array-like of shape (n_samples,)
-            High = anomalous, as from `anomaly_score`. Images whose score is NaN are left out.
+            Scores, high = anomalous, as from `anomaly_score`. Images whose score is NaN are ignored.
         threshold : float, optional
-            To mark: scores above it are called anomalous.
+            Threshold to mark as the operating point: scores above it are called anomalous.
         ax, name, **line : optional
             As for `from_estimator`.
 
         Returns
         -------
         display
-            Drawn.
+            The plotted display.
         """
         anomalous, values = _known(y, scores)
-        called = values > (np.inf if threshold is None else threshold)
-        return cls._of(anomalous, values, None if threshold is None else called).plot(ax, name=name, **line)
+        predicted = values > (np.inf if threshold is None else threshold)
+        return cls._of(anomalous, values, None if threshold is None else predicted).plot(ax, name=name, **line)
 
     def plot(self, ax: Axes | None = None, *, name: str | None = None, **line: Any) -> Self:
-        """Draw.
+        """Plot the curve.
 
         Parameters
         ----------
@@ -117,9 +117,9 @@ class _CurveDisplay:
         display
             The display itself.
         """
-        curve, total, steps = self._drawn()
+        curve, area, steps = self._curve()
         short, across, up = self._NAMES
-        label = f"{short} {total:.3f}" if name is None else f"{name} ({short} {total:.3f})"
+        label = f"{short} {area:.3f}" if name is None else f"{name} ({short} {area:.3f})"
         ax = _axes(ax, across, up)
         if not any(one.get_gid() == "chance" for one in ax.get_lines()):
             self._draw_chance(ax, color="black", linestyle=":", linewidth=1, gid="chance", label="chance")
@@ -137,32 +137,32 @@ class _CurveDisplay:
         return self
 
     @classmethod
-    def _of(cls, anomalous: np.ndarray, values: np.ndarray, called: np.ndarray | None) -> Self:
-        """Compute the curve of scores, and its point where images are called anomalous."""
+    def _of(cls, anomalous: np.ndarray, values: np.ndarray, predicted: np.ndarray | None) -> Self:
+        """Compute the curve of scores, and its operating point from the images predicted to be anomalous."""
         raise NotImplementedError
 
-    def _drawn(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
-        """Return the curve, what it sums up to, and how its points are joined."""
+    def _curve(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
+        """Return the curve, the area under it, and matplotlib's `drawstyle` for it."""
         raise NotImplementedError
 
     def _draw_chance(self, ax: Axes, **style: Any) -> None:
-        """Draw what scores that say nothing have."""
+        """Draw the line of uninformative scores."""
         raise NotImplementedError
 
 
 class RocCurveDisplay(_CurveDisplay):
-    """ROC curve: which share of the anomalous images is found, at which share of false alarms.
+    """ROC curve: true-positive rate (recall) against false-positive rate.
 
-    As scikit-learn's, but the anomaly is what is to be found.
+    Like scikit-learn's display, but with anomalous as the positive class.
 
     Parameters
     ----------
     false_alarms, recall : ndarray of shape (n_thresholds,)
-        The curve.
+        False-positive and true-positive rates.
     auroc : float
-        Area under it.
+        Area under the curve.
     point : (float, float), optional
-        False alarms and recall at the threshold of the detector, which is marked.
+        False-positive and true-positive rate at the detector's threshold, to mark as the operating point.
 
     Attributes
     ----------
@@ -182,12 +182,14 @@ class RocCurveDisplay(_CurveDisplay):
     _NAMES = "AUROC", "false-positive rate (false alarms)", "true-positive rate (recall)"
 
     @classmethod
-    def _of(cls, anomalous: np.ndarray, values: np.ndarray, called: np.ndarray | None) -> Self:
+    def _of(cls, anomalous: np.ndarray, values: np.ndarray, predicted: np.ndarray | None) -> Self:
         false_alarms, recall, _ = roc_curve(anomalous, values)
-        point = None if called is None else (float(called[~anomalous].mean()), float(called[anomalous].mean()))
+        point = None
+        if predicted is not None:
+            point = float(predicted[~anomalous].mean()), float(predicted[anomalous].mean())
         return cls(false_alarms, recall, float(auc(false_alarms, recall)), point=point)
 
-    def _drawn(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
+    def _curve(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
         return (self.false_alarms, self.recall), self.auroc, "default"
 
     def _draw_chance(self, ax: Axes, **style: Any) -> None:
@@ -195,20 +197,20 @@ class RocCurveDisplay(_CurveDisplay):
 
 
 class PrecisionRecallDisplay(_CurveDisplay):
-    """Precision-recall curve: of the images called anomalous, which share is so, at which share of those found.
+    """Precision-recall curve of the anomalous images.
 
-    As scikit-learn's, but the anomaly is what is to be found.
+    Like scikit-learn's display, but with anomalous as the positive class.
 
     Parameters
     ----------
     precision, recall : ndarray of shape (n_thresholds,)
-        The curve.
+        Precision and recall.
     average_precision : float
-        See `metrics.average_precision`.
+        Average precision; see `metrics.average_precision`.
     prevalence : float
-        Share of the anomalous images, which scores that say nothing have as precision.
+        Fraction of anomalous images: the precision of uninformative scores.
     point : (float, float), optional
-        Recall and precision at the threshold of the detector, which is marked.
+        Recall and precision at the detector's threshold, to mark as the operating point.
 
     Attributes
     ----------
@@ -232,18 +234,18 @@ class PrecisionRecallDisplay(_CurveDisplay):
         self.prevalence = prevalence
         self.point = point
 
-    _NAMES = "AP", "recall (share of anomalous images found)", "precision (share of those called)"
+    _NAMES = "AP", "recall", "precision"
 
     @classmethod
-    def _of(cls, anomalous: np.ndarray, values: np.ndarray, called: np.ndarray | None) -> Self:
+    def _of(cls, anomalous: np.ndarray, values: np.ndarray, predicted: np.ndarray | None) -> Self:
         precision, recall, _ = precision_recall_curve(anomalous, values)
         point = None
-        if called is not None and called.any():
-            point = float(called[anomalous].mean()), float(anomalous[called].mean())
-        found = average_precision(np.where(anomalous, -1, 1), values)
-        return cls(precision, recall, found, float(anomalous.mean()), point=point)
+        if predicted is not None and predicted.any():
+            point = float(predicted[anomalous].mean()), float(anomalous[predicted].mean())
+        area = average_precision(np.where(anomalous, -1, 1), values)
+        return cls(precision, recall, area, float(anomalous.mean()), point=point)
 
-    def _drawn(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
+    def _curve(self) -> tuple[tuple[np.ndarray, np.ndarray], float, str]:
         return (self.recall, self.precision), self.average_precision, "steps-post"
 
     def _draw_chance(self, ax: Axes, **style: Any) -> None:
@@ -251,7 +253,7 @@ class PrecisionRecallDisplay(_CurveDisplay):
 
 
 def _scores(estimator: DualDistillationDetector, X: Any, y: Any) -> tuple[np.ndarray, float]:
-    """Score images, high = anomalous, and return the threshold too."""
+    """Return scores of images, high = anomalous, and the threshold."""
     session = estimator.session()
     X, names = named(session, X)
     check_labels(y, len(names))
@@ -259,18 +261,20 @@ def _scores(estimator: DualDistillationDetector, X: Any, y: Any) -> tuple[np.nda
 
 
 def _known(y: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images are anomalous, and their scores, of those that have one."""
+    """Return which of the scored images are anomalous, and their scores."""
     values = np.asarray(scores, np.float64).ravel()
     labels = check_labels(y, len(values))
     if labels is None:
         raise ValueError("y=None was given; accepted are labels, +1 normal and -1 anomalous.")
-    known = ~np.isnan(values)
-    if not known.any():
-        raise ImageError(f"None of the {len(values)} images has a score: there is nothing to draw.")
-    anomalous = labels[known] == -1
+    scored = ~np.isnan(values)
+    if not scored.any():
+        raise ImageError(f"None of the {len(values)} images has a score: there is nothing to plot.")
+    anomalous = labels[scored] == -1
     if anomalous.all() or not anomalous.any():
-        raise ValueError(f"A curve needs images of both kinds; all {len(anomalous)} with a score are labelled alike.")
-    return anomalous, values[known]
+        raise ValueError(
+            f"A curve needs normal and anomalous images; all {len(anomalous)} with a score have the same label."
+        )
+    return anomalous, values[scored]
 
 
 def _axes(ax: Axes | None, across: str, up: str) -> Axes:

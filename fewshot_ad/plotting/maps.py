@@ -1,4 +1,4 @@
-"""Images, where they are anomalous, and the support images that they were compared with."""
+"""Display of images, their anomaly maps, and the support images that they were compared with."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
     from ..detector import DualDistillationDetector
 
 _PANELS = ("image", "map", "support", "match")
-# The colour scale begins this share of the threshold below it, and goes at least as far beyond.
+# The colour scale extends at least this fraction of the threshold below and above it.
 _REACH = 0.25
-# Inches: side of the square that a picture is as large as, and its longest side; a column that titles fit into; rows.
+# Inches: side of a square with the area of a picture, longest side, narrowest column, lowest row, height of a title.
 _SIDE, _LONGEST, _NARROWEST, _LOWEST, _TITLE = 2.1, 3.4, 1.9, 0.5, 0.45
 
 
 class AnomalyMapDisplay(Saved):
-    """Images, where they are anomalous, and the support images that they were compared with.
+    """Images, their anomaly maps, and the support images that they were compared with.
 
-    A row for each image: the image with a box at its hottest spot; its anomaly map; the support image that counted
-    most; and, where "patch" is among the evidence, the support image with the patch that is most like the hottest spot,
-    in a box. A box is as large as the square that one patch stands for. Images are in their own proportions; support
-    images as the detector holds them, small. `panels` chooses among the four.
+    Each row shows the image with a box at its hottest patch; its anomaly map; the support image with the largest
+    weight; and, with the score component "patch", the support image that contains the nearest neighbour of the hottest
+    patch, in a box. A box is the square that one patch represents. Images keep their aspect ratio; support images are
+    shown resized, as the detector stores them. `panels` selects among the four.
 
-    All maps have one colour scale. It shows how far the map, its border faded as in the score, is above what the
-    hottest pixels (by default the highest 1 %) of this image must reach on average for the image to be called anomalous
-    (`Explanation.excess`), in units of the threshold's score. The threshold is 0, the middle of the scale; the mean of
-    the hottest pixels is the image's score less 1. Colour begins a quarter below the threshold, so most of a normal
-    image has none, and covers at most 40 % of the image. The regions of an anomalous image
-    (`Explanation.regions`) are outlined; a ground-truth mask is, in white, dashed.
+    All maps share one colour scale. It shows `Explanation.excess` in units of the threshold's score: the map, with its
+    border weighted as in the score, minus the threshold of the mean of this image's hottest pixels (by default the
+    highest 1 %). The threshold is 0, the middle of the scale; the mean of the hottest pixels is the image's score minus
+    1. Colour begins a quarter below the threshold, so that most of a normal image has none, and is at most 40 % opaque.
+    The regions of an anomalous image (`Explanation.regions`) are outlined; a ground-truth mask has a dashed white
+    outline.
 
     Parameters
     ----------
     explanations : sequence of Explanation
-        From `DualDistillationDetector.explain`, one for each row.
+        Explanations from `DualDistillationDetector.explain`, one per row.
     support : sequence of ndarray of shape (H, W, 3), uint8, or None
-        The K support images as the detector saw them. None leaves out their panels.
+        The K support images, resized. None omits their panels.
     names : sequence of str, optional
-        Of the images. By default "image 0" and so on.
+        Names of the images. By default "image 0" and so on.
     support_names : sequence of str, optional
-        Of the support images. By default their numbers.
+        Names of the support images. By default their numbers.
     y : array-like of shape (n_images,), optional
         Labels, +1 normal and -1 anomalous, for the titles.
     masks : sequence of path, array-like of shape (H, W), or None, optional
-        Where each image is anomalous, as `ImageFolder.masks` has it: a file or an array, not 0 where anomalous, in the
-        image's proportions; None for an image without one.
+        Ground-truth mask of each image, as in `ImageFolder.masks`: a file or an array, nonzero where anomalous, with
+        the aspect ratio of the image; None for an image without a mask.
     panels : sequence of str, optional
-        Which panels are shown, from left to right: "image", "map", "support", "match". By default all there are.
+        Panels to show, from left to right: "image", "map", "support", "match". By default all that are available.
 
     Attributes
     ----------
@@ -98,20 +98,20 @@ class AnomalyMapDisplay(Saved):
         axes: Any = None,
         cmap: str | Colormap | None = None,
     ) -> AnomalyMapDisplay:
-        """Explain images and draw them.
+        """Explain images and plot them.
 
         Parameters
         ----------
         estimator : DualDistillationDetector
-            Fitted.
+            Fitted detector.
         X : images, or array-like of shape (n_samples, n_features)
-            As for `fit`; a row of panels each, so a handful. Unreadable ones have no row with on_error="skip".
+            A few images, as for `fit`; each has a row of panels. Unreadable images have no row with on_error="skip".
         y : array-like of shape (n_samples,), optional
             Labels, +1 normal and -1 anomalous, for the titles.
         masks : sequence of path, array-like of shape (H, W), or None, optional
-            Where each image is anomalous: outlined on its map.
+            Ground-truth mask of each image, which is outlined on its map.
         panels : sequence of str, optional
-            Which panels are shown: "image", "map", "support", "match". By default all there are.
+            Panels to show: "image", "map", "support", "match". By default all that are available.
         axes : array of matplotlib Axes, optional
             See `plot`.
         cmap : str or matplotlib Colormap, optional
@@ -126,39 +126,39 @@ class AnomalyMapDisplay(Saved):
         MissingExtraError
             matplotlib is not installed.
         ImageError
-            None of the images can be read, or a mask cannot.
+            None of the images, or one of the masks, can be read.
         ValueError
-            y or `masks` is not as long as X, y has other labels, `axes` has another shape, or `panels` are not those.
+            y or `masks` and X differ in length, y has other labels, `axes` has another shape, or `panels` is not valid.
         """
         pyplot()  # before the work, not after it
         session = estimator.session()
         X, names = named(session, X)
         labels = check_labels(y, len(names))
         _check_masks(masks, len(names))
-        found = list(session.explanations(X, session.settings.on_error))
-        if not found:
-            raise ImageError(f"None of the {len(names)} images could be read: there is nothing to draw.")
-        # A detector that came from a file may have left the images behind.
-        kept = session.fitted.images
+        explanations = list(session.explanations(X, session.settings.on_error))
+        if not explanations:
+            raise ImageError(f"None of the {len(names)} images could be read: there is nothing to plot.")
+        # A model file may not include the support images.
+        support = session.fitted.images
         display = cls(
-            [one for _, one in found],
-            None if kept is None else [as_uint8(image) for image in kept],
-            names=[names[i] for i, _ in found],
+            [one for _, one in explanations],
+            None if support is None else [as_uint8(image) for image in support],
+            names=[names[i] for i, _ in explanations],
             support_names=names_of_support(session),
-            y=None if labels is None else labels[[i for i, _ in found]],
-            masks=None if masks is None else [masks[i] for i, _ in found],
+            y=None if labels is None else labels[[i for i, _ in explanations]],
+            masks=None if masks is None else [masks[i] for i, _ in explanations],
             panels=panels,
         )
         return display.plot(axes=axes, cmap=cmap)
 
     def plot(self, axes: Any = None, *, cmap: str | Colormap | None = None) -> AnomalyMapDisplay:
-        """Draw.
+        """Plot the rows of panels.
 
         Parameters
         ----------
         axes : array of matplotlib Axes, optional
-            (n_images, n_panels); for one image also without the first dimension. There are 4 panels by default, 3
-            without "patch" among the evidence, 2 without support images. By default those of a new figure.
+            Axes of shape (n_images, n_panels), or (n_panels,) for one image; by default those of a new figure. There
+            are 4 panels by default, 3 without the score component "patch", 2 without support images.
         cmap : str or matplotlib Colormap, optional
             Colour map of the anomaly map. By default `warm_colours()`.
 
@@ -168,18 +168,18 @@ class AnomalyMapDisplay(Saved):
             The display itself.
         """
         plt = pyplot()
-        shown = self.explanations
+        n_images = len(self.explanations)
         cmap = warm_colours() if cmap is None else cmap
-        labels, panels = check_labels(self.y, len(shown)), self._panels()
-        _check_masks(self.masks, len(shown))
-        self.axes_ = _grid(axes, [one.picture.shape for one in shown], len(panels))
+        labels, panels = check_labels(self.y, n_images), self._panels()
+        _check_masks(self.masks, n_images)
+        self.axes_ = _grid(axes, [one.picture.shape for one in self.explanations], len(panels))
         self.figure_ = self.axes_[0, 0].figure
         scale = self._scale()
-        for i, (one, row) in enumerate(zip(shown, self.axes_, strict=True)):
+        for i, (one, row) in enumerate(zip(self.explanations, self.axes_, strict=True)):
             for panel, ax in zip(panels, row, strict=True):
                 if panel == "image":
                     ax.imshow(one.picture)
-                    _draw(ax, one.hot_box)
+                    _draw_box(ax, one.hot_box)
                     name = f"image {i}" if self.names is None else self.names[i]
                     label = "" if labels is None else f"\nlabelled {word(labels[i])}"
                     ax.set_title(f"{escaped(name)}{label}")
@@ -187,27 +187,27 @@ class AnomalyMapDisplay(Saved):
                     self._overlay(ax, one, scale, cmap)
                     if self.masks is not None and self.masks[i] is not None:
                         _outline(ax, _mask(self.masks[i]) - 0.5, one.picture.shape, "white", "dashed")
-                    _draw(ax, one.hot_box)
+                    _draw_box(ax, one.hot_box)
                     ax.set_title(f"score {one.relative:.2f}\ncalled {word(one.decision)}")
                 elif panel == "support":
-                    self._show_support(ax, one)
+                    self._plot_support(ax, one)
                 else:
-                    self._show_match(ax, one)
+                    self._plot_match(ax, one)
         if "map" in panels:
             self._colour_bar(plt.cm.ScalarMappable(scale, cmap))
         return self
 
     def _panels(self) -> tuple[str, ...]:
-        """Check the panels that are asked for against those there are."""
-        n_there = 2 if self.support is None else 3 if all(one.matches is None for one in self.explanations) else 4
-        there = _PANELS[:n_there]
+        """Return the requested panels, and check that they are available."""
+        n_available = 2 if self.support is None else 3 if all(one.matches is None for one in self.explanations) else 4
+        available = _PANELS[:n_available]
         if self.panels is None:
-            return there
+            return available
         panels = (self.panels,) if isinstance(self.panels, str) else tuple(self.panels)
-        if not panels or not set(panels) <= set(there):
+        if not panels or not set(panels) <= set(available):
             raise ValueError(
-                f"panels={self.panels!r} was given; accepted here are one or more of {', '.join(there)}."
-                + (" Those of the support need its images and its patches." if n_there < len(_PANELS) else "")
+                f"panels={self.panels!r} was given; accepted here are one or more of {', '.join(available)}."
+                + (' "support" and "match" need support images and patches.' if n_available < len(_PANELS) else "")
             )
         return panels
 
@@ -238,18 +238,18 @@ class AnomalyMapDisplay(Saved):
             for colour, thick, gid in (("black", 2.2, "rim"), (CONTOUR, 1.1, "region")):
                 ax.plot(across, down, color=colour, linewidth=thick, gid=gid, scalex=False, scaley=False)
 
-    def _show_support(self, ax: Axes, one: Explanation) -> None:
+    def _plot_support(self, ax: Axes, one: Explanation) -> None:
         assert self.support is not None  # nosec B101
         ax.imshow(self.support[one.support_index])
         weight = one.support_weights[one.support_index]
-        ax.set_title(f"{self._support_name(one.support_index)}\ncounted most ({weight:.2f})")
+        ax.set_title(f"{self._support_name(one.support_index)}\nlargest weight ({weight:.2f})")
 
-    def _show_match(self, ax: Axes, one: Explanation) -> None:
+    def _plot_match(self, ax: Axes, one: Explanation) -> None:
         assert self.support is not None  # nosec B101
         if one.matches is not None and one.match_box is not None:
             match = one.matches
             ax.imshow(self.support[match.support_index])
-            _draw(ax, one.match_box)
+            _draw_box(ax, one.match_box)
             ax.set_title(f"{self._support_name(match.support_index)}\nnearest patch ({match.similarity:.2f})")
 
     def _support_name(self, index: int) -> str:
@@ -257,7 +257,7 @@ class AnomalyMapDisplay(Saved):
 
 
 def _excess(one: Explanation) -> np.ndarray:
-    """Tell how far the map is above the level of the threshold, in units of the threshold's score."""
+    """Return how far the map is above its level, in units of the threshold's score."""
     unit = one.decision - one.score
     return one.excess / np.float32(unit if unit > 0 else 1.0)
 
@@ -277,7 +277,7 @@ def _mask(given: Any) -> np.ndarray:
 
 
 def _outline(ax: Axes, values: np.ndarray, shape: tuple[int, ...], colour: str, style: str) -> None:
-    """Outline where values are above 0, along the border too, on a picture of that shape."""
+    """Outline the area where values are above 0, including the image border, on a picture of the given shape."""
     padded = np.pad(values, 1, constant_values=-np.abs(values).max())
     y, x = (
         np.clip((np.arange(n + 2) - 0.5) / n * side - 0.5, -0.5, side - 0.5)
@@ -289,7 +289,7 @@ def _outline(ax: Axes, values: np.ndarray, shape: tuple[int, ...], colour: str, 
 
 
 def _grid(axes: Any, shapes: Sequence[tuple[int, ...]], n_columns: int) -> np.ndarray:
-    """Check the given axes, or make a figure of them, of a row for each picture; without ticks."""
+    """Check the given axes, or create a figure with a row per picture; without ticks."""
     n_rows = len(shapes)
     if axes is None:
         axes = _new_axes(shapes, n_columns)
@@ -298,13 +298,13 @@ def _grid(axes: Any, shapes: Sequence[tuple[int, ...]], n_columns: int) -> np.nd
         raise ValueError(f"axes has shape {grid.shape}; {n_rows} image(s) need ({n_rows}, {n_columns}).")
     for ax in grid.flat:
         ax.set_axis_off()
-        ax.set_anchor("N")  # so that the titles of a row are in line
+        ax.set_anchor("N")  # aligns the titles of a row
         ax.title.set_fontsize("small")
     return grid.reshape(n_rows, n_columns)
 
 
 def _new_axes(shapes: Sequence[tuple[int, ...]], n_columns: int) -> Any:
-    """Make a figure in which pictures of any proportions are about equally large."""
+    """Create a figure in which pictures of any aspect ratio have about the same area."""
     steepness = [(height / width) ** 0.5 for height, width, *_ in shapes]
     heights = [min(max(_SIDE * steep, _LOWEST), _LONGEST) for steep in steepness]
     width = max(_NARROWEST, *(min(_SIDE / steep, _LONGEST) for steep in steepness))
@@ -314,11 +314,11 @@ def _new_axes(shapes: Sequence[tuple[int, ...]], n_columns: int) -> Any:
     )[1]
 
 
-def _draw(ax: Axes, box: Box) -> None:
+def _draw_box(ax: Axes, box: Box) -> None:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    # A dark rim: the box shows on any image.
+    # The dark rim makes the box visible on any image.
     effects = [withStroke(linewidth=3, foreground="black")]
     corner = (box.left - 0.5, box.top - 0.5)  # the first pixel's centre is at 0
     ax.add_patch(

@@ -1,4 +1,4 @@
-"""How much each support image counted for each image, and how scores lie about the threshold."""
+"""Displays of the weights of support images, and of the histogram of scores."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
     from ..detector import DualDistillationDetector
 
-# More numbers than these in a table would not be readable.
-_MOST_NUMBERS = 400
+# More numbers in a table would not be readable.
+_MAX_NUMBERS = 400
 
 
 class SupportWeightsDisplay(Saved):
-    """How much each support image counted for each image: a table of numbers on a colour scale from 0 to 1.
+    """Weights of the support images for each image: a table of numbers on a colour scale from 0 to 1.
 
     Parameters
     ----------
     weights : ndarray of shape (n_images, K)
-        From `DualDistillationDetector.support_weights`; a row of NaN, of an unreadable image, stays empty.
+        Weights from `DualDistillationDetector.support_weights`; a row of NaN (an unreadable image) is empty.
     names : sequence of str, optional
-        Of the images. By default "image 0" and so on.
+        Names of the images. By default "image 0" and so on.
     support_names : sequence of str, optional
-        Of the support images. By default their numbers.
+        Names of the support images. By default their numbers.
 
     Attributes
     ----------
@@ -56,18 +56,18 @@ class SupportWeightsDisplay(Saved):
         ax: Axes | None = None,
         cmap: str = "Greys",
     ) -> SupportWeightsDisplay:
-        """Compute the weights and draw them.
+        """Compute the weights and plot them.
 
         Parameters
         ----------
         estimator : DualDistillationDetector
-            Fitted.
+            Fitted detector.
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`.
         y : array-like of shape (n_samples,), optional
-            Labels, +1 normal and -1 anomalous: anomalous images are named so.
+            Labels, +1 normal and -1 anomalous, which are added to the names.
         ax : matplotlib Axes, optional
-            To draw in. By default that of a new figure.
+            Axes to plot in. By default those of a new figure.
         cmap : str, default="Greys"
             Colour map.
 
@@ -80,7 +80,7 @@ class SupportWeightsDisplay(Saved):
         MissingExtraError
             matplotlib is not installed.
         ValueError
-            y is not as long as X or has other labels.
+            y and X differ in length, or y has other labels.
         """
         pyplot()
         session = estimator.session()
@@ -92,12 +92,12 @@ class SupportWeightsDisplay(Saved):
         return display.plot(ax=ax, cmap=cmap)
 
     def plot(self, ax: Axes | None = None, *, cmap: str = "Greys") -> SupportWeightsDisplay:
-        """Draw.
+        """Plot the table.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            To draw in. By default that of a new figure.
+            Axes to plot in. By default those of a new figure.
         cmap : str, default="Greys"
             Colour map.
 
@@ -112,7 +112,7 @@ class SupportWeightsDisplay(Saved):
             size = (2.5 + 0.8 * min(k, 30), 1.5 + 0.3 * min(n, 60))
             _, ax = plt.subplots(figsize=size, layout="constrained")
         drawn = ax.imshow(self.weights, cmap=cmap, vmin=0, vmax=1, aspect="auto")
-        if n * k <= _MOST_NUMBERS:
+        if n * k <= _MAX_NUMBERS:
             for (i, j), weight in np.ndenumerate(self.weights):
                 if np.isfinite(weight):
                     ax.text(j, i, f"{weight:.2f}", ha="center", va="center", color="white" if weight > 0.5 else "black")
@@ -129,20 +129,20 @@ class SupportWeightsDisplay(Saved):
 
 
 class ScoreHistogramDisplay(Saved):
-    """Scores of images, the threshold, and what the support images score against each other.
+    """Histogram of the scores of images, with the threshold and the leave-one-out scores of the support images.
 
-    Scores are shown as `explanation.relative_score` gives them: 1 is the threshold, high = anomalous.
+    Scores are those of `explanation.relative_score`: 1 is the threshold, high = anomalous.
 
     Parameters
     ----------
     scores : ndarray of shape (n_images,)
-        From `DualDistillationDetector.score_samples`; NaN, of unreadable images, is left out.
+        Scores from `DualDistillationDetector.score_samples`; NaN (unreadable images) is ignored.
     threshold : float
         `offset_`: images that score below it are called anomalous.
     support_scores : ndarray of shape (K,), optional
         `support_scores_`.
     y : array-like of shape (n_images,), optional
-        Labels, +1 normal and -1 anomalous: a histogram for each.
+        Labels, +1 normal and -1 anomalous; each class has its own histogram.
 
     Attributes
     ----------
@@ -162,18 +162,18 @@ class ScoreHistogramDisplay(Saved):
     def from_estimator(
         cls, estimator: DualDistillationDetector, X: Any, *, y: Any = None, ax: Axes | None = None, bins: Any = 30
     ) -> ScoreHistogramDisplay:
-        """Score images and draw the histogram.
+        """Score images and plot the histogram.
 
         Parameters
         ----------
         estimator : DualDistillationDetector
-            Fitted.
+            Fitted detector.
         X : images, or array-like of shape (n_samples, n_features)
             As for `fit`.
         y : array-like of shape (n_samples,), optional
-            Labels, +1 normal and -1 anomalous: a histogram for each.
+            Labels, +1 normal and -1 anomalous; each class has its own histogram.
         ax : matplotlib Axes, optional
-            To draw in. By default that of a new figure.
+            Axes to plot in. By default those of a new figure.
         bins : int, sequence or str, default=30
             As for `numpy.histogram_bin_edges`.
 
@@ -188,7 +188,7 @@ class ScoreHistogramDisplay(Saved):
         ImageError
             None of the images can be read.
         ValueError
-            y is not as long as X or has other labels.
+            y and X differ in length, or y has other labels.
         """
         pyplot()
         session = estimator.session()
@@ -199,12 +199,12 @@ class ScoreHistogramDisplay(Saved):
         return display.plot(ax=ax, bins=bins)
 
     def plot(self, ax: Axes | None = None, *, bins: Any = 30) -> ScoreHistogramDisplay:
-        """Draw.
+        """Plot the histogram.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            To draw in. By default that of a new figure.
+            Axes to plot in. By default those of a new figure.
         bins : int, sequence or str, default=30
             As for `numpy.histogram_bin_edges`.
 
@@ -218,16 +218,16 @@ class ScoreHistogramDisplay(Saved):
 
         labels = check_labels(self.y, len(self.scores))
         scores = relative_score(self.scores, self.threshold)
-        known = np.isfinite(scores)
-        if not known.any():
-            raise ImageError(f"None of the {len(self.scores)} images has a score: there is nothing to draw.")
+        scored = np.isfinite(scores)
+        if not scored.any():
+            raise ImageError(f"None of the {len(self.scores)} images has a score: there is nothing to plot.")
         if ax is None:
             _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        edges = np.histogram_bin_edges(scores[known], bins)
-        groups = [("images", known, NEUTRAL, "")]
+        edges = np.histogram_bin_edges(scores[scored], bins)
+        groups = [("images", scored, NEUTRAL, "")]
         if labels is not None:
             groups = [
-                ("normal", known & (labels > 0), NORMAL, ""), ("anomalous", known & (labels < 0), ANOMALOUS, "//"),
+                ("normal", scored & (labels > 0), NORMAL, ""), ("anomalous", scored & (labels < 0), ANOMALOUS, "//"),
             ]  # fmt: skip
         for name, chosen, colour, hatch in groups:
             above = int((scores[chosen] > 1).sum())
@@ -237,17 +237,18 @@ class ScoreHistogramDisplay(Saved):
             )  # fmt: skip
         ax.axvline(1, color="black", linestyle="--", label="threshold")
         if self.support_scores is not None:
-            # Marks at the foot of the axes, whatever the counts are.
+            # Markers at the bottom of the axes, independent of the counts.
             places = relative_score(self.support_scores, self.threshold), np.full(len(self.support_scores), 0.03)
             ax.plot(
                 *places, "^", color="black", markersize=7, markeredgecolor="white",
-                transform=ax.get_xaxis_transform(), label="support, each against the others",
+                transform=ax.get_xaxis_transform(), label="support (leave-one-out)",
             )  # fmt: skip
-        unread = int((~known).sum())
-        ax.set_xlabel("score (1 = threshold, high = anomalous)" + (f"; {unread} unreadable left out" if unread else ""))
+        n_failed = int((~scored).sum())
+        note = f"; {n_failed} unreadable left out" if n_failed else ""
+        ax.set_xlabel(f"score (1 = threshold, high = anomalous){note}")
         ax.set_ylabel("images")
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        # Above the bars: within, it would hide some.
+        # Above the axes, as it would hide bars within them.
         ax.legend(fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         self.ax_ = ax
         self.figure_ = ax.figure
