@@ -31,7 +31,7 @@ from .recipes import parameters_of
 from .regions import Region
 from .runtime import own_torch_state
 from .session import Session, together
-from .settings import OF_STUDENT, OF_THE_CALL, checked
+from .settings import STUDENT_PREFIX, CALL_PARAMETERS, checked
 from .student import Student
 from .support import FittedSupport
 from .training.calibrating import calibrated, probabilities, pvalues
@@ -348,7 +348,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         DualDistillationDetector
             The detector itself.
         """
-        if params.get("student", self.student) is None and any(name.startswith(OF_STUDENT) for name in params):
+        if params.get("student", self.student) is None and any(name.startswith(STUDENT_PREFIX) for name in params):
             params = {**params, "student": Student()}
         return super().set_params(**params)
 
@@ -879,7 +879,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
             All that it answers comes of the state that is fitted now, whatever the detector does meanwhile.
         """
         check_is_fitted(self)
-        return Session(self.fitted_, **{**{name: getattr(self, name) for name in OF_THE_CALL}, **of_the_call})
+        return Session(self.fitted_, **{**{name: getattr(self, name) for name in CALL_PARAMETERS}, **of_the_call})
 
     fitted_: FittedSupport
     support_ = FittedAttribute[np.ndarray | list[np.ndarray]](

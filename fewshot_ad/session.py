@@ -76,7 +76,7 @@ class Session:
     ----------
     fitted : FittedSupport
     **of_the_call
-        Parameters of the detector that say where and how the work is done (`settings.OF_THE_CALL`).
+        Parameters of the detector that say where and how the work is done (`settings.CALL_PARAMETERS`).
 
     Attributes
     ----------

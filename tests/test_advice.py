@@ -143,7 +143,7 @@ def test_an_image_that_is_transparent_everywhere(normal, tmp_path):
     hidden = np.dstack([normal[0], np.zeros((40, 40), np.uint8)])
     (path,) = save_pictures(tmp_path, [hidden])
     for item in (hidden, path):
-        warning_of(lambda item=item: read([item]), "is transparent everywhere", category=ImageWarning)
+        warning_of(lambda item=item: read([item]), "is fully transparent", category=ImageWarning)
     torch.testing.assert_close(quietly(lambda: read([hidden[..., :3]])), read([normal[0]]))
     with Image.open(path) as picture:
         picture.convert("RGB").save(path)
@@ -174,7 +174,7 @@ def test_a_large_image(make, normal, tmp_path, monkeypatch):
     make().fit(small)
 
 
-@follows("there is not enough memory for it. Make it smaller, or free memory.")
+@follows("not enough memory. Make it smaller, or free memory.")
 def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
     resize = images.resize
 
@@ -190,12 +190,12 @@ def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
     read([normal[0]])
 
 
-@follows("one entry stands for one. {first} fewshot_ad.images.frames(paths): a row for each")
+@follows("each entry must be one image. {first} fewshot_ad.images.frames(paths), which")
 def test_a_file_of_several_images(normal, tmp_path):
     path = tmp_path / "several.tif"
     first, *others = (Image.fromarray(image) for image in normal[:3])
     first.save(path, save_all=True, append_images=others)
-    refusal(lambda: read([path]), "Pass fewshot_ad.images.frames(paths): a row for each")
+    refusal(lambda: read([path]), "Pass fewshot_ad.images.frames(paths), which lists them")
     torch.testing.assert_close(read(fewshot_ad.images.frames([path])), read(normal[:3]))
 
 

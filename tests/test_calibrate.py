@@ -242,7 +242,7 @@ def test_images_that_are_not_enough(det, images, tmp_path):
         det.calibrate(normal[4:8], [0, 1, 1, 1])
     with pytest.raises(ValueError, match="inconsistent"):
         det.calibrate(normal[4:8], [1, 1])
-    with pytest.raises(ImageError, match=r"1 of 1 images: .*none\.png"):
+    with pytest.raises(ImageError, match=r"Image 1 of 1: .*none\.png"):
         det.calibrate([tmp_path / "none.png"])
     det.set_params(on_error="skip")
     with (

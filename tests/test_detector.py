@@ -456,7 +456,7 @@ def test_unreadable_files(make, normal, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(good[0].read_bytes()[:500])
     files = [good[0], broken, *good[1:]]
-    with pytest.raises(ImageError, match=r"2 of 4 images: .*broken\.png"):
+    with pytest.raises(ImageError, match=r"Image 2 of 4: .*broken\.png"):
         make().fit(files)
     det = make(on_error="skip")
     with pytest.warns(ImageSkippedWarning, match=r"broken\.png"):

@@ -306,7 +306,7 @@ def test_what_can_be_read_only_once_is_shown_as_the_detector_saw_it(fitted, anom
 
 def test_a_second_reading_warns_of_nothing_again(fitted, anomalous):
     transparent = np.dstack([anomalous[0], np.zeros((40, 40), np.uint8)])
-    with pytest.warns(ImageWarning, match="transparent everywhere") as said:
+    with pytest.warns(ImageWarning, match="fully transparent") as said:
         fitted.explain([transparent])
     assert len(said) == 1
 

@@ -503,7 +503,7 @@ SEVERAL = ["a.dcm", "a.nii", "a.tif", "a.gif", "a.webp", "a.png"]
 @pytest.mark.parametrize("name", SEVERAL)
 def test_a_path_to_several_images_is_refused(tmp_path, name):
     path = write_several(tmp_path, name)
-    assert_refused(path, str(path), "holds 3 images", "fewshot_ad.images.frames(paths)")
+    assert_refused(path, str(path), "contains 3 images", "fewshot_ad.images.frames(paths)")
     found = frames(path)
     assert found == [Frame(path, 0), Frame(path, 1), Frame(path, 2)]
     pictures = [read(frame) for frame in found]
@@ -685,7 +685,7 @@ def test_a_detector_of_frames(tmp_path, toy):
     names = [f"{tmp_path / 'a.dcm'}[0]", f"{tmp_path / 'a.dcm'}[1]", str(tmp_path / "a.dcm")]
     assert [one.path for one in scored] == names
     assert [one.error for one in scored[:2]] == [None, None]
-    assert "holds 6 images" in scored[2].error
+    assert "contains 6 images" in scored[2].error
 
 
 def test_the_command_scores_every_image_of_a_file(tmp_path, capsys):

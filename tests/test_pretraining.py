@@ -384,5 +384,5 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path):
         listed = pretraining._collect(tasks, 32, tmp_path / "features")
     assert [len(items) for items, _ in listed.values()] == [6, 6]
     assert [str(one.message).rpartition(":")[0] for one in said] == [
-        "left out: 1 (not an image, by its name)", "left out: 1 (a folder)",
+        "left out: 1 (not an image, judging by its name)", "left out: 1 (a folder)",
     ]  # fmt: skip

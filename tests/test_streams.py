@@ -277,7 +277,7 @@ def test_several_images_in_memory_have_a_way_out(tmp_path):
     data = io.BytesIO()
     tifffile.imwrite(data, np.stack([GREY] * 3), photometric="minisblack", metadata=None)
     said = refusal(data)
-    assert "holds 3 images" in said
+    assert "contains 3 images" in said
     assert "Write it to a file, and pass fewshot_ad.images.frames(paths)" in said
     path = tmp_path / "a.tif"
     path.write_bytes(data.getvalue())

@@ -104,10 +104,10 @@ def test_fit_predict_of_a_generator(make, normal):
 
 def test_images_are_counted_as_they_were_given(make, normal, tmp_path):
     items = [normal[0], normal[1], tmp_path / "none.png", normal[2]]
-    with pytest.raises(ValueError, match=r"3 of 4 images: .*none\.png does not exist"):
+    with pytest.raises(ValueError, match=r"Image 3 of 4: .*none\.png does not exist"):
         make().fit(items, [-1, 1, 1, 1])
     wrong = [normal[0], normal[1], normal[2][0, 0], normal[3]]
-    with pytest.raises(ValueError, match="3 of 4 images: image 2 "):
+    with pytest.raises(ValueError, match="Image 3 of 4: image 2 "):
         make().fit(wrong, [-1, 1, 1, 1])
     det = make(evidence="patch").fit([normal[0], *normal[1:4]], [-1, 1, 1, 1])
     assert det.fitted_.names == ("image 1", "image 2", "image 3")

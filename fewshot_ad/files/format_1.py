@@ -12,7 +12,7 @@ from ..data.views import turned_and_mirrored
 from ..exceptions import CheckpointError
 from ..method.evidence import WHOLE
 from ..method.reduction import USUAL_SIDE, Reduction
-from ..settings import OF_STUDENT
+from ..settings import STUDENT_PREFIX
 
 FORMAT = "fewshot_ad model 1"
 _VIEWS = 8
@@ -20,7 +20,7 @@ _VIEWS = 8
 _FIXED = {"aspect": "square", "student_weight": 0.1, "embedding_weight": 0.2, "upsampling": "half_pixel"}
 _LEAST_FACTOR = 1e-3
 _RENAMED = {"student": "student__architecture"} | {
-    name: OF_STUDENT + name
+    name: STUDENT_PREFIX + name
     for name in (
         "decoder_blocks", "weighting", "sharpness", "loss", "n_steps", "batch_size", "learning_rate", "tol",
     )
