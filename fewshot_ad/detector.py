@@ -31,7 +31,7 @@ from .recipes import parameters_of
 from .regions import Region
 from .runtime import own_torch_state
 from .session import Session, together
-from .settings import STUDENT_PREFIX, CALL_PARAMETERS, checked
+from .settings import CALL_PARAMETERS, STUDENT_PREFIX, checked
 from .student import Student
 from .support import FittedSupport
 from .training.calibrating import calibrated, probabilities, pvalues

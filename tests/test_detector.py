@@ -399,7 +399,7 @@ def test_labelled_rows_are_left_out(make, normal, anomalous):
     np.testing.assert_array_equal(make().fit(mixed, [-1.0, -1, 1, 1, 1, 1]).offset_, a.offset_)
     for labels in ([1, 1, 0, 0, 0, 0], ["bad", "bad", *["good"] * 4], [True, True, *[False] * 4], [np.nan, *[1] * 5]):
         for y in (labels, np.array(labels, object)):
-            with pytest.raises(ValueError, match=r"y has the labels .*accepted are \+1 for normal"):
+            with pytest.raises(ValueError, match=r"y has the labels .*they must be \+1 for normal"):
                 make().fit(mixed, y)
     with pytest.raises(ValueError, match="inconsistent"):
         make().fit(mixed, [1, 1])

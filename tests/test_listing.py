@@ -63,7 +63,8 @@ def test_every_file_is_listed_or_left_out(tmp_path):
     assert found(tmp_path, below=True) == (
         ["a.png", "f/g.tif"],
         {
-            "b.heic": ".heic is not supported", "c.avif": ".avif is not supported", "d.txt": "not an image, judging by its name",
+            "b.heic": ".heic is not supported", "c.avif": ".avif is not supported",
+            "d.txt": "not an image, judging by its name",
             ".hidden.png": "hidden", ".git": "hidden", "f/.DS_Store": "hidden", "h.CR2": ".cr2 is not supported",
         },
     )  # fmt: skip

@@ -288,8 +288,8 @@ def _load(
     remarks = [f"{name} {remark}." for remark in pixels.remarks]
     if is_invisible(pixels.values):
         remarks.append(
-            f"{name} is fully transparent, and therefore read as black. Leave out its fourth channel (image[..., :3]), or "
-            "save it without transparency, to keep its colours."
+            f"{name} is fully transparent, and therefore read as black. Leave out its fourth channel (image[..., :3]), "
+            "or save it without transparency, to keep its colours."
         )
     try:
         # Channel by channel: all floats of a large image at once would take more memory than everything else.

@@ -77,8 +77,8 @@ def read_picture(
         if isinstance(error, UnidentifiedImageError):  # its message contains a memory address
             reason = "cannot identify its format"
         raise ImageError(
-            f"{name} could not be read: {type(error).__name__}: {reason}. Accepted are complete files in these formats: "
-            f"{_READABLE}."
+            f"{name} could not be read: {type(error).__name__}: {reason}. Accepted are complete files in these "
+            f"formats: {_READABLE}."
         ) from error
 
 
@@ -140,9 +140,7 @@ def _check_count(file: File, source: Source) -> None:
         with source.open() as stream:
             times = 1032 if stream.read(2) == b"\x1f\x8b" else 1
     if not 1 <= file.n_images <= source.n_bytes * times:
-        raise ImageError(
-            f"{source} is damaged: it claims to contain {file.n_images} images in {source.n_bytes} bytes."
-        )
+        raise ImageError(f"{source} is damaged: it claims to contain {file.n_images} images in {source.n_bytes} bytes.")
 
 
 def size_of(item: Any, index: int = 0) -> tuple[int, int]:
