@@ -18,7 +18,7 @@ from .exceptions import ImageError
 from .explanation import relative_score
 from .method.calibration import PRIOR_SD
 from .method.duplicates import one_of_each
-from .method.scoring import Read, Scorer
+from .method.scoring import QueryResult, Scorer
 from .session import OnError, Session
 from .support import FittedSupport
 
@@ -104,8 +104,8 @@ def measure(session: Session, X: Any, on_error: OnError | None = None) -> Drift:
     Drift
     """
 
-    def reduce(scorer: Scorer, one: Read, loaded: Loaded) -> np.ndarray:
-        return np.append(light(loaded.image), float(scorer.judge(one.evidence)[0]))
+    def reduce(scorer: Scorer, one: QueryResult, loaded: Loaded) -> np.ndarray:
+        return np.append(light(loaded.image), float(scorer.image_scores(one.evidence)[0]))
 
     fitted = session.fitted
     read = session.each(X, session.settings.on_error if on_error is None else on_error, reduce)

@@ -500,9 +500,9 @@ def test_a_fitted_attribute_is_changed_by_a_parameter(make, normal):
     assert det.set_params(evidence="embedding").fit(normal[:3]).evidence_ == "embedding"
 
 
-@follows("every weight must be a finite number above 0; leave out what has none.")
+@follows("every weight must be a finite number above 0; leave out kinds without weight.")
 def test_evidence_without_weight_is_left_out():
-    refusal(lambda: parse_evidence({"patch": 1, "ssd": 0}, 0.1), "leave out what has none", error=ValueError)
+    refusal(lambda: parse_evidence({"patch": 1, "ssd": 0}, 0.1), "leave out kinds without weight", error=ValueError)
     assert parse_evidence({"patch": 1}, 0.1)[0] == {"patch": 1}
 
 
@@ -615,7 +615,7 @@ def test_memory_that_runs_out_in_training(make, normal, monkeypatch):
     quietly(lambda: det.set_params(student__batch_size=2, image_size=16).fit(normal[:4]))
 
 
-@follows("images at once. Lower image_size, or take a smaller backbone.")
+@follows("images. Lower image_size, or take a smaller backbone.")
 def test_memory_that_runs_out_in_the_teacher(make, normal, monkeypatch, tmp_path):
     forward = teacher.Backbone.forward
 
@@ -693,7 +693,7 @@ def test_layers_that_are_there_are_named(make, normal, capsys, tmp_path):
     assert "--layers last was given, but 'compact' has no tokens" in capsys.readouterr().err
 
 
-@follows("Pass the path of a safetensors file in timm's naming for this very network, or weights=None")
+@follows("Pass the path of a safetensors file in timm's naming for this network, or weights=None")
 @pytest.mark.parametrize("wrong", ["missing", "pickle", "damaged", "part", "nan"])
 def test_weights_of_a_file(tmp_path, wrong):
     own = PACKAGED["compact"].teacher
@@ -714,7 +714,7 @@ def test_weights_of_a_file(tmp_path, wrong):
     det.set_params(weights=None).fit(stripes(2))
 
 
-@follows("Pass weights=FILE, a safetensors file in timm's naming for this very network.", "{ways}")
+@follows("Pass weights=FILE, a safetensors file in timm's naming for this network.", "{ways}")
 @pytest.mark.parametrize("wrong", ["part", "nan"])
 def test_weights_of_the_hub(toy, tmp_path, monkeypatch, wrong):
     """There weights=None has led to what is wrong."""
@@ -759,7 +759,7 @@ def test_weights_that_do_not_fit(tmp_path):
     build_backbone("toy_resnet", 32, weights=write_random_weights("toy_resnet", tmp_path / "w.safetensors"))
 
 
-@follows("Set weights= to the file used then, or fit again.")
+@follows("Set weights= to the file used for fit, or fit again.")
 @pytest.mark.parametrize("how", ["weights", "fit"])
 def test_weights_that_were_replaced(make, normal, anomalous, tmp_path, how):
     weights = write_random_weights("toy_resnet", tmp_path / "w.safetensors")
@@ -769,7 +769,7 @@ def test_weights_that_were_replaced(make, normal, anomalous, tmp_path, how):
     shutil.copy(weights, tmp_path / "used then.safetensors")
     write_random_weights("toy_resnet", weights, seed=1)
     det = pickle.loads(data)
-    refusal(lambda: det.score_samples(anomalous), "Set weights= to the file used then, or fit again")
+    refusal(lambda: det.score_samples(anomalous), "Set weights= to the file used for fit, or fit again")
     if how == "fit":
         det.fit(normal[:3]).score_samples(anomalous)
     else:
@@ -795,7 +795,7 @@ def test_a_place_that_can_be_written_to(make, normal, tmp_path):
     det.save(tmp_path / "new" / "m.fsad")
 
 
-@follows("Choose another folder or name", "are free. Make room, or write elsewhere", "is still valid. Make room")
+@follows("Choose another folder or name", "are free. Make room, or write elsewhere", "are still valid. Make room")
 def test_a_place_with_rights_and_room(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     (tmp_path / "other").mkdir()
@@ -950,12 +950,12 @@ def test_an_encoder_is_trained_here(run):
 
 
 @follows(
-    "Pass resume=True (--resume) to go on from there, or remove it to start anew.", "Pass those, or another out.",
-    "Remove it to start anew.", "once this file is removed",
+    "Pass resume=True (--resume) to continue from there, or remove it to start again.", "Pass those, or another out.",
+    "Remove it to start again.", "once this file is removed",
 )  # fmt: skip
 def test_what_an_earlier_pretraining_left(run, tmp_path, monkeypatch):
     out = run()
-    refusal(run, "Pass resume=True (--resume) to go on from there, or remove it")
+    refusal(run, "Pass resume=True (--resume) to continue from there, or remove it")
     run(resume=True)
     refusal(lambda: run(resume=True, lam=0.5), "Pass those, or another out")
     run(resume=True, lam=0.1)
@@ -976,7 +976,7 @@ def test_what_an_earlier_pretraining_left(run, tmp_path, monkeypatch):
     with safe_open(partial, framework="pt") as file:
         metadata = file.metadata()
     save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("student")}, partial, metadata)
-    refusal(lambda: run(resume=True), "Remove it to start anew")
+    refusal(lambda: run(resume=True), "Remove it to start again")
     partial.unlink()
     run(resume=True)
     out.unlink()
@@ -1208,8 +1208,8 @@ def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "bring check choose convert copy correct download export fetch fit free give go import install leave let lower make mend name "
-    "open pass put raise read remove rename replace resize save score set take use write"
+    "bring check choose convert copy correct download export fetch fit free give go import install leave let lower "
+    "make mend name open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
@@ -1252,7 +1252,7 @@ ELSEWHERE = {
     "or name the folders good/ and bad/.": "test_layouts::test_folders_of_realiads_names",
     "{named}. Pass one of them.": "test_layouts::test_the_root_of_a_data_set",
     "Run `fewshot-ad weights {name} --to DIR` on a machine": "test_fetching::test_the_way_out_leads_out",
-    "Name {found} as the backbone, or take the weights": "test_fetching::test_weights_of_another_training",
+    "Name {found} as the backbone, or use the weights": "test_fetching::test_weights_of_another_training",
     "Name a folder with --to.": "test_fetching::test_places_that_are_taken",
     "Pass a name from timm.list_pretrained()": "test_fetching::test_names_that_have_no_weights",
     "Accept them at {": "test_fetching::test_terms_that_are_to_be_accepted",

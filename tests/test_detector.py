@@ -335,7 +335,7 @@ def test_no_steps_need_a_trained_student(make, normal):
 
 @pytest.mark.parametrize("auxiliary", [{}, [1, 2]])
 def test_auxiliary_must_be_a_mapping(make, normal, auxiliary):
-    with pytest.raises(ValueError, match="accepted is a mapping"):
+    with pytest.raises(ValueError, match="it must be a mapping"):
         make().fit(normal[:4], auxiliary=auxiliary)
 
 

@@ -334,7 +334,7 @@ def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch
 def test_a_full_disk_is_told_first(det, paths, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(DiskFullError, match=r"needs at least .* MB, and 0\.0 MB are free"):
+    with pytest.raises(DiskFullError, match=r"needs at least .* MB, but 0\.0 MB are free"):
         write(det, paths, tmp_path / "report.html")
 
 

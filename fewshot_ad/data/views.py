@@ -10,7 +10,7 @@ import torch
 from .resizing import resize
 
 
-def turned_and_mirrored(image: torch.Tensor, *, quarters: bool = True) -> list[torch.Tensor]:
+def rotated_and_mirrored(image: torch.Tensor, *, quarters: bool = True) -> list[torch.Tensor]:
     """Return the eight views of an image: rotated by 0°, 90°, 180° and 270°, each also mirrored.
 
     Parameters
