@@ -351,7 +351,7 @@ def test_dicom_is_converted_to_explicit_little_endian(monkeypatch, why):
 def test_a_support_of_one_kind_of_dicom(make, normal):
     alike = [dicom_bytes(image[..., 0], Modality="MR", **WINDOW) for image in normal[:3]]
     other = dicom_bytes(normal[3][..., 0], Modality="CT", **WINDOW)
-    warning_of(lambda: make().fit([*alike, other]), "pass those of one kind", category=UserWarning)
+    warning_of(lambda: make().fit([*alike, other]), "pass images of one kind", category=UserWarning)
     quietly(lambda: make().fit(alike))
 
 
@@ -412,7 +412,7 @@ def test_masks_are_told_apart_by_kind_and_name(labelled):
     for kind in ("good", "bad"):
         shutil.rmtree(labelled / kind)
     _mask(labelled / "masks" / "0.png")
-    refusal(lambda: images_of(labelled), "Put the masks of each kind into a folder of its name")
+    refusal(lambda: images_of(labelled), "Put the masks of each kind into a folder of that name")
     (labelled / "masks" / "worse").mkdir()
     (labelled / "masks" / "0.png").rename(labelled / "masks" / "worse" / "0.png")
     assert _masks_of(labelled) == [None, None, "0.png"]
@@ -708,7 +708,7 @@ def test_weights_of_a_file(tmp_path, wrong):
     elif wrong == "pickle":
         torch.save({}, file)
     det = DualDistillationDetector(weights=file, image_size=32, evidence="patch")
-    refusal(lambda: det.fit(stripes(2)), "or weights=None to take the backbone's own", error=WeightsNotFoundError)
+    refusal(lambda: det.fit(stripes(2)), "or weights=None to use the backbone's own", error=WeightsNotFoundError)
     save_file(tensors, tmp_path / "whole.safetensors")
     det.set_params(weights=tmp_path / "whole.safetensors").fit(stripes(2))
     det.set_params(weights=None).fit(stripes(2))
@@ -748,7 +748,7 @@ def test_a_network_that_timm_does_not_know(make, normal):
 def test_a_tag_that_there_is(tmp_path):
     weights = write_random_weights("resnet18", tmp_path / "w.safetensors")
     said = refusal(lambda: build_backbone("resnet18.mine", 32, weights=weights), "Pass one of these names")
-    named = re.search(r"but (\S+), ", said)[1]
+    named = re.search(r"only (\S+), ", said)[1]
     build_backbone(named, 32, weights=weights)
 
 
