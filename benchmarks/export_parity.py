@@ -29,7 +29,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.data.views import turned_and_mirrored
+from fewshot_ad.data.views import rotated_and_mirrored
 
 
 def main() -> None:
@@ -138,7 +138,7 @@ class Views(quantization.CalibrationDataReader):
 
     def __init__(self, support: list[np.ndarray]) -> None:
         images = (torch.from_numpy(tensor(image)[0]) for image in support)
-        self.batches = (view[None] for image in images for view in turned_and_mirrored(image))
+        self.batches = (view[None] for image in images for view in rotated_and_mirrored(image))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Return the next batch, or None after the last."""

@@ -31,7 +31,7 @@ from .recipes import parameters_of
 from .regions import Region
 from .runtime import own_torch_state
 from .session import Session, together
-from .settings import OF_STUDENT, OF_THE_CALL, checked
+from .settings import CALL_PARAMETERS, STUDENT_PREFIX, checked
 from .student import Student
 from .support import FittedSupport
 from .training.calibrating import calibrated, probabilities, pvalues
@@ -356,7 +356,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         DualDistillationDetector
             The detector itself.
         """
-        if params.get("student", self.student) is None and any(name.startswith(OF_STUDENT) for name in params):
+        if params.get("student", self.student) is None and any(name.startswith(STUDENT_PREFIX) for name in params):
             params = {**params, "student": Student()}
         return super().set_params(**params)
 
@@ -893,7 +893,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
             It keeps using this state, even if the detector is fitted again.
         """
         check_is_fitted(self)
-        return Session(self.fitted_, **{**{name: getattr(self, name) for name in OF_THE_CALL}, **overrides})
+        return Session(self.fitted_, **{**{name: getattr(self, name) for name in CALL_PARAMETERS}, **overrides})
 
     fitted_: FittedSupport
     support_ = FittedAttribute[np.ndarray | list[np.ndarray]](

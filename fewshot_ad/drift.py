@@ -20,7 +20,7 @@ from .explanation import relative_score
 from .method.calibration import PRIOR_SD
 from .method.duplicates import one_of_each
 from .method.features import image_hash
-from .method.scoring import Read, Scorer
+from .method.scoring import QueryResult, Scorer
 from .session import OnError, Session
 from .support import FittedSupport
 
@@ -129,8 +129,8 @@ def see(session: Session, X: Any, on_error: OnError | None = None) -> Seen:
         Of those that can be read.
     """
 
-    def reduce(scorer: Scorer, one: Read, loaded: Loaded) -> tuple[np.ndarray, str]:
-        return np.append(light(loaded.image), float(scorer.judge(one.evidence)[0])), image_hash(loaded.image)
+    def reduce(scorer: Scorer, one: QueryResult, loaded: Loaded) -> tuple[np.ndarray, str]:
+        return np.append(light(loaded.image), float(scorer.image_scores(one.evidence)[0])), image_hash(loaded.image)
 
     read = [found for _, found in session.each(X, on_error or session.settings.on_error, reduce)]
     values = np.array([row for row, _ in read]).reshape(-1, len(LIGHT) + 1)

@@ -10,7 +10,7 @@ import torch
 from .data import images
 from .method.features import FeatureExtractor
 from .method.matching import pooled_embedding
-from .method.scoring import Read, Scorer
+from .method.scoring import QueryResult, Scorer
 from .session import Session, find_runtime
 from .support import find_teacher
 
@@ -38,8 +38,8 @@ def score_and_embed(session: Session, X: Any) -> tuple[np.ndarray, np.ndarray]:
     n, scorer = len(session.items(X)[0]), session.fitted.scorer(_extractor(session))
     scores, embeddings = np.full(n, np.nan), np.full((n, scorer.extract.teacher.channels[-1]), np.nan)
 
-    def reduce(scorer: Scorer, one: Read, _: images.Loaded) -> tuple[float, np.ndarray]:
-        return float(scorer.judge(one.evidence)[0]), pooled_embedding(one.maps)[0].cpu().double().numpy()
+    def reduce(scorer: Scorer, one: QueryResult, _: images.Loaded) -> tuple[float, np.ndarray]:
+        return float(scorer.image_scores(one.evidence)[0]), pooled_embedding(one.maps)[0].cpu().double().numpy()
 
     for row, result in session.each(X, session.settings.on_error, reduce, scorer):
         scores[row], embeddings[row] = result

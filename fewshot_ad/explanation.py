@@ -17,7 +17,7 @@ from .method.coreset import Patches
 from .method.features import FeatureExtractor
 from .method.matching import Match, best_match, patch_at, support_patches
 from .method.memory import describe_views
-from .method.scoring import Read, Scorer
+from .method.scoring import QueryResult, Scorer
 from .regions import Region, check_options, find_regions, half_height
 from .support import FittedSupport
 
@@ -263,7 +263,7 @@ class Gallery:
 
 def explain(
     scorer: Scorer,
-    read: Read,
+    read: QueryResult,
     loaded: Loaded,
     offset: float,
     best: Callable[[torch.Tensor], Match | None],
@@ -275,7 +275,7 @@ def explain(
     ----------
     scorer : Scorer
         Scorer of the detector.
-    read : Read
+    read : QueryResult
         Its result for the image.
     loaded : Loaded
         The image.
@@ -291,7 +291,7 @@ def explain(
     Explanation
     """
     size = loaded.image.shape[1:]
-    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.judge(read.evidence)[0])
+    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.image_scores(read.evidence)[0])
     faded = scorer.reduction.fade(fused)
     spot = highest(faded.numpy())
     weights, decision = read.weights.numpy().astype(np.float64), score - offset
@@ -318,10 +318,10 @@ def threshold_of(scorer: Scorer, fused: torch.Tensor, decision: float) -> float:
 
 
 def regions_in(
-    scorer: Scorer, read: Read, loaded: Loaded, offset: float, min_area: float = 0, level: float | None = None
+    scorer: Scorer, read: QueryResult, loaded: Loaded, offset: float, min_area: float = 0, level: float | None = None
 ) -> list[Region]:
     """Find the regions of an image from its scoring result; see `DualDistillationDetector.regions`."""
-    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.judge(read.evidence)[0])
+    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.image_scores(read.evidence)[0])
     threshold, size = threshold_of(scorer, fused, score - offset), (loaded.height, loaded.width)
     return _regions(scorer.reduction.fade(fused).float(), size, score, score - offset, threshold, min_area, level)
 

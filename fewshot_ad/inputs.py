@@ -13,7 +13,7 @@ from .explanation import moved_offset
 from .files import model_file
 from .files.header import LEFT_OUT
 from .session import Session
-from .settings import OF_STUDENT, RULES
+from .settings import RULES, STUDENT_PREFIX
 from .support import FittedSupport
 
 # Only for types: scikit-learn takes a second to import, and scoring with a model file does not need it.
@@ -63,7 +63,7 @@ def open_session(
     """Do the same as `open_detector`, but return a session; a model file is read without scikit-learn."""
     model = _model(paths, support)
     stored = None if model is None else _parameters(model)
-    needed = {name for name in RULES if name not in (*LEFT_OUT, "student") and not name.startswith(OF_STUDENT)}
+    needed = {name for name in RULES if name not in (*LEFT_OUT, "student") and not name.startswith(STUDENT_PREFIX)}
     if model is None or stored is None or needed - stored:
         # A detector to fit, no model file, or one of a release that lacked a parameter: the detector knows its default.
         det, given = open_detector(paths, support, settings)

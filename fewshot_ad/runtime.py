@@ -1,4 +1,4 @@
-"""Where, how precisely, and under which of torch's global settings the networks run; and when memory runs out."""
+"""Device, precision, torch's global settings, and detection of running out of memory."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Runtime:
     ----------
     device : torch.device
     dtype : torch.dtype
-        Of weights, features and evidence: float32 or float64.
+        Number format of weights, features and evidence: float32 or float64.
     scoring_dtype, training_dtype : torch.dtype or None
-        What autocast lowers the networks to; None leaves them in `dtype`.
+        Number format of autocast in the networks; None means `dtype`.
     matching_dtype : torch.dtype or None
-        What the support's patches are searched in, quickly; None compares them all, in `dtype`.
+        Number format of the approximate nearest-neighbour search; None means exact search in `dtype`.
     workers : int
-        Threads that compute images; no result depends on it.
+        Number of threads that compute images; no result depends on it.
     """
 
     device: torch.device
@@ -64,7 +64,7 @@ def resolve_runtime(device: str | torch.device, precision: str, workers: int = 1
     Parameters
     ----------
     device : str or torch.device
-        "auto" is CUDA where there is one, else the CPU.
+        "auto" is CUDA if available, otherwise the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
         "auto" runs the networks in float32 to score; on hardware that multiplies bfloat16 natively it trains, and
         searches the support's patches, in bfloat16, elsewhere in float32.
@@ -81,7 +81,7 @@ def resolve_runtime(device: str | torch.device, precision: str, workers: int = 1
         Unknown precision, or a device that this machine does not have.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} was given; accepted are {', '.join(map(repr, PRECISIONS))}.")
+        raise ValueError(f"precision={precision!r} was given; it must be one of {', '.join(map(repr, PRECISIONS))}.")
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -121,7 +121,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Lock:
     """A re-entrant lock that is free in a forked process, unless the thread that forked holds it.
 
-    The other threads are not there after a fork: what they hold would stay locked for ever.
+    Other threads do not exist after a fork: their locks would never be released.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class Lock:
         self._mine.depth = self._depth() + 1
 
     def __exit__(self, *_: object) -> None:
-        """Let go."""
+        """Release the lock."""
         self._mine.depth -= 1
         self._lock.release()
 
@@ -148,7 +148,7 @@ class Lock:
             self._lock = threading.RLock()
 
 
-# A precision that was not set; a setting that cannot be read.
+# Values of a precision that was not set, and of a setting that cannot be read.
 _AS_GOOD = ("none", None)
 
 
@@ -193,8 +193,8 @@ def _attribute(owner: Any, name: str, wanted: Any) -> _Setting:
 class _Settings:
     """Makes torch's settings for the whole process what the package needs, while any thread is inside.
 
-    A setting that is right already is not touched. The last thread to leave puts back what the caller had, but for what
-    the caller has set since.
+    Settings that already match are not changed. The last thread to leave restores the caller's values, except those
+    that the caller has changed meanwhile.
     """
 
     def __init__(self) -> None:
@@ -299,7 +299,7 @@ _GENERATOR = Lock()
 
 
 class _Fork:
-    """Whether this process was forked, and has not computed since."""
+    """Whether this process was forked and has not computed yet."""
 
     fresh = False
 
@@ -309,7 +309,7 @@ class _Fork:
 
     @classmethod
     def settle(cls) -> None:
-        """Compute with one thread: those of OpenMP are not there after a fork, and GNU's waits for them for ever."""
+        """Compute with one thread: OpenMP's threads do not survive a fork, and GNU's would wait forever."""
         if cls.fresh:
             cls.fresh = False
             if torch.get_num_threads() > 1:
@@ -326,8 +326,8 @@ def own_torch_state(sponsor: int | None = None) -> Iterator[None]:
 
     For this thread: no autocast, no inference mode, gradients on, tensors on the CPU unless a device is named. For the
     whole process, while any thread is inside: float32 as the default dtype, and products of float32 in float32 (no
-    TF32, no bfloat16); what differs is changed, and put back by the last thread that leaves. What the caller said of
-    deterministic algorithms holds. In a forked process torch computes with one thread from the first call on.
+    TF32, no bfloat16); what differs is changed, and put back by the last thread that leaves. The caller's setting of
+    deterministic algorithms applies. In a forked process torch computes with one thread from the first call on.
 
     Also a decorator, but not of generators.
 
@@ -373,7 +373,7 @@ def in_own_torch_state(steps: Iterator[_Item]) -> Iterator[_Item]:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Have torch's global generator to oneself, from a seed on, in `own_torch_state`.
+    """Use torch's global generator exclusively, from a seed, in `own_torch_state`.
 
     One thread at a time; the generator is left as it was.
 

@@ -1,4 +1,4 @@
-"""What came of one image that was scored: a row of a table, and its map and regions where they are wanted."""
+"""The result for one image: a row of a table, and on request its map and regions."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import numpy as np
 
 from .data.images import Loaded
 from .explanation import highest, regions_in
-from .method.scoring import Read, Scorer
+from .method.scoring import QueryResult, Scorer
 from .regions import Region
 
 
 class Scored(NamedTuple):
-    """What came of one image.
+    """The result for one image.
 
     Attributes
     ----------
     path : str
-        What the image is called.
+        Name of the image.
     score : float
-        As `score_samples` gives it, high = normal; NaN for an unreadable image.
+        As `score_samples` returns it, high = normal; NaN for an unreadable image.
     decision : float
-        `score` less the threshold: below 0 = anomaly.
+        `score` minus the threshold: below 0 = anomaly.
     hot_spot : tuple of (int, int), or None
-        Row and column of the highest place of the map, its border faded as in the score; in the pixels of the image as
-        it was given, upright.
+        Row and column of the map's maximum, with its border faded as in the score; in pixels of the original image,
+        upright.
     map : numpy.ndarray of shape (H, W), float32, or None
-        As `anomaly_map` gives it, where maps were asked for.
+        As `anomaly_map` returns it, if requested.
     error : str or None
         Why the image has no score.
     size : tuple of (int, int), or None
-        Height and width of the image as it was given, upright, pixels.
+        Height and width of the original image, upright, in pixels.
     regions : list of Region, or None
-        As `DualDistillationDetector.regions` gives them, where they were asked for.
+        As `DualDistillationDetector.regions` returns them, if requested.
     """
 
     path: str
@@ -47,24 +47,26 @@ class Scored(NamedTuple):
 
     @property
     def label(self) -> int:
-        """+1 for a normal image; -1 for an anomalous one, and for one that is not known to be normal."""
+        """+1 for a normal image; -1 for an anomalous one, and for one without a score."""
         return 1 if self.decision >= 0 else -1
 
 
 def failed(path: str, error: str) -> Scored:
-    """Say that an image has no score, and why."""
+    """Return the result for an image that could not be scored."""
     return Scored(path, np.nan, np.nan, None, None, error)
 
 
-def scored(path: str, scorer: Scorer, one: Read, image: Loaded, offset: float, *, maps: bool, regions: bool) -> Scored:
-    """Make what is told of an image of what was read of it."""
-    fused, score = scorer.fuse(one.evidence)[0], -float(scorer.judge(one.evidence)[0])
+def scored(
+    path: str, scorer: Scorer, one: QueryResult, image: Loaded, offset: float, *, maps: bool, regions: bool
+) -> Scored:
+    """Return the result for an image, from what the scorer computed."""
+    fused, score = scorer.fuse(one.evidence)[0], -float(scorer.image_scores(one.evidence)[0])
     row, column = highest(scorer.reduction.fade(fused).numpy())
     return Scored(
         path,
         score,
         score - offset,
-        # The middle of that pixel, in those of the image as it was given.
+        # The centre of that pixel, in pixels of the original image.
         (int((row + 0.5) / len(fused) * image.height), int((column + 0.5) / fused.shape[1] * image.width)),
         fused.numpy().astype(np.float32) if maps else None,
         None,

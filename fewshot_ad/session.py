@@ -1,4 +1,4 @@
-"""One fitted state at work: images in, scores, maps and explanations out."""
+"""Scoring with one fitted state: images in; scores, maps and explanations out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .data.rows import Table, read_rows
 from .exceptions import ImageError
 from .explanation import Explanation, Gallery, enlarged, explain, regions_in
 from .method.features import in_batches
-from .method.scoring import Read, Scorer
+from .method.scoring import QueryResult, Scorer
 from .regions import Region, check_options
 from .runtime import Runtime, in_own_torch_state, is_out_of_memory, own_torch_state, resolve_runtime
 from .scored import Scored, failed, scored
@@ -26,11 +26,11 @@ from .settings import Settings, check
 from .support import FittedSupport, find_teacher
 from .threads import computed, count_workers, one_thread
 
-# What a row's value may exceed the range seen at fit by, in units of that range.
+# How far a row's values may exceed the range in `fit`, in units of that range.
 _ROW_MARGIN = 1.0
-# Pixels, as the networks see them, of images that are read before they are put together by their shapes.
+# Number of resized pixels that are read before images are grouped by shape.
 _WINDOW = 2**20
-# What `Explanation.picture` is, unless something else is asked for.
+# Default size of `Explanation.picture`.
 _SHOWN = images.FigureSize()
 _Result = TypeVar("_Result")
 OnError = str | Callable[[int, ImageError], None]
@@ -39,23 +39,23 @@ OnError = str | Callable[[int, ImageError], None]
 def split_input(
     X: Any, settings: Settings, table: Table | None, *, fitting: bool = False
 ) -> tuple[Sequence[Any], dict[str, Any], Table | None]:
-    """Split what a user holds into single images, and say how they are to be read.
+    """Split the input into single images, and return the options for reading them.
 
     Parameters
     ----------
     X : images, or array-like of shape (n_samples, n_features)
     settings : Settings
     table : Table or None
-        What was noted of the columns at `fit`; None if that was given images.
+        Properties of the columns in `fit`; None if it was fitted on images.
     fitting : bool, optional
-        Whether to take note of the columns now.
+        Whether to record the properties of the columns.
 
     Returns
     -------
     items : sequence
         One for each image.
     options : dict
-        For `images.load_each`, but for the geometry.
+        Options for `images.load_each`, except the geometry.
     table : Table or None
     """
     options: dict[str, Any] = {"value_range": settings.value_range}
@@ -70,19 +70,19 @@ def split_input(
 
 
 class Session:
-    """A fitted state at work. All that is asked of it comes of that state, whatever the detector does meanwhile.
+    """Scoring with one fitted state, independent of what the detector does meanwhile.
 
     Parameters
     ----------
     fitted : FittedSupport
     **of_the_call
-        Parameters of the detector that say where and how the work is done (`settings.OF_THE_CALL`).
+        Parameters of the detector that define where and how the work is done (`settings.CALL_PARAMETERS`).
 
     Attributes
     ----------
     fitted : FittedSupport
     settings : Settings
-        Those of the fit, with what belongs to the call.
+        Parameters of the fit, with those of the call.
     """
 
     def __init__(self, fitted: FittedSupport, **of_the_call: Any) -> None:
@@ -92,22 +92,22 @@ class Session:
 
     @functools.cached_property
     def scorer(self) -> Scorer:
-        """What scores; the teacher is found again when it is first needed."""
+        """The scorer; the teacher is loaded when it is first needed."""
         runtime, expected = find_runtime(self.settings), self.fitted.teacher_fingerprint
         return self.fitted.scorer(find_teacher(self.settings, self.fitted.evidence, runtime, expected)[0])
 
     def items(self, X: Any) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Split what a user holds into single images, and say how `images.load_each` is to read them."""
+        """Split the input into single images, and return the options of `images.load_each`."""
         items, options, _ = split_input(X, self.settings, self.fitted.table)
         return items, {**options, "geometry": self.fitted.geometry}
 
     def names(self, X: Any) -> list[str]:
-        """Tell what each image of X is called."""
+        """Return the name of each image in X."""
         return [images.label(item, i) for i, item in enumerate(self.items(X)[0])]
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Score images, (n_samples,) float64; high = normal."""
-        found = self._collect(X, lambda scorer, one, _: -float(scorer.judge(one.evidence)[0]), np.nan)
+        found = self._collect(X, lambda scorer, one, _: -float(scorer.image_scores(one.evidence)[0]), np.nan)
         return np.array(found, np.float64)
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -115,11 +115,11 @@ class Session:
         return self.score_samples(X) - self.fitted.offset
 
     def anomaly_map(self, X: Any, size: str | None = None) -> np.ndarray | list[np.ndarray]:
-        """Map where images are anomalous; see `DualDistillationDetector.anomaly_map`."""
+        """Compute anomaly maps; see `DualDistillationDetector.anomaly_map`."""
         if size not in (None, "original"):
-            raise ValueError(f"size={size!r} was given; accepted is 'original' or None.")
+            raise ValueError(f"size={size!r} was given; it must be 'original' or None.")
 
-        def show(scorer: Scorer, one: Read, loaded: images.Loaded) -> np.ndarray:
+        def show(scorer: Scorer, one: QueryResult, loaded: images.Loaded) -> np.ndarray:
             found = scorer.fuse(one.evidence)
             if size is not None:
                 found = enlarged(found, (loaded.height, loaded.width))
@@ -131,23 +131,23 @@ class Session:
         return together([missing if one is None else one for one in maps])
 
     def regions(self, X: Any, min_area: float = 0, level: float | None = None) -> list[list[Region] | None]:
-        """Find where images are anomalous; see `DualDistillationDetector.regions`."""
+        """Find anomalous regions; see `DualDistillationDetector.regions`."""
         check_options(min_area, level)
 
-        def find(scorer: Scorer, one: Read, loaded: images.Loaded) -> list[Region] | None:
+        def find(scorer: Scorer, one: QueryResult, loaded: images.Loaded) -> list[Region] | None:
             return regions_in(scorer, one, loaded, self.fitted.offset, min_area, level)
 
         return self._collect(X, find, None)
 
     def support_weights(self, X: Any) -> np.ndarray:
-        """Tell how much each support image counted, (n_samples, K) float64; rows sum to 1."""
+        """Return the weight of each support image, (n_samples, K) float64; rows sum to 1."""
         nothing = np.full(len(self.fitted.names), np.nan)
         return np.array(self._collect(X, lambda _scorer, one, _: one.weights.double().numpy(), nothing), np.float64)
 
     def _collect(
-        self, X: Any, reduce: Callable[[Scorer, Read, images.Loaded], _Result], missing: _Result
+        self, X: Any, reduce: Callable[[Scorer, QueryResult, images.Loaded], _Result], missing: _Result
     ) -> list[_Result]:
-        """Reduce what is read of each image; what an unreadable one would have given is `missing`."""
+        """Apply `reduce` to the result for each image; unreadable images have the result `missing`."""
         items, options = self.items(X)
         results = [missing] * len(items)
         with own_torch_state():
@@ -159,12 +159,12 @@ class Session:
         self,
         X: Any,
         on_error: OnError,
-        reduce: Callable[[Scorer, Read, images.Loaded], _Result],
+        reduce: Callable[[Scorer, QueryResult, images.Loaded], _Result],
         scorer: Scorer | None = None,
     ) -> Iterator[tuple[int, _Result]]:
-        """Reduce what is read of each image; in their order, each with its place in X. Unreadable ones are left out.
+        """Apply `reduce` to the result for each image, in order; yield its index in X too. Unreadable ones are skipped.
 
-        `scorer` is that of the state, but for a teacher that returns more of its stages.
+        `scorer` is the one of the state, or one whose teacher returns more of its stages.
         """
         items, options = self.items(X)
         return in_own_torch_state(self._each(items, on_error, options, reduce, scorer))
@@ -174,10 +174,10 @@ class Session:
         items: Sequence[Any],
         on_error: OnError,
         options: dict[str, Any],
-        reduce: Callable[[Scorer, Read, images.Loaded], _Result],
+        reduce: Callable[[Scorer, QueryResult, images.Loaded], _Result],
         scorer: Scorer | None = None,
     ) -> Iterator[tuple[int, _Result]]:
-        """Read images, and reduce what is made of each, in threads; in their order, each with its place."""
+        """Read images, and apply `reduce` to the result for each, in threads; yield in order, with the index."""
         scorer, fitted = self.scorer if scorer is None else scorer, self.fitted
 
         def work(loaded: Sequence[images.Loaded]) -> list[_Result]:
@@ -205,7 +205,7 @@ class Session:
     def _windows(
         self, items: Sequence[Any], on_error: OnError, options: dict[str, Any]
     ) -> Iterator[list[images.Loaded]]:
-        """Read images, as many at a time as may be put together by their shapes."""
+        """Read images in windows, within which they are grouped by shape."""
         read = images.load_each(items, on_error, **options)
         window: list[images.Loaded] = []
         n_pixels = 0
@@ -231,9 +231,9 @@ class Session:
     def explanations(
         self, X: Any, on_error: OnError, size: images.FigureSize | None = _SHOWN
     ) -> Iterator[tuple[int, Explanation]]:
-        """Explain images in their order, each with its place in X; those that cannot be read are left out.
+        """Explain images in order; yield the index in X too. Unreadable ones are skipped.
 
-        `size` is that of their pictures, for which each is read a second time; None leaves that out.
+        `size` is the size of their pictures, for which each image is read again; None gives no pictures.
         """
         return self._explanations(*self.items(X), on_error, size)
 
@@ -243,7 +243,7 @@ class Session:
         again = {name: value for name, value in options.items() if name not in ("geometry", "n_workers")}
         gallery = Gallery(self.fitted, self.scorer.extract)
 
-        def reduce(scorer: Scorer, one: Read, loaded: images.Loaded) -> Explanation:
+        def reduce(scorer: Scorer, one: QueryResult, loaded: images.Loaded) -> Explanation:
             exclude = self.fitted.exclude([loaded.image])[0]
             picture = None if size is None else images.picture(items[loaded.index], loaded.index, size, **again)
             return explain(scorer, one, loaded, self.fitted.offset, lambda patch: gallery.best(patch, exclude), picture)
@@ -251,18 +251,18 @@ class Session:
         return in_own_torch_state(self._each(items, on_error, options, reduce))
 
     def score_each(self, X: Any, *, maps: bool = False, keep: bool = False, regions: bool = False) -> Iterator[Scored]:
-        """Score images one after the other, and tell of each that cannot be read why, whatever `on_error` is.
+        """Score images one by one; unreadable ones yield their error, regardless of `on_error`.
 
         Parameters
         ----------
         X : images
         maps : bool, optional
-            Whether maps are wanted.
+            Whether to return maps.
         keep : bool, optional
-            Once some images are scored: whether those that memory does not suffice for have an error, instead of
-            ending everything.
+            Whether running out of memory, once some images are scored, yields an error for each remaining image instead
+            of raising it.
         regions : bool, optional
-            Whether regions are wanted.
+            Whether to return regions.
 
         Yields
         ------
@@ -282,7 +282,7 @@ class Session:
         def left(end: int) -> Iterator[Scored]:
             return (failed(names[i], errors[i]) for i in range(done, end))
 
-        def reduce(scorer: Scorer, one: Read, image: images.Loaded) -> Scored:
+        def reduce(scorer: Scorer, one: QueryResult, image: images.Loaded) -> Scored:
             return scored(names[image.index], scorer, one, image, self.fitted.offset, **wanted)
 
         try:
@@ -294,8 +294,8 @@ class Session:
             if not keep or not done or not is_out_of_memory(error):
                 raise
             for i in range(done, len(items)):
-                said = f"{names[i]} was not scored: memory ran out. Score it again with more memory free."
-                errors.setdefault(i, said)
+                message = f"{names[i]} was not scored: memory ran out. Score it again with more memory free."
+                errors.setdefault(i, message)
         yield from left(len(items))
 
     def synthetic_auroc(self, X: Any, y: Any, n_views: int, rng: np.random.Generator) -> float:
@@ -318,10 +318,10 @@ class Session:
 
 
 def find_runtime(settings: Settings) -> Runtime:
-    """Resolve where, how precisely and in how many threads a detector computes."""
+    """Return the device, precision and number of threads of a detector."""
     return resolve_runtime(settings.device, settings.precision, count_workers(settings.n_jobs))
 
 
 def together(arrays: Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """Stack arrays of one shape; of several shapes they are a list."""
+    """Stack arrays if they have one shape; otherwise return a list."""
     return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else list(arrays)

@@ -17,14 +17,14 @@ from .runtime import PRECISIONS
 
 
 class Rule(NamedTuple):
-    """What a parameter accepts.
+    """The values that a parameter accepts.
 
     Attributes
     ----------
     holds : callable
-        Tells whether a value is accepted.
+        Returns whether a value is accepted.
     accepted : str
-        The same in words, after "accepted is".
+        The accepted values in words, to follow "it must be".
     """
 
     holds: Callable[[Any], bool]
@@ -32,7 +32,7 @@ class Rule(NamedTuple):
 
 
 def one_of(*values: Any) -> Rule:
-    """Accept one of a few values."""
+    """Accept one of several values."""
     named = ", ".join(map(repr, values))
     return Rule(
         lambda v: isinstance(v, type(values[0])) and v in values, named if len(values) == 1 else f"one of {named}"
@@ -49,7 +49,7 @@ def integer(low: int, high: float = math.inf) -> Rule:
     return _bounded(Integral, "an integer", low, high, False, True)
 
 
-# Of float64: larger integers are no numbers that one can compute with.
+# About the largest float64: larger integers cannot be computed with.
 _LARGEST = 1.7e308
 
 
@@ -131,24 +131,24 @@ YES_OR_NO = Rule(lambda v: isinstance(v, (bool, np.bool_)), "True or False")
 PATH = Rule(
     lambda v: isinstance(v, (str, os.PathLike)) and str(v) != "" and "\0" not in str(v), "a path"
 )  # fmt: skip
-_BLOCKS = Rule(_is_blocks, "a tuple of three integers, the first of at least 1, then 0 where there are to be no more")
+_BLOCKS = Rule(_is_blocks, "a tuple of three integers, the first of them at least 1, with only zeros after a 0")
 _KINDS = ", ".join(map(repr, EVIDENCE))
 _AUTO = one_of("auto")
 _EVIDENCE = Rule(_is_evidence, f"one or several of {_KINDS}, or a dict of these with weights above 0")
 _RANDOM_STATE = Rule(_is_random_state, "None, an integer from 0 to 4294967295, or a numpy RandomState")
-# `Student` itself is an estimator of scikit-learn's, which takes long to import.
+# `Student` itself is a scikit-learn estimator, and scikit-learn takes long to import.
 _STUDENT = Rule(lambda v: all(hasattr(v, name) for name in StudentSettings.__dataclass_fields__), "a Student")
 WINDOW = Rule(_is_window, "(low, high), two finite numbers with low < high")
 
 
-def _of(table: type) -> dict[str, Rule]:
+def _rules_of(table: type) -> dict[str, Rule]:
     hints = get_type_hints(table, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class StudentSettings:
-    """The parameters of `Student`, which says what they mean, each as its rule accepts it."""
+    """Parameters of `Student`, each with its rule; `Student` documents them."""
 
     architecture: Annotated[str, one_of("decoder", "encoder")] = "decoder"
     decoder_blocks: Annotated[tuple[int, int, int], _BLOCKS] = (2, 2, 2)
@@ -163,7 +163,7 @@ class StudentSettings:
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """The parameters of `DualDistillationDetector`, which says what they mean, each as its rule accepts it."""
+    """Parameters of `DualDistillationDetector`, each with its rule; the detector documents them."""
 
     backbone: Annotated[str, Rule(lambda v: isinstance(v, str) and bool(v), "'compact' or the name of a timm network")]
     image_size: Annotated[
@@ -204,16 +204,18 @@ class Settings:
         return self.student or StudentSettings()
 
     def flat(self) -> dict[str, Any]:
-        """List all parameters by the names of `get_params`: a student's as `student__...`, if one was given."""
-        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "student"}
-        return own if self.student is None else own | {OF_STUDENT + k: v for k, v in vars(self.student).items()}
+        """Return all parameters by their names in `get_params`; those of a given student are `student__...`."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "student"}
+        if self.student is None:
+            return values
+        return values | {STUDENT_PREFIX + name: value for name, value in vars(self.student).items()}
 
 
-# Of the student's parameters, in the names of `get_params`.
-OF_STUDENT = "student__"
-STUDENT_RULES = _of(StudentSettings)
-RULES = _of(Settings) | {OF_STUDENT + name: rule for name, rule in STUDENT_RULES.items()}
-# Of `pretrain`: as the estimator's, but for what only a pretraining has, or has to have.
+# Prefix of the student's parameters in `get_params`.
+STUDENT_PREFIX = "student__"
+STUDENT_RULES = _rules_of(StudentSettings)
+RULES = _rules_of(Settings) | {STUDENT_PREFIX + name: rule for name, rule in STUDENT_RULES.items()}
+# Rules of `pretrain`: the estimator's, except for parameters that are new, or stricter, in a pretraining.
 PRETRAINING_RULES = {name: RULES[name] for name in ("backbone", "weights", "device", "precision", "verbose")}
 PRETRAINING_RULES |= STUDENT_RULES
 PRETRAINING_RULES.pop("tol")
@@ -222,8 +224,9 @@ PRETRAINING_RULES |= {
     "cache": either(NOTHING, PATH), "checkpoint_minutes": number(0), "resume": YES_OR_NO,
     "random_state": integer(0, 2**32 - 1), "num_workers": integer(1), "image_size": integer(8),
 }  # fmt: skip
-# Where and how the work is done: what a call needs, and no score depends on. The others are those of the last fit.
-OF_THE_CALL = ("weights", "device", "n_jobs", "memory", "on_error", "verbose")
+# Where and how the work is done. No score depends on these: each call uses their current values, and those of the last
+# fit for all other parameters.
+CALL_PARAMETERS = ("weights", "device", "n_jobs", "memory", "on_error", "verbose")
 
 
 def check(given: Mapping[str, Any], rules: Mapping[str, Rule] = RULES) -> None:
@@ -238,20 +241,20 @@ def check(given: Mapping[str, Any], rules: Mapping[str, Rule] = RULES) -> None:
     Raises
     ------
     ValueError
-        It names the parameter, the value, and what is accepted.
+        A value is not accepted. The message names the parameter, the value, and what is accepted.
     """
     for name, value in given.items():
         if not rules[name].holds(value):
-            raise ValueError(f"{name}={value!r} was given; accepted is {rules[name].accepted}.")
+            raise ValueError(f"{name}={value!r} was given; it must be {rules[name].accepted}.")
 
 
 def checked(given: Mapping[str, Any]) -> Settings:
-    """Check all parameters, and keep what cannot be changed from outside.
+    """Check all parameters, and copy them, so that the caller cannot change them later.
 
     Parameters
     ----------
     given : dict
-        As of `get_params`, deep or not.
+        As `get_params` returns them, deep or not.
 
     Returns
     -------
@@ -262,16 +265,17 @@ def checked(given: Mapping[str, Any]) -> Settings:
     ValueError
         See `check`.
     """
-    found = dict(given)
-    if RULES["student"].holds(student := found.get("student")) and student is not None:
-        found |= {OF_STUDENT + name: getattr(student, name) for name in STUDENT_RULES}
-    check(found)
-    own = {name: _own(value) for name, value in found.items() if not name.startswith(OF_STUDENT)}
-    of_student = {name.removeprefix(OF_STUDENT): _own(value) for name, value in found.items() if name not in own}
-    return Settings(**{**own, "student": StudentSettings(**of_student) if of_student else None})
+    values = dict(given)
+    if RULES["student"].holds(student := values.get("student")) and student is not None:
+        values |= {STUDENT_PREFIX + name: getattr(student, name) for name in STUDENT_RULES}
+    check(values)
+    frozen = {name: _frozen(value) for name, value in values.items()}
+    detector = {name: value for name, value in frozen.items() if not name.startswith(STUDENT_PREFIX)}
+    training = {name.removeprefix(STUDENT_PREFIX): value for name, value in frozen.items() if name not in detector}
+    return Settings(**{**detector, "student": StudentSettings(**training) if training else None})
 
 
-def _own(value: Any) -> Any:
+def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, np.ndarray):

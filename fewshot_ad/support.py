@@ -1,4 +1,4 @@
-"""The fitted state, frozen: what `fit` builds, scoring reads, and files hold."""
+"""The frozen fitted state: `fit` builds it, scoring uses it, and files store it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .history import Addition
 from .method import calibration, foreground
 from .method.calibration import Calibration, Predictive
 from .method.coreset import Patches
-from .method.duplicates import alike, near_duplicates, one_of_each
-from .method.evidence import kinds, needs_student, parse_evidence, weights_of_parts
+from .method.duplicates import near_duplicates, one_of_each, similar_pairs
+from .method.evidence import component_weights, kinds, needs_student, parse_evidence
 from .method.features import FeatureExtractor, image_hash
 from .method.layers import N_SCALES, Layers
-from .method.memory import Description, describe_support, prepare_memory, show_support
+from .method.memory import Description, add_support_maps, describe_support, prepare_memory
 from .method.reduction import Reduction
 from .method.scoring import Evidence, Expert, Memory, Scorer
 from .method.subspace import Subspaces, find_subspaces
@@ -34,48 +34,48 @@ from .threads import one_thread
 
 _HELD_OUT_VIEWS = 2
 USUAL_LAM = 0.1
-# Patches of the support among which its images look for near-duplicates.
+# Size of the memory bank in which near-duplicates are searched.
 _COMPARED = 32_768
-# A cosine of float32 tells no smaller angle from none, and what is divided by less would be rounding, enlarged.
+# The smallest angle that a cosine in float32 resolves: dividing by less would only amplify rounding.
 _LEAST_SCALE = float(np.finfo(np.float32).eps) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class FittedSupport:
-    """Everything that scoring needs, except the teacher, on the CPU. Nothing in it changes.
+    """Everything that scoring needs, except the teacher; on the CPU and immutable.
 
     Attributes
     ----------
     settings : Settings
         The detector's parameters at the last `fit`.
     names : tuple of str
-        What the K support images are called.
+        Names of the K support images.
     hashes : tuple of str
-        `image_hash` of each.
+        `image_hash` of each support image.
     geometry : Geometry
-        What images are resized to.
+        Size that images are resized to.
     images : tuple of torch.Tensor, or None
-        (3, H, W) float32 in [0, 1], K of them; None where a file did not hold them.
+        (3, H, W) float32 in [0, 1], K of them; None if the model file does not hold them.
     patches : Patches or None
-        The teacher's patches that are kept of the support and its views.
+        The memory bank: the teacher's patches of the support and its views, reduced to a coreset.
     embeddings : torch.Tensor or None
         (K, views, channels): pooled embeddings of the support and its views.
     subspaces : Subspaces or None
-        Those that the support's patches span, of all images and without each.
+        Principal subspaces of the support's patches, of all images and without each.
     layers : Layers
-        The teacher's layers that were taken.
+        The teacher's layers in use.
     experts : tuple of Expert
         The students.
     evidence : str, tuple of str, or dict
-        The parameter, as "auto" was resolved.
+        The parameter, with "auto" resolved.
     lam : float
         Weight of TSD beside SSD in the score.
     scales : dict of str to float
-        What each kind of evidence is divided by.
+        Divisor of each kind of evidence.
     scores : numpy.ndarray
         (K,) float64: `score_samples` of each support image against the other support images.
     groups : tuple of int
-        Number of the group of near-duplicates that each support image is of: different ones where there are none.
+        Group of near-duplicates that each support image belongs to; all differ if there are none.
     offset : float
         The threshold: `decision_function` is `score_samples` minus this.
     offset_given : bool
@@ -85,17 +85,17 @@ class FittedSupport:
     teacher_fingerprint : str
         sha256 of the teacher's weights.
     table : Table or None
-        What was noted of the columns, where rows were fitted on.
+        Properties of the columns, if fitted on rows.
     held_out_seed : int
-        Of the views that scales are measured on.
+        Seed of the views that scales are measured on.
     predictive : Predictive
-        What a further normal image is expected to read, by the support alone.
+        Predictive distribution of a new normal image's score, from the support alone.
     calibration : Calibration or None
-        What the threshold comes of, where it was calibrated on fresh images.
+        The calibration on fresh images, if there was one.
     calibration_images : pair of tuples of torch.Tensor, or None
-        Those, normal and anomalous; None where they are too many to be kept, or a file did not hold them.
+        Its normal and anomalous images; None if they are too many to keep, or the model file does not hold them.
     history : tuple of Addition
-        What `fewshot-ad update` added since the fit.
+        Support images that `fewshot-ad update` added since the fit.
     """
 
     settings: Settings
@@ -123,7 +123,7 @@ class FittedSupport:
     calibration: Calibration | None = None
     calibration_images: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None = None
     history: tuple[Addition, ...] = ()
-    # By runtime: the memory on its device, and the teacher, which lives as long as this.
+    # For each runtime: the memory on its device, and the teacher, which is kept alive.
     _prepared: dict[Runtime, tuple[Memory, Backbone]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -132,7 +132,7 @@ class FittedSupport:
         return _reduction(self.settings)
 
     def scorer(self, extract: FeatureExtractor) -> Scorer:
-        """Make what scores, on the device of the teacher; the memory is prepared once for each runtime."""
+        """Return a scorer on the device of the teacher; the memory is prepared once for each runtime."""
         runtime = extract.runtime
         if runtime not in self._prepared:
             held = self.patches, self.embeddings, self.subspaces
@@ -142,23 +142,23 @@ class FittedSupport:
         return Scorer(extract, self._prepared[runtime][0], weights, self.reduction)
 
     def exclude(self, batch: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Mark the support images that each of N images is a copy of, and their near-duplicates, (N, K)."""
+        """Return which support images are identical to each of N images, or near-duplicates of these, (N, K)."""
         return _copies(batch, self.hashes, self.groups)
 
     def pvalue(self, scores: np.ndarray) -> np.ndarray:
-        """Tell how often normal images have such scores (high = normal), or lower ones."""
+        """Return the p-values of scores (high = normal)."""
         return (self.calibration or self.predictive).pvalue(scores)
 
     def with_offset(self, offset: float) -> FittedSupport:
-        """Set the threshold by hand; what was calibrated is no more."""
+        """Set the threshold manually, and drop the calibration."""
         return replace(self, offset=offset, offset_given=True, calibration=None, calibration_images=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is only prepared: it belongs to a device, and is made again."""
+        """Leave out the cache, which belongs to a device."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin with nothing prepared."""
+        """Start with an empty cache."""
         self.__dict__.update(state, _prepared={})
 
 
@@ -168,16 +168,16 @@ def find_teacher(
     runtime: Runtime,
     expected: str | None = None,
 ) -> tuple[FeatureExtractor, str]:
-    """Make or find a detector's teacher.
+    """Build a detector's teacher, or return a cached one.
 
     Parameters
     ----------
     settings : Settings
     evidence : str, sequence of str, or mapping of str to float
-        As resolved: says whether an embedding is needed.
+        The resolved evidence, which defines whether an embedding is needed.
     runtime : Runtime
     expected : str, optional
-        The fingerprint that its weights must have.
+        Fingerprint that the weights must have.
 
     Returns
     -------
@@ -187,7 +187,7 @@ def find_teacher(
     Raises
     ------
     WeightsNotFoundError
-        The weights are not to be had, or are others.
+        The weights are not available, or have another fingerprint.
     """
     embedding = "embedding" in kinds(evidence) or (
         needs_student(evidence) and settings.training.architecture == "decoder"
@@ -200,11 +200,11 @@ def find_teacher(
         raise WeightsNotFoundError(
             f"The weights of {settings.backbone!r} ({settings.weights or 'from the hub'}) are not those that this "
             f"detector was fitted with: fingerprint {fingerprint[:12]}, expected {str(expected)[:12]}. Set weights= to "
-            "the file used then, or fit again."
+            "the file used for fit, or fit again."
         )
     if needs_student(evidence) and len(teacher.layers.numbers) < N_SCALES:
         raise ValueError(
-            f"layers={settings.layers!r} was given, and evidence={evidence!r} needs a student, which imitates "
+            f"layers={settings.layers!r} was given, but evidence={evidence!r} needs a student, which imitates "
             f"{N_SCALES} layers. Pass {N_SCALES} layers or more, or evidence=('patch', 'embedding')."
         )
     if settings.foreground and not teacher.layers.tokens:
@@ -244,10 +244,10 @@ def build(
     names, evidence, loss_curve, table, held_out_seed
         See `FittedSupport`.
     experts : sequence of Expert
-        Trained; their maps of the support are computed here.
+        Trained experts; their maps of the support are computed here.
     extract : FeatureExtractor
     fingerprint : str
-        Of the teacher.
+        Fingerprint of the teacher.
 
     Returns
     -------
@@ -256,11 +256,11 @@ def build(
     hashes = tuple(map(image_hash, support))
     least = _reduction(settings).foreground
     described = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches, least)
-    shown = tuple(show_support(expert, support, extract) for expert in experts)
+    shown = tuple(add_support_maps(expert, support, extract) for expert in experts)
 
-    def remember(found: Description, own: torch.Tensor) -> tuple[Memory, Subspaces | None]:
-        subspaces = None if found.moments is None else find_subspaces(found.moments, own)
-        held = found.patches, found.embeddings, subspaces
+    def make_memory(description: Description, own: torch.Tensor) -> tuple[Memory, Subspaces | None]:
+        subspaces = None if description.moments is None else find_subspaces(description.moments, own)
+        held = description.patches, description.embeddings, subspaces
         return prepare_memory(shown, *held, len(support), extract.runtime), subspaces
 
     held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(held_out_seed))
@@ -273,25 +273,24 @@ def build(
 
     groups = list(range(len(support)))
     own = _copies(support, hashes, groups)
-    if table is None and (may_be := alike(support)).sum() > len(support):
-        # What stands for an image may be far from its like: all patches of the images as they are.
+    if table is None and (similar := similar_pairs(support)).sum() > len(support):
+        # A coreset may lack the patches of a near-duplicate: all patches of the unaugmented images are used.
         whole = describe_support(support, extract, kinds(evidence), False, _COMPARED, least)
         extract.keep(held_out)
-        found = measure(remember(whole, own)[0], own)
+        found = measure(make_memory(whole, own)[0], own)
         of_views = found.of_views.reshape(len(support), -1).mean(1)
         ratios = np.divide(found.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
-        groups = near_duplicates(may_be, ratios)
+        groups = near_duplicates(similar, ratios)
         own = _copies(support, hashes, groups)
-    memory, subspaces = remember(described, own)
+    memory, subspaces = make_memory(described, own)
     measured = measure(memory, own)
     scores = measured.scores
     scores.flags.writeable = False
     if own.any():
         distinct = one_of_each(scores, groups)
-        told = distinct if settings.contamination == "auto" else scores
-        offset = calibration.offset(told, settings.contamination)
+        offset = calibration.offset(distinct if settings.contamination == "auto" else scores, settings.contamination)
         predictive = calibration.predictive(distinct)
-    else:  # no support image has another to be compared with: its changed views must do
+    else:  # no support image has another one to compare with: augmented views are used
         offset = calibration.offset(measured.of_views, settings.contamination, of_views=True)
         predictive = calibration.predictive(measured.of_views, of_views=True)
     fitted = FittedSupport(
@@ -307,7 +306,7 @@ def build(
 
 
 class _Measured(NamedTuple):
-    """What depends on which support images are left out for which: scales, and scores (high = normal)."""
+    """Results that depend on the near-duplicates that are left out: scales, and scores (high = normal)."""
 
     scales: dict[str, float]
     scores: np.ndarray
@@ -322,14 +321,14 @@ def _measure(
     held_out: Sequence[torch.Tensor],
     own: torch.Tensor,
 ) -> _Measured:
-    """Score the support and its held-out views, each against the images that `own` (K, K) does not leave out."""
+    """Score the support and its held-out views, each against the support images that `own` (K, K) does not exclude."""
     lam = float(settings.lam)
     plain = scorer(lam, {})
     of_views = plain.read_all(held_out, own.repeat_interleave(_HELD_OUT_VIEWS, 0))
     scales = _scales(settings, evidence, lam, plain, of_views)
     final = scorer(lam, scales)
-    read_again = final.score(final.read_all(support, own)), final.score(of_views)
-    return _Measured(scales, *(-scores.double().numpy() for scores in read_again))
+    anomaly_scores = final.score(final.read_all(support, own)), final.score(of_views)
+    return _Measured(scales, *(-scores.double().numpy() for scores in anomaly_scores))
 
 
 def _reduction(settings: Settings) -> Reduction:
@@ -347,7 +346,7 @@ def _weights(
 def _copies(batch: Iterable[torch.Tensor], hashes: Sequence[str], groups: Sequence[int]) -> torch.Tensor:
     same = np.array([image_hash(image) for image in batch])[:, None] == np.array(hashes)
     same = same @ np.equal.outer(groups, groups)
-    same[same.all(1)] = False  # nothing else to be compared with
+    same[same.all(1)] = False  # no other image to compare with
     return torch.from_numpy(same)
 
 
@@ -358,10 +357,10 @@ def _scales(
     scorer: Scorer,
     normal: Sequence[Evidence],
 ) -> dict[str, float]:
-    """Compute what each kind of evidence is divided by, from that of normal images and the weight of its part."""
+    """Compute the divisor of each kind of evidence from its mean on normal images and its component's weight."""
     weights, parts = parse_evidence(evidence, lam)
-    shares = weights_of_parts(parts, settings.student_weight, settings.embedding_weight)
+    of_components = component_weights(parts, settings.student_weight, settings.embedding_weight)
     scales = dict.fromkeys(weights, 1.0)
-    for part, share in shares.items():
-        scales |= dict.fromkeys(part, max(scorer.mean_of(normal, part, weights), _LEAST_SCALE) / share)
+    for part, weight in of_components.items():
+        scales |= dict.fromkeys(part, max(scorer.mean_component(normal, part, weights), _LEAST_SCALE) / weight)
     return scales

@@ -143,7 +143,7 @@ def test_an_image_that_is_transparent_everywhere(normal, tmp_path):
     hidden = np.dstack([normal[0], np.zeros((40, 40), np.uint8)])
     (path,) = save_pictures(tmp_path, [hidden])
     for item in (hidden, path):
-        warning_of(lambda item=item: read([item]), "is transparent everywhere", category=ImageWarning)
+        warning_of(lambda item=item: read([item]), "is fully transparent", category=ImageWarning)
     torch.testing.assert_close(quietly(lambda: read([hidden[..., :3]])), read([normal[0]]))
     with Image.open(path) as picture:
         picture.convert("RGB").save(path)
@@ -174,7 +174,7 @@ def test_a_large_image(make, normal, tmp_path, monkeypatch):
     make().fit(small)
 
 
-@follows("there is not enough memory for it. Make it smaller, or free memory.")
+@follows("not enough memory. Make it smaller, or free memory.")
 def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
     resize = images.resize
 
@@ -190,16 +190,16 @@ def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
     read([normal[0]])
 
 
-@follows("one entry stands for one. {first} fewshot_ad.images.frames(paths): a row for each")
+@follows("each entry must be one image. {first} fewshot_ad.images.frames(paths), which")
 def test_a_file_of_several_images(normal, tmp_path):
     path = tmp_path / "several.tif"
     first, *others = (Image.fromarray(image) for image in normal[:3])
     first.save(path, save_all=True, append_images=others)
-    refusal(lambda: read([path]), "Pass fewshot_ad.images.frames(paths): a row for each")
+    refusal(lambda: read([path]), "Pass fewshot_ad.images.frames(paths), which lists them")
     torch.testing.assert_close(read(fewshot_ad.images.frames([path])), read(normal[:3]))
 
 
-@follows("pass value_range=(low, high), the values that mean black and white, for instance value_range=(0, 4095).")
+@follows("pass value_range=(low, high), the input window, for instance value_range=(0, 4095).")
 def test_a_support_of_few_bits(make, normal):
     deep = list(normal[:3, ..., 0].astype(np.uint16) * 16)
     warning_of(lambda: make().fit(deep), "value_range=(0, 4095)")
@@ -246,10 +246,10 @@ DAMAGED = {
     "is a DICOM file without an image": altered(_WHOLE, "PixelData", "Rows", "Columns"),
     "is a DICOM file without pixel data. Leave it out.": altered(_WHOLE, "PixelData"),
     "of its three palettes (PaletteColorLookupTableData) are missing": _palette(0, 0, 0, announced=256),
-    "its palettes have unlike lengths": _palette(256, 128, 256),
+    "its palettes differ in length": _palette(256, 128, 256),
     "without which its lookup table cannot be read": _lookup(LUTData=[0] * 256),
     "has a lookup table without": _lookup(LUTDescriptor=[256, 0, 16]),
-    "are announced. Leave it out, or fetch it anew.": _palette(250, 250, 250, announced=256),
+    "are declared. Leave it out, or download it again.": _palette(250, 250, 250, announced=256),
     "is damaged: it has {self.size(index)} columns and rows": altered(
         dicom_bytes(GREY, uid.JPEGLSLossless, **WINDOW), Rows=38
     ),
@@ -265,7 +265,7 @@ def test_a_damaged_dicom_file_is_left_out(tmp_path, message):
     said = refusal(lambda: read(paths), str(paths[0]), *re.sub(r"\{.*?\}", "\n", message).split("\n"))
     assert "Leave it out" in said
     assert len(read(paths[1:])) == 1
-    paths[0].write_bytes(_WHOLE)  # "fetch it anew"
+    paths[0].write_bytes(_WHOLE)  # "download it again"
     assert len(read(paths)) == 2
 
 
@@ -283,7 +283,7 @@ def test_dicom_that_another_program_converts(tmp_path, data):
     torch.testing.assert_close(read([tmp_path / "converted.png"]), read([GREY]))
 
 
-@follows("has a damaged element {self._tag(name)}", "which is not a number. Mend it with pydicom")
+@follows("has a damaged element {self._tag(name)}", "which is not a number. Correct it with pydicom")
 @pytest.mark.filterwarnings("ignore:::pydicom")
 @pytest.mark.parametrize("name", ["WindowCenter", "PhotometricInterpretation", "RescaleSlope", "Rows"])
 def test_a_damaged_element_is_mended(tmp_path, name):
@@ -298,7 +298,7 @@ def test_a_damaged_element_is_mended(tmp_path, name):
     kept = pydicom.dcmread(io.BytesIO(whole))[name].value
     said = refusal(lambda: read([data]))
     if name in ("WindowCenter", "RescaleSlope", "Rows"):
-        assert "Mend it with pydicom" in said
+        assert "Correct it with pydicom" in said
     ds = pydicom.dcmread(io.BytesIO(data))
     ds[name] = pydicom.DataElement(tag, pydicom.datadict.dictionary_VR(tag), kept)
     ds.save_as(tmp_path / "a.dcm")
@@ -347,11 +347,11 @@ def test_dicom_is_converted_to_explicit_little_endian(monkeypatch, why):
         torch.testing.assert_close(read([out.getvalue()]), expected)
 
 
-@follows("Images of unlike modality, photometric interpretation or size make a poor support: pass those of one kind")
+@follows("photometric interpretations or sizes works poorly: pass images of one kind")
 def test_a_support_of_one_kind_of_dicom(make, normal):
     alike = [dicom_bytes(image[..., 0], Modality="MR", **WINDOW) for image in normal[:3]]
     other = dicom_bytes(normal[3][..., 0], Modality="CT", **WINDOW)
-    warning_of(lambda: make().fit([*alike, other]), "pass those of one kind", category=UserWarning)
+    warning_of(lambda: make().fit([*alike, other]), "pass images of one kind", category=UserWarning)
     quietly(lambda: make().fit(alike))
 
 
@@ -403,7 +403,7 @@ def test_one_of_two_masks_is_removed(labelled, removed):
     assert _masks_of(labelled) == [None, "bad_mask.png" if removed == "bad.png" else "bad.png"]
 
 
-@follows("Put the masks of each kind into a folder of its name, and let no two images of a kind share a name.")
+@follows("Put the masks of each kind into a folder of that name, and give all images of a kind different names.")
 def test_masks_are_told_apart_by_kind_and_name(labelled):
     (labelled / "test").mkdir()
     for kind in ("good", "bad", "worse"):
@@ -412,12 +412,12 @@ def test_masks_are_told_apart_by_kind_and_name(labelled):
     for kind in ("good", "bad"):
         shutil.rmtree(labelled / kind)
     _mask(labelled / "masks" / "0.png")
-    refusal(lambda: images_of(labelled), "Put the masks of each kind into a folder of its name")
+    refusal(lambda: images_of(labelled), "Put the masks of each kind into a folder of that name")
     (labelled / "masks" / "worse").mkdir()
     (labelled / "masks" / "0.png").rename(labelled / "masks" / "worse" / "0.png")
     assert _masks_of(labelled) == [None, None, "0.png"]
     shutil.copy(labelled / "test" / "worse" / "0.png", labelled / "test" / "worse" / "0.bmp")
-    refusal(lambda: images_of(labelled), "let no two images of a kind share a name")
+    refusal(lambda: images_of(labelled), "give all images of a kind different names")
     (labelled / "test" / "worse" / "0.bmp").rename(labelled / "test" / "worse" / "1.bmp")
     assert _masks_of(labelled) == [None, None, "0.png", None]
 
@@ -434,7 +434,7 @@ def test_a_mask_of_no_image(labelled, how):
     assert _masks_of(labelled) == [None, "bad.png" if how == "rename" else None]
 
 
-@follows("cannot be read, not even its size. Remove it or write it again.", "Resize the mask, or remove it.")
+@follows("cannot be read. Remove it or save it again.", "Resize the mask, or remove it.")
 @pytest.mark.parametrize("wrong", ["unreadable", "large"])
 @pytest.mark.parametrize("how", ["remove", "write"])
 def test_a_mask_that_does_not_fit(labelled, wrong, how):
@@ -442,7 +442,7 @@ def test_a_mask_that_does_not_fit(labelled, wrong, how):
     _mask(mask, (40, 32))
     if wrong == "unreadable":
         mask.write_bytes(b"no picture")
-    refusal(lambda: images_of(labelled), "Remove it or write it again" if wrong == "unreadable" else "Resize the mask")
+    refusal(lambda: images_of(labelled), "Remove it or save it again" if wrong == "unreadable" else "Resize the mask")
     if how == "remove":
         mask.unlink()
     elif wrong == "unreadable":
@@ -453,24 +453,24 @@ def test_a_mask_that_does_not_fit(labelled, wrong, how):
     assert _masks_of(labelled) == [None, None if how == "remove" else "bad.png"]
 
 
-@follows("holds no mask. Remove it.")
+@follows("contains no mask. Remove it.")
 def test_a_folder_without_a_mask(labelled):
     (labelled / "bad" / "bad.png").rename(labelled / "bad" / "0.png")
     (labelled / "masks" / "0").mkdir(parents=True)
-    refusal(lambda: images_of(labelled), "holds no mask. Remove it.")
+    refusal(lambda: images_of(labelled), "contains no mask. Remove it.")
     (labelled / "masks" / "0").rmdir()
     assert _masks_of(labelled) == [None, None]
 
 
-@follows("are of several sizes. Write them anew.", "Write it anew, with 0 there.")
+@follows("differ in size. Save them again.", "Save it again, with 0 there.")
 def test_masks_are_written_anew(tmp_path):
     _mask(tmp_path / "a.png")
     _mask(tmp_path / "b.png", (10, 10))
-    refusal(lambda: datasets.read_mask(tmp_path), "Write them anew")
+    refusal(lambda: datasets.read_mask(tmp_path), "Save them again")
     _mask(tmp_path / "b.png")
     assert datasets.read_mask(tmp_path).sum() == 1
     _mask(tmp_path / "b.png", values=(1, 255))
-    refusal(lambda: datasets.read_mask(tmp_path), "Write it anew, with 0 there")
+    refusal(lambda: datasets.read_mask(tmp_path), "Save it again, with 0 there")
     _mask(tmp_path / "b.png", values=(0, 255))
     assert datasets.read_mask(tmp_path).sum() == 1
 
@@ -500,9 +500,9 @@ def test_a_fitted_attribute_is_changed_by_a_parameter(make, normal):
     assert det.set_params(evidence="embedding").fit(normal[:3]).evidence_ == "embedding"
 
 
-@follows("every weight must be a finite number above 0; leave out what has none.")
+@follows("every weight must be a finite number above 0; leave out kinds without weight.")
 def test_evidence_without_weight_is_left_out():
-    refusal(lambda: parse_evidence({"patch": 1, "ssd": 0}, 0.1), "leave out what has none", error=ValueError)
+    refusal(lambda: parse_evidence({"patch": 1, "ssd": 0}, 0.1), "leave out kinds without weight", error=ValueError)
     assert parse_evidence({"patch": 1}, 0.1)[0] == {"patch": 1}
 
 
@@ -615,7 +615,7 @@ def test_memory_that_runs_out_in_training(make, normal, monkeypatch):
     quietly(lambda: det.set_params(student__batch_size=2, image_size=16).fit(normal[:4]))
 
 
-@follows("images at once. Lower image_size, or take a smaller backbone.")
+@follows("images. Lower image_size, or take a smaller backbone.")
 def test_memory_that_runs_out_in_the_teacher(make, normal, monkeypatch, tmp_path):
     forward = teacher.Backbone.forward
 
@@ -693,7 +693,7 @@ def test_layers_that_are_there_are_named(make, normal, capsys, tmp_path):
     assert "--layers last was given, but 'compact' has no tokens" in capsys.readouterr().err
 
 
-@follows("Pass the path of a safetensors file in timm's naming for this very network, or weights=None")
+@follows("Pass the path of a safetensors file in timm's naming for this network, or weights=None")
 @pytest.mark.parametrize("wrong", ["missing", "pickle", "damaged", "part", "nan"])
 def test_weights_of_a_file(tmp_path, wrong):
     own = PACKAGED["compact"].teacher
@@ -708,13 +708,13 @@ def test_weights_of_a_file(tmp_path, wrong):
     elif wrong == "pickle":
         torch.save({}, file)
     det = DualDistillationDetector(weights=file, image_size=32, evidence="patch")
-    refusal(lambda: det.fit(stripes(2)), "or weights=None to take the backbone's own", error=WeightsNotFoundError)
+    refusal(lambda: det.fit(stripes(2)), "or weights=None to use the backbone's own", error=WeightsNotFoundError)
     save_file(tensors, tmp_path / "whole.safetensors")
     det.set_params(weights=tmp_path / "whole.safetensors").fit(stripes(2))
     det.set_params(weights=None).fit(stripes(2))
 
 
-@follows("Pass weights=FILE, a safetensors file in timm's naming for this very network.", "{ways}")
+@follows("Pass weights=FILE, a safetensors file in timm's naming for this network.", "{ways}")
 @pytest.mark.parametrize("wrong", ["part", "nan"])
 def test_weights_of_the_hub(toy, tmp_path, monkeypatch, wrong):
     """There weights=None has led to what is wrong."""
@@ -748,7 +748,7 @@ def test_a_network_that_timm_does_not_know(make, normal):
 def test_a_tag_that_there_is(tmp_path):
     weights = write_random_weights("resnet18", tmp_path / "w.safetensors")
     said = refusal(lambda: build_backbone("resnet18.mine", 32, weights=weights), "Pass one of these names")
-    named = re.search(r"but (\S+), ", said)[1]
+    named = re.search(r"only (\S+), ", said)[1]
     build_backbone(named, 32, weights=weights)
 
 
@@ -759,7 +759,7 @@ def test_weights_that_do_not_fit(tmp_path):
     build_backbone("toy_resnet", 32, weights=write_random_weights("toy_resnet", tmp_path / "w.safetensors"))
 
 
-@follows("Set weights= to the file used then, or fit again.")
+@follows("Set weights= to the file used for fit, or fit again.")
 @pytest.mark.parametrize("how", ["weights", "fit"])
 def test_weights_that_were_replaced(make, normal, anomalous, tmp_path, how):
     weights = write_random_weights("toy_resnet", tmp_path / "w.safetensors")
@@ -769,7 +769,7 @@ def test_weights_that_were_replaced(make, normal, anomalous, tmp_path, how):
     shutil.copy(weights, tmp_path / "used then.safetensors")
     write_random_weights("toy_resnet", weights, seed=1)
     det = pickle.loads(data)
-    refusal(lambda: det.score_samples(anomalous), "Set weights= to the file used then, or fit again")
+    refusal(lambda: det.score_samples(anomalous), "Set weights= to the file used for fit, or fit again")
     if how == "fit":
         det.fit(normal[:3]).score_samples(anomalous)
     else:
@@ -795,7 +795,7 @@ def test_a_place_that_can_be_written_to(make, normal, tmp_path):
     det.save(tmp_path / "new" / "m.fsad")
 
 
-@follows("Choose another folder or name", "are free. Make room, or write elsewhere", "is still valid. Make room")
+@follows("Choose another folder or name", "are free. Make room, or write elsewhere", "are still valid. Make room")
 def test_a_place_with_rights_and_room(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     (tmp_path / "other").mkdir()
@@ -950,12 +950,12 @@ def test_an_encoder_is_trained_here(run):
 
 
 @follows(
-    "Pass resume=True (--resume) to go on from there, or remove it to start anew.", "Pass those, or another out.",
-    "Remove it to start anew.", "once this file is removed",
+    "Pass resume=True (--resume) to continue from there, or remove it to start again.", "Pass those, or another out.",
+    "Remove it to start again.", "once this file is removed",
 )  # fmt: skip
 def test_what_an_earlier_pretraining_left(run, tmp_path, monkeypatch):
     out = run()
-    refusal(run, "Pass resume=True (--resume) to go on from there, or remove it")
+    refusal(run, "Pass resume=True (--resume) to continue from there, or remove it")
     run(resume=True)
     refusal(lambda: run(resume=True, lam=0.5), "Pass those, or another out")
     run(resume=True, lam=0.1)
@@ -976,7 +976,7 @@ def test_what_an_earlier_pretraining_left(run, tmp_path, monkeypatch):
     with safe_open(partial, framework="pt") as file:
         metadata = file.metadata()
     save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("student")}, partial, metadata)
-    refusal(lambda: run(resume=True), "Remove it to start anew")
+    refusal(lambda: run(resume=True), "Remove it to start again")
     partial.unlink()
     run(resume=True)
     out.unlink()
@@ -1208,8 +1208,8 @@ def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "bring check choose convert copy export fetch fit fix free give go import install leave let lower make mend name "
-    "open pass put raise read remove rename replace resize save score set take use write"
+    "bring check choose convert copy correct download export fetch fit fix free give go import install leave let lower "
+    "make mend name open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
@@ -1235,7 +1235,9 @@ ELSEWHERE = {
         "test_export::test_a_network_that_pads_by_size_is_exported_for_one_shape_only"
     ),
     "save it as a TIFF for the extra": "test_pictures::test_the_advice_about_depth_is_good",
-    "Set it with pydicom, ds = pydicom.dcmread(path)": "test_dicom::test_a_needed_element_is_named_and_can_be_mended",
+    "Set it with pydicom, ds = pydicom.dcmread(path)": (
+        "test_dicom::test_a_needed_element_is_named_and_can_be_corrected"
+    ),
     "Save its images as pages, for instance": "test_formats::test_an_imagej_stack_behind_one_page",
     "Rename the other.": "test_layouts::test_normal_images_of_two_names",
     "Copy it from the data set, or make an empty one": "test_layouts::test_dagm_without_labels",
@@ -1245,12 +1247,12 @@ ELSEWHERE = {
     "of its rows needs the columns": "test_layouts::test_visa_without_its_table",
     "Rename {root} as one of them.": "test_layouts::test_visa_without_its_table",
     "Copy them from the data set.": "test_layouts::test_images_of_a_list_that_are_missing",
-    "and mask_path of each image. Copy it anew.": "test_layouts::test_realiad_without_its_list",
+    "and mask_path of each image. Copy it again.": "test_layouts::test_realiad_without_its_list",
     "Put the data set's realiad_jsons/ there": "test_layouts::test_realiad_without_its_list",
     "or name the folders good/ and bad/.": "test_layouts::test_folders_of_realiads_names",
     "{named}. Pass one of them.": "test_layouts::test_the_root_of_a_data_set",
     "Run `fewshot-ad weights {name} --to DIR` on a machine": "test_fetching::test_the_way_out_leads_out",
-    "Name {found} as the backbone, or take the weights": "test_fetching::test_weights_of_another_training",
+    "Name {found} as the backbone, or use the weights": "test_fetching::test_weights_of_another_training",
     "Name a folder with --to.": "test_fetching::test_places_that_are_taken",
     "Pass a name from timm.list_pretrained()": "test_fetching::test_names_that_have_no_weights",
     "Accept them at {": "test_fetching::test_terms_that_are_to_be_accepted",

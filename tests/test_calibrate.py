@@ -94,7 +94,7 @@ def test_what_is_needed_is_enough_and_no_less(rate):
 
 def test_nineteen_images_cannot_promise_two_per_cent(det, images):
     with pytest.warns(
-        SupportWarning, match=r"19 normal images cannot promise .*=0.02: .* at least 49 .*, or .*=0.05\."
+        SupportWarning, match=r"19 normal images cannot guarantee .*=0.02: .* at least 49 .*, or .*=0.05\."
     ):
         det.calibrate(images[0][4:23], false_alarm_rate=0.02)
     assert det.calibration_.how == "predictive"
@@ -222,7 +222,7 @@ def test_the_best_f1_through_the_detector(det, both):
 @pytest.mark.parametrize("rate", [0, -0.1, 0.51, 1.0, np.nan, "0.05", None, True])
 def test_rates_that_are_none(det, images, rate):
     with pytest.raises(
-        ValueError, match=r"false_alarm_rate=.* was given; accepted is a number above 0 and at most 0\.5"
+        ValueError, match=r"false_alarm_rate=.* was given; it must be a number above 0 and at most 0\.5"
     ):
         det.calibrate(images[0][4:], false_alarm_rate=rate)
 
@@ -236,13 +236,13 @@ def test_images_that_are_not_enough(det, images, tmp_path):
         det.calibrate(bad, [-1] * 8)
     with pytest.raises(ValueError, match="goal='f1' needs anomalous images"):
         det.calibrate(normal[4:], goal="f1")
-    with pytest.raises(ValueError, match="goal='recall' was given; accepted is one of 'false_alarm_rate', 'f1'"):
+    with pytest.raises(ValueError, match="goal='recall' was given; it must be one of 'false_alarm_rate', 'f1'"):
         det.calibrate(normal[4:], goal="recall")
     with pytest.raises(ValueError, match="Unknown label type: y has the labels 0"):
         det.calibrate(normal[4:8], [0, 1, 1, 1])
     with pytest.raises(ValueError, match="inconsistent"):
         det.calibrate(normal[4:8], [1, 1])
-    with pytest.raises(ImageError, match=r"1 of 1 images: .*none\.png"):
+    with pytest.raises(ImageError, match=r"Image 1 of 1: .*none\.png"):
         det.calibrate([tmp_path / "none.png"])
     det.set_params(on_error="skip")
     with (
@@ -362,7 +362,7 @@ def test_scores_that_do_not_ascend(det, images, tmp_path):
     wrong = replace(det.calibration_, normal_scores=det.calibration_.normal_scores[::-1])
     det.fitted_ = replace(det.fitted_, calibration=wrong)
     det.save(tmp_path / "m.fsad")
-    with pytest.raises(CheckpointError, match="its calibration scores do not ascend"):
+    with pytest.raises(CheckpointError, match="its calibration scores are not sorted"):
         DualDistillationDetector.load(tmp_path / "m.fsad")
 
 
@@ -386,7 +386,7 @@ def test_without_its_images_the_threshold_keeps_its_proportion(det, both, images
     det.calibrate(X, y, false_alarm_rate=0.1)
     before, proba = det.fitted_, det.fitted_.calibration.probability(np.array([-1.0]))
     assert before.calibration_images is None
-    with pytest.warns(SupportWarning, match="are not at hand: .* Call calibrate again"):
+    with pytest.warns(SupportWarning, match="are not available: .* Call calibrate again"):
         det.partial_fit(normal[30:33])
     factor = np.exp(det.fitted_.predictive.middle - before.predictive.middle)
     assert factor != 1
@@ -407,7 +407,7 @@ def test_support_that_swallows_all_of_them(det, images):
     normal = images[0]
     with pytest.warns(SupportWarning):
         det.calibrate(normal[4:6], false_alarm_rate=0.1)
-    with pytest.warns(SupportWarning, match="are not at hand"):
+    with pytest.warns(SupportWarning, match="are not available"):
         det.partial_fit(normal[4:6])
 
 

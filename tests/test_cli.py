@@ -448,7 +448,7 @@ def test_evaluate(pictures, capsys):
     (pictures / "task" / "good" / "broken.png").write_bytes(b"no image")
     assert cli.main([*command, "--json"]) == 1
     said, beside = capsys.readouterr()
-    assert "left out: 1 (not an image, by its name)" in beside
+    assert "left out: 1 (not an image, judging by its name)" in beside
     assert "broken.png could not be read" in beside
     assert [entry["path"] for entry in json.loads(said)["left_out"]] == [str(pictures / "task" / "bad" / "notes.txt")]
 
@@ -549,7 +549,7 @@ def test_a_folder_without_images_is_named(model, mixed, capsys):
             file.unlink()
     assert cli.main(["score", str(model), str(mixed)]) == 2
     said = capsys.readouterr().err
-    assert f"There are no images in {mixed}; left out: 1 (.heic is not read)" in said
+    assert f"There are no images in {mixed}; left out: 1 (.heic is not supported)" in said
     assert cli.main(["fit", str(mixed), "-o", str(mixed / "m.fsad")]) == 2
     assert f"There are no images in {mixed}" in capsys.readouterr().err
 

@@ -335,7 +335,7 @@ def test_no_steps_need_a_trained_student(make, normal):
 
 @pytest.mark.parametrize("auxiliary", [{}, [1, 2]])
 def test_auxiliary_must_be_a_mapping(make, normal, auxiliary):
-    with pytest.raises(ValueError, match="accepted is a mapping"):
+    with pytest.raises(ValueError, match="it must be a mapping"):
         make().fit(normal[:4], auxiliary=auxiliary)
 
 
@@ -399,7 +399,7 @@ def test_labelled_rows_are_left_out(make, normal, anomalous):
     np.testing.assert_array_equal(make().fit(mixed, [-1.0, -1, 1, 1, 1, 1]).offset_, a.offset_)
     for labels in ([1, 1, 0, 0, 0, 0], ["bad", "bad", *["good"] * 4], [True, True, *[False] * 4], [np.nan, *[1] * 5]):
         for y in (labels, np.array(labels, object)):
-            with pytest.raises(ValueError, match=r"y has the labels .*accepted are \+1 for normal"):
+            with pytest.raises(ValueError, match=r"y has the labels .*they must be \+1 for normal"):
                 make().fit(mixed, y)
     with pytest.raises(ValueError, match="inconsistent"):
         make().fit(mixed, [1, 1])
@@ -458,7 +458,7 @@ def test_unreadable_files(make, normal, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(good[0].read_bytes()[:500])
     files = [good[0], broken, *good[1:]]
-    with pytest.raises(ImageError, match=r"2 of 4 images: .*broken\.png"):
+    with pytest.raises(ImageError, match=r"Image 2 of 4: .*broken\.png"):
         make().fit(files)
     det = make(on_error="skip")
     with pytest.warns(ImageSkippedWarning, match=r"broken\.png"):

@@ -107,7 +107,7 @@ def test_a_frame_of_a_compressed_file_by_either_way(tmp_path, monkeypatch, n_fra
 
 def test_a_deflated_file_that_unfolds_to_any_size(monkeypatch):
     monkeypatch.setattr(dicom, "_LONGEST_INFLATED", 1000)
-    assert "unfolds to more than 1000 bytes" in refusal(dicom_bytes(GREY, DEFLATED))
+    assert "unpacks to more than 1000 bytes" in refusal(dicom_bytes(GREY, DEFLATED))
 
 
 def test_advice_to_convert_is_good(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_wrong_transfer_syntax_is_told_and_can_be_set(tmp_path):
     whole = dicom_bytes(GREY, uid.RLELossless, **WINDOW)
     path.write_bytes(whole.replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.1\0"))
     said = refusal(path)
-    assert "compressed pixels, and TransferSyntaxUID (0002,0010)" in said
+    assert "compressed pixels, but TransferSyntaxUID (0002,0010)" in said
     assert "Set it with pydicom" in said
     ds = pydicom.dcmread(path)
     ds.file_meta.TransferSyntaxUID = uid.RLELossless
@@ -189,7 +189,7 @@ _NEEDED = [
 @pytest.mark.parametrize("how", ["missing", "empty"])
 @pytest.mark.parametrize("n_frames", [1, 2])
 @pytest.mark.filterwarnings("ignore:::pydicom")
-def test_a_needed_element_is_named_and_can_be_mended(tmp_path, name, how, n_frames):
+def test_a_needed_element_is_named_and_can_be_corrected(tmp_path, name, how, n_frames):
     values = GREY if n_frames == 1 else np.stack([GREY] * 2)
     path = tmp_path / "a.dcm"
     whole = dicom_bytes(values, **WINDOW, **({} if n_frames == 1 else {"NumberOfFrames": 2}))
@@ -272,7 +272,7 @@ def test_a_number_that_is_none_is_named(name):
     length = int.from_bytes(data[place + 6 : place + 8], "little")
     said = refusal(data[: place + 8] + b"x" * length + data[place + 8 + length :])
     assert name in said
-    assert "Mend it with pydicom" in said
+    assert "Correct it with pydicom" in said
     ds = pydicom.dcmread(io.BytesIO(data[: place + 8] + b"x" * length + data[place + 8 + length :]))
     setattr(ds, name, {"RescaleSlope": 1, "RescaleIntercept": 0, "NumberOfFrames": 1, **WINDOW}[name])
     mended = io.BytesIO()
@@ -433,7 +433,7 @@ def test_damaged_palettes_are_named():
         dicom_bytes(GREY, PhotometricInterpretation="PALETTE COLOR")
     )
     short = {**fields, "GreenPaletteColorLookupTableData": b"\0" * 20}
-    assert "GreenPaletteColorLookupTableData has 20 entries, and 256 are announced" in refusal(
+    assert "GreenPaletteColorLookupTableData has 20 entries, but 256 are declared" in refusal(
         dicom_bytes(GREY, **short)
     )
     none = {k: v for k, v in fields.items() if not k.endswith("Data")}

@@ -145,7 +145,7 @@ def test_what_is_no_image_is_named(det, root):
     (root / "good" / "notes.txt").touch()
     (root / "more").mkdir()
     left_out: list = []
-    with pytest.warns(ImageSkippedWarning, match=r"left out: 1 \(not an image, by its name\)"):
+    with pytest.warns(ImageSkippedWarning, match=r"left out: 1 \(not an image, judging by its name\)"):
         evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1, left_out=left_out)
     assert [path.name for path, _ in left_out] == ["more", "notes.txt"]
 

@@ -25,7 +25,7 @@ ALL = (*STUDENT, "patch", "embedding")
 def test_parse_evidence(evidence, lam, weights, parts):
     found, of_parts = evidence_.parse_evidence(evidence, lam)
     assert found == weights
-    assert evidence_.weights_of_parts(of_parts, 0.5, 0.25) == pytest.approx(parts)
+    assert evidence_.component_weights(of_parts, 0.5, 0.25) == pytest.approx(parts)
 
 
 @pytest.mark.parametrize(

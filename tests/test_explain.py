@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data import images
-from fewshot_ad.data.views import turned_and_mirrored
+from fewshot_ad.data.views import rotated_and_mirrored
 from fewshot_ad.drawing import warm
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, ImageWarning
 from fewshot_ad.explanation import opacity, overlay, relative_score
@@ -94,8 +94,8 @@ def test_the_image_is_what_the_detector_saw(fitted, toy, normal):
 def test_a_patch_is_found_where_it_is_in_the_unturned_support(toy, shape, view):
     """A query that is a turned or mirrored support image matches itself: the positions say so, through the view."""
     det = _by_patch(toy, shape)
-    positions = turned_and_mirrored(torch.arange(shape[0] * shape[1]).view(shape))[view]
-    query = turned_and_mirrored(torch.from_numpy(det.support_)[1])[view].contiguous()
+    positions = rotated_and_mirrored(torch.arange(shape[0] * shape[1]).view(shape))[view]
+    query = rotated_and_mirrored(torch.from_numpy(det.support_)[1])[view].contiguous()
     maps = det.session().scorer.extract(query[None])[0]
     nothing = torch.zeros(3, dtype=torch.bool)
     half = 4  # the toy's middle stage has a stride of 8 pixels
@@ -248,7 +248,7 @@ def test_a_picture_has_all_pixels_of_its_file_or_the_longest_side_that_was_asked
     for name, value in vars(e).items():
         if name != "picture":
             np.testing.assert_equal(getattr(small, name), value, err_msg=name)
-    with pytest.raises(ValueError, match="max_side=0 was given; accepted is an integer of at least 1, or None"):
+    with pytest.raises(ValueError, match="max_side=0 was given; it must be an integer of at least 1, or None"):
         fitted.explain([wide], max_side=0)
 
 
@@ -306,7 +306,7 @@ def test_what_can_be_read_only_once_is_shown_as_the_detector_saw_it(fitted, anom
 
 def test_a_second_reading_warns_of_nothing_again(fitted, anomalous):
     transparent = np.dstack([anomalous[0], np.zeros((40, 40), np.uint8)])
-    with pytest.warns(ImageWarning, match="transparent everywhere") as said:
+    with pytest.warns(ImageWarning, match="fully transparent") as said:
         fitted.explain([transparent])
     assert len(said) == 1
 

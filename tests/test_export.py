@@ -237,7 +237,7 @@ def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
     assert (tmp_path / "model.onnx").read_text() == "mine"
     with monkeypatch.context() as patched:
         patched.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.6.0"))
-        with pytest.raises(MissingExtraError, match=r"2\.8 or newer, and this is 2\.6\.0"):
+        with pytest.raises(MissingExtraError, match=r"2\.8 or newer, but this is 2\.6\.0"):
             fitted.export(tmp_path / "other.onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"fewshot-ad\[export\]"):

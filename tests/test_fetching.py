@@ -165,8 +165,8 @@ def test_weights_of_another_training(hub, tmp_path, monkeypatch):
     hub.put(second, content)
     found = fetch_weights(second, tmp_path)
     said = refusal(lambda: build_backbone(first, 64, weights=found.file), repr(first), repr(second), str(found.file))
-    assert f"Name {second!r} as the backbone, or take the weights of {first!r}." in said
-    refusal(lambda: build_backbone(network, 64, weights=found.file), f"{first!r}, which {network!r} stands for")
+    assert f"Name {second!r} as the backbone, or use the weights of {first!r}." in said
+    refusal(lambda: build_backbone(network, 64, weights=found.file), f"{first!r}, the default of {network!r}")
     refusal(lambda: build_backbone("lcnet_050", 64, weights=found.file), repr(second), "'lcnet_050.")
     named = build_backbone(second, 64, weights=found.file)
     hub.put(first, content)

@@ -476,7 +476,7 @@ def test_an_imagej_stack_behind_one_page(tmp_path):
     last = first + 2 + 12 * int.from_bytes(data[first : first + 2], order)
     data[last : last + 4] = bytes(4)
     hidden.write_bytes(data)
-    assert_refused(hidden, "3 images behind 1 page", "with tifffile.imwrite")
+    assert_refused(hidden, "3 images, but has only 1 page", "with tifffile.imwrite")
     pages = write_tiff(tmp_path / "c.tif", tifffile.imread(hidden), photometric="minisblack")  # the advice
     assert [torch.equal(read(a), read(b)) for a, b in zip(frames(pages), frames(path), strict=True)] == [True] * 3
 
@@ -503,7 +503,7 @@ SEVERAL = ["a.dcm", "a.nii", "a.tif", "a.gif", "a.webp", "a.png"]
 @pytest.mark.parametrize("name", SEVERAL)
 def test_a_path_to_several_images_is_refused(tmp_path, name):
     path = write_several(tmp_path, name)
-    assert_refused(path, str(path), "holds 3 images", "fewshot_ad.images.frames(paths)")
+    assert_refused(path, str(path), "contains 3 images", "fewshot_ad.images.frames(paths)")
     found = frames(path)
     assert found == [Frame(path, 0), Frame(path, 1), Frame(path, 2)]
     pictures = [read(frame) for frame in found]
@@ -547,7 +547,7 @@ def test_unlike_kinds_of_dicom_are_told_once(tmp_path):
     with pytest.warns(MixedSeriesWarning, match="7 DICOM images of 4 kinds") as caught:
         warn_of_mixed_series([*paths, other, dark, small])
     assert len(caught) == 1
-    assert f"Unlike most are {other}, {dark}, {small}." in str(caught[0].message)
+    assert f"Different from most: {other}, {dark}, {small}." in str(caught[0].message)
     assert caught[0].filename == __file__
     for odd, words in ((other, "CT MONOCHROME2, 40 x 36"), (dark, "MR MONOCHROME1"), (small, "40 x 4;")):
         with pytest.warns(MixedSeriesWarning, match=words):
@@ -685,7 +685,7 @@ def test_a_detector_of_frames(tmp_path, toy):
     names = [f"{tmp_path / 'a.dcm'}[0]", f"{tmp_path / 'a.dcm'}[1]", str(tmp_path / "a.dcm")]
     assert [one.path for one in scored] == names
     assert [one.error for one in scored[:2]] == [None, None]
-    assert "holds 6 images" in scored[2].error
+    assert "contains 6 images" in scored[2].error
 
 
 def test_the_command_scores_every_image_of_a_file(tmp_path, capsys):

@@ -397,7 +397,7 @@ def test_alpha_of_unknown_scale(dtype):
     "shape", [(), (5,), (8, 8, 2), (8, 8, 5), (8, 8, 0), (2, 8, 8, 2), (2, 8, 8, 5), (1, 2, 8, 8, 3)], ids=str
 )
 def test_arrays_of_wrong_shape(shape):
-    assert_refused(np.zeros(shape), str(shape), "accepted are", "(N, H, W, 1|3|4)")
+    assert_refused(np.zeros(shape), str(shape), "it must be", "(N, H, W, 1|3|4)")
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (8, 8, 2), (8, 8, 5), (1, 8, 8, 3)], ids=str)
@@ -462,7 +462,7 @@ def test_memory_that_runs_out_is_not_laid_on_the_file(tmp_path, monkeypatch, err
         raise error
 
     monkeypatch.setattr("fewshot_ad.data.reading._read_file", short)
-    with pytest.raises(ImageError, match=r"a\.png could not be read: there is not enough memory"):
+    with pytest.raises(ImageError, match=r"a\.png could not be read: not enough memory"):
         load(tmp_path / "a.png", 0, Geometry(32))
 
 
@@ -472,7 +472,7 @@ def test_truncated_files(tmp_path, name, kept):
     path = save(tmp_path, name, _rng.integers(0, 256, (100, 100, 3), dtype=np.uint8))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-    assert_refused([GREY, path], str(path), "could not be read", "Accepted are whole files", "PNG")
+    assert_refused([GREY, path], str(path), "could not be read", "Accepted are complete files", "PNG")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
@@ -603,7 +603,7 @@ def test_between_pillows_warning_and_its_error_only_MAX_PIXELS_counts(tmp_path, 
 
 def test_raise_tells_how_far_it_came(tmp_path):
     path = tmp_path / "missing.png"
-    assert_refused([GREY, path, GREY], "2 of 3 images", str(path), "on_error='skip'")
+    assert_refused([GREY, path, GREY], "Image 2 of 3: ", str(path), "on_error='skip'")
 
 
 def test_skip_leaves_a_gap_and_names_the_file(tmp_path):
@@ -640,7 +640,7 @@ def test_reading_ahead_keeps_order_and_errors(tmp_path):
     assert found[7][1] is None
     assert [i for i, _ in failed] == [7]
     assert "07.png could not be read" in failed[0][1]
-    with pytest.raises(ImageError, match=r"8 of 40 images: .*07\.png"):
+    with pytest.raises(ImageError, match=r"Image 8 of 40: .*07\.png"):
         list(load_each(paths, "raise", geometry=Geometry(4)))
 
 

@@ -45,7 +45,7 @@ def test_chosen_by_number():
         (RESNET, (4, 5, 7), r"layers=\(4, 5, 7\) was given, but 'net' has stages 1 to 4\. .* choice is layers=\(4,\)"),
         (CONVNEXT, (0, 2), r"'net' has stages 1 to 4\. .* choice is layers=\(1, 2\)"),
         (VIT, (0, 13), r"'net' has blocks 1 to 12\. .* choice is layers=\(1, 12\)"),
-        (RESNET, "last", r"layers='last' was given, but 'net' has no tokens: it is no plain transformer"),
+        (RESNET, "last", r"layers='last' was given, but 'net' has no tokens: it is not a plain transformer"),
     ],
 )
 def test_layers_that_are_not_there(strides, asked, said):

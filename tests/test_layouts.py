@@ -280,10 +280,10 @@ def test_visa_without_its_table(tmp_path):
     assert list_labelled([root])[1] is None  # a report needs no labels
     for damaged in ("", "object,split\ncandle,train\n", "object,split,label,image,mask\ncandle,train\n", "\0"):
         table.write_text(damaged)
-        refusal(table, "is not VisA's table", "Copy it anew", of=root)
+        refusal(table, "is not VisA's table", "Copy it again", of=root)
     table.write_text(text)
     root.rename(tmp_path / "candles")
-    refusal(tmp_path / "candles", "lists no images of 'candles', but of candle. Rename")
+    refusal(tmp_path / "candles", "lists no images of 'candles', only of candle. Rename")
     (tmp_path / "candles").rename(root)
     assert len(load_folder(root).paths) == 4
 
@@ -294,7 +294,7 @@ def test_images_of_a_list_that_are_missing(make, tmp_path):
     gone = [load_folder(root).paths[0], load_folder(root).masks[-1]]
     for file in gone:
         file.rename(file.with_suffix(".gone"))
-    refusal(root, "lists 5 files of thing, and 2 of them are missing", *map(str, gone), "Copy them from the data set.")
+    refusal(root, "lists 5 files of thing, but 2 of them are missing", *map(str, gone), "Copy them from the data set.")
     for file in gone:
         file.with_suffix(".gone").rename(file)
     write(root, "other.png")
@@ -318,7 +318,7 @@ def test_realiad_without_its_list(tmp_path):
     file = tmp_path / "realiad_jsons" / "realiad_jsons" / "thing.json"
     text = file.read_text()
     file.write_text('{"train": [{}], "test": []}')
-    refusal(file, "is not a list of Real-IAD's images (KeyError", "Copy it anew.", of=root)
+    refusal(file, "is not a list of Real-IAD images (KeyError", "Copy it again.", of=root)
     for place in (tmp_path / "realiad_jsons", tmp_path, root.parent):
         file.unlink()
         refusal(root, "its list of images is missing", str(tmp_path / "realiad_jsons"), "Put the data set's")

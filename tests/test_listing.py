@@ -51,7 +51,7 @@ def test_dicom_without_an_ending_is_an_image(tmp_path):
         ["1.2.840.113619.2.5", "IM_0001", "a.ima"],
         {
             "DICOMDIR": "a list of DICOM files", "d/dicomdir": "a list of DICOM files",
-            "README": "not an image, by its name", "short": "not an image, by its name",
+            "README": "not an image, judging by its name", "short": "not an image, judging by its name",
         },
     )  # fmt: skip
 
@@ -63,8 +63,9 @@ def test_every_file_is_listed_or_left_out(tmp_path):
     assert found(tmp_path, below=True) == (
         ["a.png", "f/g.tif"],
         {
-            "b.heic": ".heic is not read", "c.avif": ".avif is not read", "d.txt": "not an image, by its name",
-            ".hidden.png": "hidden", ".git": "hidden", "f/.DS_Store": "hidden", "h.CR2": ".cr2 is not read",
+            "b.heic": ".heic is not supported", "c.avif": ".avif is not supported",
+            "d.txt": "not an image, judging by its name",
+            ".hidden.png": "hidden", ".git": "hidden", "f/.DS_Store": "hidden", "h.CR2": ".cr2 is not supported",
         },
     )  # fmt: skip
     assert found(tmp_path)[1]["f"] == "a folder"
@@ -75,8 +76,8 @@ def test_masks_and_maps_are_no_parts(tmp_path):
     files, left_out = found(tmp_path, below=True)
     assert files == ["good/a.png"]
     assert left_out == {
-        "masks/a.png": "in masks/, where masks are",
-        "Ground_Truth/crack/0/a.png": "in Ground_Truth/, where masks are",
+        "masks/a.png": "in masks/, a folder of masks",
+        "Ground_Truth/crack/0/a.png": "in Ground_Truth/, a folder of masks",
         "new/b.png.overlay.png": "written by `fewshot-ad map`",
         "b.MAP.TIFF": "written by `fewshot-ad map`",
     }
@@ -86,7 +87,7 @@ def test_masks_and_maps_are_no_parts(tmp_path):
 
 def test_an_empty_folder_of_masks_is_named(tmp_path):
     (tmp_path / "masks").mkdir()
-    assert found(tmp_path, below=True) == ([], {"masks": "in masks/, where masks are"})
+    assert found(tmp_path, below=True) == ([], {"masks": "in masks/, a folder of masks"})
 
 
 def test_a_folder_that_is_called_like_an_image_is_a_folder(tmp_path):
@@ -110,7 +111,7 @@ def test_links_are_followed_once(tmp_path):
     assert found(root, below=True) == (
         ["file.png", "out/b.png", "out/x/a.png", "z/c.png"],
         {
-            "broken.png": "a link that leads nowhere", "itself.png": "a link that leads nowhere",
+            "broken.png": "a broken link", "itself.png": "a broken link",
             "a_link": "a link to a folder that is listed already",
             "z/up": "a link to a folder that is listed already",
             "out/back": "a link to a folder that is listed already",

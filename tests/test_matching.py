@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fewshot_ad.data.views import turned_and_mirrored
+from fewshot_ad.data.views import rotated_and_mirrored
 from fewshot_ad.method import matching
 from fewshot_ad.method.coreset import Patches
 
@@ -120,7 +120,7 @@ def test_support_patches_know_where_they_are(size):
     def network(view: torch.Tensor) -> list[torch.Tensor]:
         return [F.avg_pool2d(view[None], stride) for stride in (4, 8, 16)]
 
-    views = [network(view) for view in turned_and_mirrored(image)]
+    views = [network(view) for view in rotated_and_mirrored(image)]
     grid = (views[0][1].shape[2], views[0][1].shape[3])
     patches = matching.support_patches([matching.patch_features(view)[0] for view in views], grid, size, 3)
     assert len(patches) == 8 * size[0] * size[1] // 64

@@ -76,7 +76,7 @@ def with_exif(kind: str, exif: bytes) -> bytes:
 def test_damaged_exif_is_warned_of_and_the_picture_read(kind, damage):
     data = with_exif(kind, DAMAGED[damage])
     plain = encoded(COLOUR, "JPEG", quality=95) if kind == "JPEG" else COLOUR
-    with pytest.warns(ImageWarning, match=r"image 0 .*damaged EXIF data.*orientation is not known") as caught:
+    with pytest.warns(ImageWarning, match=r"image 0 .*damaged EXIF data.*orientation is unknown") as caught:
         found = read(data)
     assert sum(warning.category is ImageWarning for warning in caught) == 1
     assert caught[-1].filename == __file__

@@ -261,9 +261,9 @@ def test_an_image_that_is_transparent_everywhere_is_told(how):
         "array": values, "tensor": torch.from_numpy(values).permute(2, 0, 1), "picture": Image.fromarray(values),
         "file": data, "float": values / 255,
     }[how]  # fmt: skip
-    with pytest.warns(ImageWarning, match=r"image 0 is transparent everywhere.*image\[\.\.\., :3\]"):
+    with pytest.warns(ImageWarning, match=r"image 0 is fully transparent.*image\[\.\.\., :3\]"):
         assert (read(item) == 0).all()
-    with pytest.warns(ImageWarning, match="image 1 is transparent"):
+    with pytest.warns(ImageWarning, match="image 1 is fully transparent"):
         list(load_each([COLOUR, item], "raise", geometry=Geometry(8)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -275,7 +275,7 @@ def test_an_image_that_is_transparent_everywhere_is_told(how):
 def test_channels_first_are_told():
     """The hint that the same array has in a list."""
     values = _rng.integers(0, 256, (3, 20, 30), dtype=np.uint8)
-    with pytest.warns(ImageWarning, match=r"\(3, 20, 30\) is read as 3 grey images.*channels misplaced") as caught:
+    with pytest.warns(ImageWarning, match=r"\(3, 20, 30\) is read as 3 grey images.*one colour image") as caught:
         assert len(as_items(values)) == 3
     assert "array.transpose(1, 2, 0), or a torch tensor" in str(caught[0].message)
     with pytest.raises(ImageError, match="channels misplaced"):

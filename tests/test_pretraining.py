@@ -87,11 +87,11 @@ def test_the_student_with_the_least_contrast_is_kept(run, monkeypatch):
     contrast = iter([0.5, 0.2, 0.3, 0.4])
     students = []
 
-    def look(student, *_):
+    def validate(student, *_):
         students.append({key: value.clone() for key, value in student.state_dict().items()})
         return {"ssd": 1.0, "tsd": 1.0, "contrast": next(contrast)}
 
-    monkeypatch.setattr(pretraining, "look", look)
+    monkeypatch.setattr(pretraining, "validate", validate)
     monkeypatch.setattr(pretraining, "_VALIDATIONS", 4)
     tensors, _ = load_student(run(n_steps=8))
     assert all(torch.equal(tensors[key], students[1][key]) for key in tensors)
@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(DiskFullError, match=r"partial needs \d+\.\d MB, and .* are free"):
+        with pytest.raises(DiskFullError, match=r"partial needs \d+\.\d MB, but .* are free"):
             run(checkpoint_minutes=0)
     assert len(checkpoints.load(tmp_path / "student.safetensors.partial", "fewshot_ad pretraining 1", "")[0]) > 0
     assert same(run(resume=True), whole)
@@ -384,5 +384,5 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path):
         listed = pretraining._collect(tasks, 32, tmp_path / "features")
     assert [len(items) for items, _ in listed.values()] == [6, 6]
     assert [str(one.message).rpartition(":")[0] for one in said] == [
-        "left out: 1 (not an image, by its name)", "left out: 1 (a folder)",
+        "left out: 1 (not an image, judging by its name)", "left out: 1 (a folder)",
     ]  # fmt: skip

@@ -49,7 +49,7 @@ def test_each_image_has_its_own_shape(fitted, support, queries):
     assert [one.shape for one in original] == SHAPES
     assert isinstance(fitted.anomaly_map(queries[:1] * 2), np.ndarray)
     assert fitted.anomaly_map(queries[:1], size="original").shape == (1, 60, 60)
-    with pytest.raises(ValueError, match="size='large' was given; accepted is 'original' or None"):
+    with pytest.raises(ValueError, match="size='large' was given; it must be 'original' or None"):
         fitted.anomaly_map(queries, size="large")
 
 

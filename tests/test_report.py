@@ -243,7 +243,7 @@ def test_the_size_that_the_detector_saw_is_told(toy, normal, paths, tmp_path, ch
 
 
 def test_what_was_left_out_is_listed(det, paths, tmp_path):
-    left_out = [(tmp_path / "<b>.heic", ".heic is not read"), ("notes.txt", "not an image, by its name")]
+    left_out = [(tmp_path / "<b>.heic", ".heic is not supported"), ("notes.txt", "not an image, judging by its name")]
     data = embedded(write(det, paths[:2], tmp_path / "report.html", left_out=left_out))
     assert data["left_out"] == [[str(path), reason] for path, reason in left_out]
     assert embedded(write(det, paths[:2], tmp_path / "other.html"))["left_out"] == []
@@ -334,7 +334,7 @@ def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch
 def test_a_full_disk_is_told_first(det, paths, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(DiskFullError, match=r"needs at least .* MB, and 0\.0 MB are free"):
+    with pytest.raises(DiskFullError, match=r"needs at least .* MB, but 0\.0 MB are free"):
         write(det, paths, tmp_path / "report.html")
 
 

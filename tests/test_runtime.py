@@ -59,7 +59,7 @@ def test_unknown_device(device):
 
 
 def test_unknown_precision():
-    with pytest.raises(ValueError, match="precision='int8' was given; accepted are 'auto'"):
+    with pytest.raises(ValueError, match="precision='int8' was given; it must be one of 'auto'"):
         resolve_runtime("cpu", "int8")
 
 

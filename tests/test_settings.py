@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from fewshot_ad import DualDistillationDetector, KShotSplit, Student, pretrain
-from fewshot_ad.settings import OF_THE_CALL, RULES, StudentSettings, check, checked
+from fewshot_ad.settings import CALL_PARAMETERS, RULES, StudentSettings, check, checked
 
 BAD = {
     "backbone": [None, 3, ""],
@@ -79,7 +79,7 @@ def test_every_parameter_has_a_rule_and_a_bad_value_here():
     parameters = set(inspect.signature(DualDistillationDetector).parameters)
     of_student = {f"student__{name}" for name in inspect.signature(Student).parameters}
     assert RULES.keys() == parameters | of_student == BAD.keys()
-    assert set(OF_THE_CALL) < parameters
+    assert set(CALL_PARAMETERS) < parameters
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_bad_values_are_named_before_anything_is_done(normal, name, value):
     with pytest.raises(ValueError, match=rf"^{name}=") as caught:
         det.fit(normal[:2])
     said = str(caught.value)
-    assert f"{name}={value!r} was given; accepted is {RULES[name].accepted}." == said
+    assert f"{name}={value!r} was given; it must be {RULES[name].accepted}." == said
     assert not vars(det).keys() & {"fitted_"}
 
 
@@ -130,7 +130,7 @@ def test_what_was_checked_cannot_be_changed_from_outside():
 )  # fmt: skip
 def test_pretrain_uses_the_table_without_an_estimator(tmp_path, bad):
     ((name, value),) = bad.items()
-    with pytest.raises(ValueError, match=rf"{name}={value!r} was given; accepted is "):
+    with pytest.raises(ValueError, match=rf"{name}={value!r} was given; it must be "):
         pretrain({"a": []}, tmp_path / "student.safetensors", **bad)
     assert list(tmp_path.iterdir()) == []
 
@@ -164,7 +164,7 @@ def fitted(toy, normal) -> DualDistillationDetector:
 
 
 def test_all_but_the_calls_own_are_here():
-    assert CHANGES.keys() == RULES.keys() - set(OF_THE_CALL) - {"student"}
+    assert CHANGES.keys() == RULES.keys() - set(CALL_PARAMETERS) - {"student"}
 
 
 @pytest.mark.parametrize("name", sorted(CHANGES))

@@ -230,7 +230,7 @@ def test_text_is_refused_with_the_way_out(tmp_path):
     with path.open(encoding="latin-1") as file:
         said = refusal(file)
     assert "open(path, 'rb')" in said
-    assert "str when it is read, not bytes" in said
+    assert "str when read, not bytes" in said
     with open(path, "rb") as file:
         read([file])
 
@@ -253,7 +253,7 @@ def test_other_objects_that_can_be_read_are_told(tmp_path):
         def read(self):
             return True, COLOUR
 
-    assert "gives tuple when it is read, not bytes" in refusal(Camera())
+    assert "returns tuple when read, not bytes" in refusal(Camera())
 
 
 def test_a_closed_file_is_told():
@@ -277,7 +277,7 @@ def test_several_images_in_memory_have_a_way_out(tmp_path):
     data = io.BytesIO()
     tifffile.imwrite(data, np.stack([GREY] * 3), photometric="minisblack", metadata=None)
     said = refusal(data)
-    assert "holds 3 images" in said
+    assert "contains 3 images" in said
     assert "Write it to a file, and pass fewshot_ad.images.frames(paths)" in said
     path = tmp_path / "a.tif"
     path.write_bytes(data.getvalue())

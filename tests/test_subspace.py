@@ -180,7 +180,7 @@ def test_damaged_files_are_refused(det, tmp_path, damage):
         tensors["subspace_bases"] = tensors["subspace_bases"].float()
     sealed = {**header, "sha256": model_file._digest(header, tensors)}
     checkpoints.save(tmp_path / "m.fsad", tensors, model_file.FORMAT, sealed)
-    with pytest.raises(CheckpointError, match=r"cannot be right: .*subspace_"):
+    with pytest.raises(CheckpointError, match=r"is not valid: .*subspace_"):
         DualDistillationDetector.load(tmp_path / "m.fsad")
 
 

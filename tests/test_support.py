@@ -104,10 +104,10 @@ def test_fit_predict_of_a_generator(make, normal):
 
 def test_images_are_counted_as_they_were_given(make, normal, tmp_path):
     items = [normal[0], normal[1], tmp_path / "none.png", normal[2]]
-    with pytest.raises(ValueError, match=r"3 of 4 images: .*none\.png does not exist"):
+    with pytest.raises(ValueError, match=r"Image 3 of 4: .*none\.png does not exist"):
         make().fit(items, [-1, 1, 1, 1])
     wrong = [normal[0], normal[1], normal[2][0, 0], normal[3]]
-    with pytest.raises(ValueError, match="3 of 4 images: image 2 "):
+    with pytest.raises(ValueError, match="Image 3 of 4: image 2 "):
         make().fit(wrong, [-1, 1, 1, 1])
     det = make(evidence="patch").fit([normal[0], *normal[1:4]], [-1, 1, 1, 1])
     assert det.fitted_.names == ("image 1", "image 2", "image 3")
@@ -116,7 +116,7 @@ def test_images_are_counted_as_they_were_given(make, normal, tmp_path):
 def test_labels_of_rows_that_are_none(make):
     rows = np.random.default_rng(0).normal(size=(6, 30))
     plain = make().fit(rows)
-    with pytest.warns(SupportWarning, match="labels 0, 2, and was not used") as caught:
+    with pytest.warns(SupportWarning, match="labels 0, 2, and was ignored") as caught:
         det = make().fit(rows, [0, 2, 0, 2, -1, 1])
     assert caught[0].filename == __file__
     assert det.offset_ == plain.offset_
@@ -303,7 +303,9 @@ def test_the_callers_torch_state_changes_no_bit(make, normal, anomalous, caller)
 
 def test_what_a_support_should_not_be_is_told_by_fit_alone(make, normal, tmp_path):
     wide = [image.astype(np.uint16) * 16 for image in normal[:3]]  # 12 bits
-    with pytest.warns(SupportWarning, match=r"uses 4\.97% of the range of values.*value_range=\(0, 4095\)") as caught:
+    with pytest.warns(
+        SupportWarning, match=r"uses only the lowest 4\.97% of the range of values.*value_range=\(0, 4095\)"
+    ) as caught:
         det = make(evidence="patch").fit(wide)
     assert caught[0].filename == __file__
     with warnings.catch_warnings():

@@ -217,7 +217,7 @@ def test_rotary_positions_are_of_one_size(files, tmp_path):
     det = DualDistillationDetector(
         "toy_dinov3", weights=files["toy_dinov3"], image_size=32, evidence="patch", augment=False, random_state=0
     ).fit(stripes(2, size=32))
-    with pytest.raises(ValueError, match=r"pads or numbers positions .* Fit with aspect='square'"):
+    with pytest.raises(ValueError, match=r"depends on the image size .* Fit with aspect='square'"):
         det.export(tmp_path / "model.onnx")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot_ad.data.views import random_views, synthetic_anomalies, turned_and_mirrored
+from fewshot_ad.data.views import random_views, rotated_and_mirrored, synthetic_anomalies
 
 
 def noise(n: int, size: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def smooth(size: int) -> torch.Tensor:
 
 def test_eight_views_all_different():
     image = noise(1, 6)[0]
-    views = turned_and_mirrored(image)
+    views = rotated_and_mirrored(image)
     assert len(views) == 8
     assert torch.equal(views[0], image)
     for one, other in itertools.combinations(views, 2):
@@ -40,20 +40,20 @@ def test_eight_views_all_different():
 def test_eight_views_are_turns_and_mirrors():
     """Each has the image's own pixels, and views of a view are the same eight."""
     image = noise(1, 5)[0]
-    views = turned_and_mirrored(image)
+    views = rotated_and_mirrored(image)
     assert all(torch.equal(view.flatten().sort().values, image.flatten().sort().values) for view in views)
-    again = turned_and_mirrored(views[5])
+    again = rotated_and_mirrored(views[5])
     assert all(any(torch.equal(one, other) for other in views) for one in again)
     assert torch.equal(views[1], image.rot90(1, (1, 2)))
     assert torch.equal(views[4], image.flip(-1))
 
 
 def test_turned_by_a_quarter_a_wide_image_is_tall():
-    shapes = [tuple(view.shape) for view in turned_and_mirrored(torch.rand(3, 4, 10))]
+    shapes = [tuple(view.shape) for view in rotated_and_mirrored(torch.rand(3, 4, 10))]
     assert shapes == [(3, 4, 10), (3, 10, 4)] * 4
     image = torch.rand(3, 4, 10)
-    halves = turned_and_mirrored(image, quarters=False)
-    assert all(torch.equal(a, b) for a, b in zip(halves, turned_and_mirrored(image)[::2], strict=True))
+    halves = rotated_and_mirrored(image, quarters=False)
+    assert all(torch.equal(a, b) for a, b in zip(halves, rotated_and_mirrored(image)[::2], strict=True))
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (40, 10), (1, 64), (64, 1)])

@@ -1,1 +1,1 @@
-"""Anything a user holds -> tensors, and changed views of them."""
+"""Images in any accepted form -> tensors, and augmented views of these."""

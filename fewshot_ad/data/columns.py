@@ -1,4 +1,4 @@
-"""What scikit-learn checks of a table's columns; apart, so that images are scored without its import."""
+"""scikit-learn's checks of a table's columns; a separate module, so that scoring images does not import it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from sklearn.utils.validation import validate_data as validate_data
 
 
 class Columns(BaseEstimator):
-    """Where scikit-learn keeps, and looks up, what it checks of columns."""
+    """Estimator in which scikit-learn stores the columns that it checks against."""
 
     def __init__(self) -> None:
         pass
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Tell whether there are columns to compare with."""
+        """Return whether there are columns to compare with."""
         return hasattr(self, "n_features_in_")
 
 

@@ -1,4 +1,4 @@
-"""Folders of labelled images, in the layouts that are common, and their masks."""
+"""Folders of labelled images in common layouts, and their ground-truth masks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["ImageFolder", "load_folder", "read_mask"]
 
 
 class ImageFolder(NamedTuple):
-    """What `load_folder` found; one entry for each of N images, in a fixed order.
+    """Result of `load_folder`: one entry for each of N images, in a fixed order.
 
     Attributes
     ----------
     paths : list of Path
-        Files of images; not opened for more than their size.
+        Image files; only their sizes have been read.
     y : numpy.ndarray of int
         (N,): +1 for normal images, -1 for all others.
     masks : list of Path or None
-        Files that show where the anomaly is, of the image's height and width, for `read_mask`; a folder where an image
-        has several; None where there is none.
+        Ground-truth masks of the images' height and width, for `read_mask`; a folder for an image with several masks;
+        None for an image without a mask.
     kinds : list of str
-        "good", or the name of the defect: that of the image's folder, or what the data set calls it.
+        "good", or the name of the defect: that of the folder, or as the data set names it.
     train : numpy.ndarray of bool
-        (N,): whether the image is one of the training images; none is in a layout without such.
+        (N,): whether the image is a training image; False everywhere in a layout without training images.
     skipped : list of (Path, str)
-        What else lies in these folders, and why it was left out.
+        Other files in these folders, and why each was left out.
     """
 
     paths: list[Path]
@@ -57,22 +57,22 @@ def load_folder(root: str | os.PathLike[str], *, on_error: str = "raise") -> Ima
         masks of one image lie in a folder that is called so (MVTec LOCO). Or a category, as it comes, of MVTec AD 2,
         VisA, BTAD, KolektorSDD2, DAGM or Real-IAD: docs/files.md says how each is read.
     on_error : {"raise", "skip"}, default="raise"
-        With "skip" a mask that is wrong is among `skipped`, and its image has none.
+        With "skip" an invalid mask is listed in `skipped`, and its image has none.
 
     Returns
     -------
     ImageFolder
-        In the order train, test; good, defects by name; files by name. An image that cannot be read is listed too: it
-        is named when it is used.
+        In the order train, test; good, defects by name; files by name. Unreadable images are listed too: they raise an
+        error when they are used.
 
     Raises
     ------
     ImageError
-        No such folder, another layout, a list of images that is missing or names missing ones, no normal image; or,
-        with on_error="raise", a mask that belongs to no image or to several, cannot be read, or has another size than
-        its image. No pixel is decoded for that, but those of KolektorSDD2's masks, which are its labels.
+        No such folder, an unknown layout, a list of images that is missing or names missing files, or no normal image;
+        with on_error="raise" also a mask that belongs to no image or to several, cannot be read, or differs in size
+        from its image. No pixel is decoded to check this, except in the masks of KolektorSDD2, which are its labels.
     ValueError
-        Another `on_error`.
+        `on_error` is neither of these.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def load_folder(root: str | os.PathLike[str], *, on_error: str = "raise") -> Ima
     ([1, 1, 1, -1], ['good', 'good', 'good', 'bad'], '0003.png')
     """
     if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r} was given; accepted are 'raise' and 'skip'.")
+        raise ValueError(f"on_error={on_error!r} was given; it must be 'raise' or 'skip'.")
     root = Path(root)
     if not root.is_dir():
         raise ImageError(f"{root} {'is a file' if root.exists() else 'does not exist'}. Pass a folder with {LAYOUTS}.")
@@ -101,11 +101,11 @@ def load_folder(root: str | os.PathLike[str], *, on_error: str = "raise") -> Ima
     if layout is None or all(entry.anomalous for entry in found):
         if layout is None and (several := [str(folder.relative_to(root)) for folder in categories(root)]):
             named = f"{', '.join(several[:10])}{' and others' * (len(several) > 10)}"
-            raise ImageError(f"{root} holds folders of labelled images: {named}. Pass one of them.")
+            raise ImageError(f"{root} contains several folders of labelled images: {named}. Pass one of them.")
         there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries(root)[:10]) or "nothing"
         lacks = "no good/" if layout is None else f"no image in {layout.sought}"
         raise ImageError(
-            f"{root} holds {lacks}; normal images are expected there. In {root} there is {there}. Accepted: {LAYOUTS}."
+            f"{root} holds {lacks}; normal images are expected there. {root} contains: {there}. Accepted: {LAYOUTS}."
         )
     masks = _own_masks(found, wrong)
     for folder in layout.mask_folders:
@@ -121,7 +121,7 @@ def load_folder(root: str | os.PathLike[str], *, on_error: str = "raise") -> Ima
 
 
 def _own_masks(found: list[Entry], wrong: Wrong) -> list[Path | None]:
-    """Check the masks that the layout gives images."""
+    """Check the masks that the layout assigns to images."""
     masks: list[Path | None] = [None] * len(found)
     for i, entry in enumerate(found):
         if entry.mask is not None:
@@ -134,7 +134,7 @@ def _own_masks(found: list[Entry], wrong: Wrong) -> list[Path | None]:
 
 
 def _find_masks(folder: Path, found: list[Entry], masks: list[Path | None], skipped: LeftOut, wrong: Wrong) -> None:
-    """Give images the masks of a folder; every mask must find its one image."""
+    """Assign the masks in a folder to images; each mask must belong to exactly one."""
     named: dict[str, list[int]] = {}
     for i, entry in enumerate(found):
         if not entry.train:
@@ -155,7 +155,7 @@ def _find_masks(folder: Path, found: list[Entry], masks: list[Path | None], skip
 def _mask_files(
     folder: Path, kinds: set[str], named: dict[str, list[int]], skipped: LeftOut
 ) -> Iterator[tuple[Path, str | None]]:
-    """List the masks, and folders of several of one image, each with its kind where it lies in a folder of it."""
+    """List masks, and folders with several masks of one image; each with its kind if it lies in a folder of a kind."""
     of_images = {stem + ending for stem in named for ending in ("", "_mask")}
     for kind in (None, *(entry.name for entry in entries(folder) if _is_shown(entry))):
         if kind is not None and kind not in kinds and kind in of_images:
@@ -173,7 +173,7 @@ def _mask_files(
 
 
 def _is_shown(entry: Path) -> bool:
-    """Tell whether an entry is a folder that is not hidden."""
+    """Return whether an entry is a folder that is not hidden."""
     return entry.is_dir() and not entry.name.startswith(".")
 
 
@@ -187,14 +187,14 @@ def _owner(mask: Path, kind: str | None, found: list[Entry], named: dict[str, li
         if len(fits) > 1:
             several = " and ".join(str(found[i].path) for i in fits[:3])
             raise MaskError(
-                f"The mask {mask} could belong to {several}. Put the masks of each kind into a folder of its name, and "
-                "let no two images of a kind share a name.",
+                f"The mask {mask} could belong to {several}. Put the masks of each kind into a folder of that name, "
+                "and give all images of a kind different names.",
                 "a mask that could belong to several images",
             )
         if fits:
             return fits[0]
     raise MaskError(
-        f"The mask {mask} belongs to no image: expected was an image called {' or '.join(stems)}"
-        f"{'' if kind is None else f' in {kind}/'}, and there is none. Rename or remove the mask.",
+        f"The mask {mask} belongs to no image: there is no image called {' or '.join(stems)}"
+        f"{'' if kind is None else f' in {kind}/'}. Rename or remove the mask.",
         "a mask of no image",
     )

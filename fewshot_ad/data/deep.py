@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits for each channel, which Pillow would narrow to 8, or get wrong."""
+"""Pictures of more than 8 bits per channel, which Pillow would reduce to 8 bits or decode wrongly."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _N_CHANNELS, _BITS = 40, 42
 
 
 def decode_deep(picture: Any, source: Source | None) -> tuple[np.ndarray, tuple[float, float] | None] | None:
-    """Decode what Pillow would not get right.
+    """Decode a picture that Pillow would reduce to 8 bits or decode wrongly.
 
     Parameters
     ----------
     picture : PIL image
-        Opened, perhaps not yet decoded: of one that is, the depth is gone.
+        An opened picture; once decoded, its depth is lost.
     source : Source or None
         Its file; by default the one that Pillow keeps open.
 
     Returns
     -------
     values : ndarray of shape (H, W) or (H, W, 3|4)
-        With all their bits.
+        Values at full depth.
     value_range : tuple of two floats or None
-        Black and white; None is the full scale of the dtype.
-        None for both: the picture is left to Pillow.
+        Input window (low, high); None means the full scale of the dtype.
+        None instead of both: Pillow decodes the picture.
 
     Raises
     ------
     MissingExtraError
-        JPEG 2000 of more than 8 bits, and imagecodecs is not installed.
+        The picture is JPEG 2000 of more than 8 bits, and imagecodecs is not installed.
     """
     if not getattr(picture, "tile", None):
         return None
@@ -62,7 +62,7 @@ def decode_deep(picture: Any, source: Source | None) -> tuple[np.ndarray, tuple[
 
 
 def is_narrowed(picture: Any) -> bool:
-    """Tell whether Pillow will drop bits of a picture that has not been decoded yet."""
+    """Return whether Pillow will drop bits of a picture that has not been decoded yet."""
     if not getattr(picture, "tile", None) or picture.mode not in ("RGB", "RGBA"):
         return False
     codec, _, _, arguments = picture.tile[0]
@@ -87,7 +87,7 @@ def _content(picture: Any, source: Source | None) -> bytes:
 
 
 def _decode_png(picture: Any, data: bytes, n_channels: int) -> np.ndarray:
-    """Decode 16 bits for each channel: high and low bytes as pictures of their own."""
+    """Decode 16 bits per channel: high and low bytes as separate pictures."""
     found = np.empty((picture.height, picture.width, 2 * n_channels), np.uint8)
     planes = _png_planes(data, picture.width, picture.height, 2 * n_channels, "interlace" in picture.info)
     for i, plane in enumerate(planes):
@@ -152,19 +152,19 @@ def _decode_jpeg_2000(data: bytes, source: Source | None) -> tuple[np.ndarray, t
 
 
 def _with_colours(values: np.ndarray) -> np.ndarray:
-    """Make grey with transparency RGBA."""
+    """Convert grey with transparency to RGBA."""
     return np.dstack([values[..., :1]] * 3 + [values[..., 1:]]) if values.shape[-1] == 2 else values
 
 
 def full_alpha(values: np.ndarray, white: float) -> np.ndarray:
-    """Give transparency the full scale of the dtype: a range is about grey values.
+    """Rescale transparency to the full scale of the dtype: an input window applies to grey values only.
 
     Parameters
     ----------
     values : ndarray of shape (H, W) or (H, W, C)
-        Unsigned integers; of four channels the last one is transparency.
+        Unsigned integers; the last of four channels is transparency.
     white : float
-        The value that is opaque.
+        The value that means opaque.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""DICOM files, by pydicom: what it can show is shown, and else the element is named that stands in the way."""
+"""DICOM files, read by pydicom; if that fails, the error names the element at fault."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .sources import INSTALL, File, Pixels, Source, full_range, import_extra, pe
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# What tells how pixels lie in a file, and what integers need beyond that.
+# Elements that describe the layout of pixels, and further ones for integers.
 _REQUIRED = ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
 _REQUIRED_OF_INTEGERS = ("BitsStored", "PixelRepresentation")
-# Of pydicom's decoders the first that can; gdcm last, which may end the process over a damaged file.
+# The first available decoder is used; gdcm is last, since a damaged file may make it end the process.
 _DECODERS = ("pydicom", "pyjpegls", "pylibjpeg", "pillow", "gdcm")
-# Starts of a JPEG 2000 codestream, which boxes may precede, and markers that a JPEG's or JPEG-LS's size follows.
+# The start of a JPEG 2000 codestream, which boxes may precede; and the markers before the size of a JPEG or JPEG-LS.
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 _START_OF_FRAME = {0xFFC0 + n for n in range(16)} - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-# Bytes that a deflated file may unfold to: pydicom holds them all.
+# Largest size that a deflated file may unpack to: pydicom keeps it in memory as a whole.
 _LONGEST_INFLATED = 1 << 28
 
 
 def is_dicom(head: bytes) -> bool:
-    """Tell by the first bytes of a file whether it is DICOM, with the header of 128 bytes or an old one without."""
+    """Return whether a file is DICOM by its first bytes; old files lack the preamble of 128 bytes."""
     if head[128:132] == b"DICM":
         return True
     # An element of the groups 0002 or 0008, as the first one is, and its length or type; both byte orders.
@@ -59,8 +59,8 @@ class Dicom(File):
                 no_image = True
         if head[128:] != b"DICM" and no_image:
             raise ImageError(
-                f"{source} is not a DICOM file: 'DICM' is missing after the first 128 bytes, and there is no image in "
-                "the form without that header either. Leave it out."
+                f"{source} is not a DICOM file: 'DICM' is missing after the first 128 bytes, and it is not an image "
+                "without that preamble either. Leave it out."
             )
         if any(self._get(self.header, name) is None for name in ("Rows", "Columns")):
             data = self._whole()
@@ -73,7 +73,7 @@ class Dicom(File):
         self.syntax = self._syntax()
 
     def size(self, index: int) -> tuple[int, int]:
-        """Tell width and height from the header."""
+        """Return width and height from the header."""
         columns, rows = (self._number(self.header, name) for name in ("Columns", "Rows"))
         return int(columns or 0), int(rows or 0)
 
@@ -83,8 +83,8 @@ class Dicom(File):
         colours = str(self.header.PhotometricInterpretation).strip().upper()
         if colours not in (*_GREY, *_COLOUR, "PALETTE COLOR"):
             raise ImageError(
-                f"{self.source} has the colours {colours}. Accepted are {', '.join(_GREY)}, PALETTE COLOR, "
-                f"{', '.join(_COLOUR)}; convert it with another program."
+                f"{self.source} has the photometric interpretation {colours}. Accepted are {', '.join(_GREY)}, "
+                f"PALETTE COLOR, {', '.join(_COLOUR)}; convert it with another program."
             )
         values = self._decode(index)
         bits = int(self._number(self.header, "BitsStored") or 0)
@@ -107,13 +107,13 @@ class Dicom(File):
     # --- elements
 
     def _get(self, part: Any, name: str) -> Any:
-        """Read an element; an empty one, or one of nothing but spaces, is None."""
+        """Read an element; None if it is empty or blank."""
         try:
             value = part.get(name)
-        except Exception as error:  # pydicom converts values when they are asked for
+        except Exception as error:  # pydicom converts values on access
             raise ImageError(
-                f"{self.source} has a damaged element {self._tag(name)}: {' '.join(str(error).split())}. Mend it with "
-                "pydicom, or leave the file out."
+                f"{self.source} has a damaged element {self._tag(name)}: {' '.join(str(error).split())}. Correct it "
+                "with pydicom, or leave the file out."
             ) from error
         if value is None or isinstance(value, bytes):
             return value or None
@@ -128,7 +128,7 @@ class Dicom(File):
             number = float(value if isinstance(value, (int, float, str)) else next(iter(value)))
         except (TypeError, ValueError, StopIteration) as error:
             raise ImageError(
-                f"{self.source} has {value!r} as {self._tag(name)}, which is not a number. Mend it with pydicom, or "
+                f"{self.source} has {value!r} as {self._tag(name)}, which is not a number. Correct it with pydicom, or "
                 "leave the file out."
             ) from error
         return number if math.isfinite(number) else None
@@ -142,12 +142,12 @@ class Dicom(File):
         if missing:
             first = missing[0].split()[0]
             raise ImageError(
-                f"{self.source} lacks {', '.join(missing)}, without which its pixels cannot be understood. Set it with "
+                f"{self.source} lacks {', '.join(missing)}, without which its pixels cannot be decoded. Set it with "
                 f"pydicom, ds = pydicom.dcmread(path); ds.{first} = ...; ds.save_as(path), or leave the file out."
             )
 
     def _part(self, index: int, name: str) -> Any:
-        """Find where a frame's values are described: in newer multi-frame files deep in a sequence."""
+        """Return the part of the header that describes a frame's values; enhanced multi-frame files nest it."""
         per_frame = self.header.get("PerFrameFunctionalGroupsSequence") or []
         shared = self.header.get("SharedFunctionalGroupsSequence") or []
         for group in [*per_frame[index : index + 1], *shared[:1]]:
@@ -162,7 +162,7 @@ class Dicom(File):
             return self.pydicom.dcmread(file, force=True)
 
     def _syntax(self) -> Any:
-        """Find the transfer syntax; files without one are not compressed, and have been read in some byte order."""
+        """Return the transfer syntax; files without one are uncompressed, in the byte order that they were read in."""
         meta = getattr(self.header, "file_meta", None)
         if meta is not None and self._get(meta, "TransferSyntaxUID"):
             return meta.TransferSyntaxUID
@@ -172,7 +172,7 @@ class Dicom(File):
         return uid.ImplicitVRLittleEndian if implicit else explicit
 
     def _decode(self, index: int) -> np.ndarray:
-        """Decode a frame: (H, W) or (H, W, 3), with the sign and the bits that are stored."""
+        """Decode a frame: (H, W) or (H, W, 3), with the stored sign and bits."""
         plugin = self._plugin()
         decoder = import_extra("pydicom.pixels", self.source).get_decoder(self.syntax)
         if self.n_images > 1 and self.syntax != _DEFLATED.decode():
@@ -180,12 +180,12 @@ class Dicom(File):
                 return self._decode_part(decoder, plugin, index)
             except ImageError:
                 raise
-            except Exception:  # what is unusual is left to the way by the whole file
+            except Exception:  # unusual files are decoded as a whole
                 return self._decode_whole(decoder, plugin, index)
         return self._decode_whole(decoder, plugin, index)
 
     def _decode_whole(self, decoder: Any, plugin: str, index: int) -> np.ndarray:
-        """Do the same with the whole file in memory."""
+        """Decode a frame with the whole file in memory."""
         data = self._whole()
         if not any(self._get(data, name) for name in _PIXELS):
             raise ImageError(f"{self.source} is a DICOM file without pixel data. Leave it out.")
@@ -202,7 +202,7 @@ class Dicom(File):
         return self._run(decoder, data, index, plugin, options)
 
     def _decode_part(self, decoder: Any, plugin: str, index: int) -> np.ndarray:
-        """Decode a frame of many, without reading the others."""
+        """Decode one of many frames, without reading the others."""
         with self.source.open() as file:
             header = self.pydicom.dcmread(file, stop_before_pixels=True, force=True)
             options = import_extra("pydicom.pixels.utils", self.source).as_pixel_options(header)
@@ -224,19 +224,19 @@ class Dicom(File):
             return decoder.as_array(data, index=index, decoding_plugin=plugin, **options)[0]
         except RuntimeError as error:
             raise ImageError(
-                f"{self.source} could not be decoded: {' '.join(str(error).split())}. If other programs show it, let "
-                "one of them convert it, for instance to Explicit VR Little Endian."
+                f"{self.source} could not be decoded: {' '.join(str(error).split())}. If another program "
+                "opens it, convert it there, for instance to Explicit VR Little Endian."
             ) from error
 
     def _require_syntax(self) -> None:
         raise ImageError(
-            f"{self.source} has compressed pixels, and {self._tag('TransferSyntaxUID')}, which tells how they are "
-            f"compressed, is {'missing' if not hasattr(self.header, 'file_meta') else 'missing or another'}. Set it "
+            f"{self.source} has compressed pixels, but {self._tag('TransferSyntaxUID')}, which names the "
+            f"compression, is {'missing' if not hasattr(self.header, 'file_meta') else 'missing or wrong'}. Set it "
             "with pydicom, or convert the file with another program."
         )
 
     def _plugin(self) -> str:
-        """Choose who decompresses the pixels; nobody has to if they are not compressed."""
+        """Choose the plugin that decompresses the pixels; none is needed for uncompressed ones."""
         try:
             decoder = import_extra("pydicom.pixels", self.source).get_decoder(self.syntax)
         except NotImplementedError as error:
@@ -247,43 +247,43 @@ class Dicom(File):
         if not decoder.is_available:
             missing = "; ".join(decoder.missing_dependencies)
             raise ImageError(
-                f"{self.source} is compressed as {self.syntax.name}, and no decoder for that is installed. Install the "
+                f"{self.source} is compressed as {self.syntax.name}, but no decoder for that is installed. Install the "
                 f"extra, {INSTALL}, or what pydicom asks for: {missing}."
             )
         return next((name for name in _DECODERS if name in decoder.available_plugins), "")
 
     def _check_coded_size(self, data: Any, index: int) -> None:
-        """Hold a compressed frame's own size against the header's: decoders make room for whatever it says."""
-        if not self.syntax.is_encapsulated or self.syntax.name == "RLE Lossless":  # which has no size of its own
+        """Compare the size in a compressed frame with the header's: decoders allocate whatever the frame claims."""
+        if not self.syntax.is_encapsulated or self.syntax.name == "RLE Lossless":  # which does not state a size
             return
         encaps = import_extra("pydicom.encaps", self.source)
         coded = _coded_size(encaps.get_frame(data, index, number_of_frames=self.n_images))
         if coded != self.size(index):
             raise ImageError(
                 f"{self.source} is damaged: it has {self.size(index)} columns and rows, but its compressed image has "
-                f"{coded or 'no readable header'}. Leave it out, or fetch it anew."
+                f"{coded or 'no readable header'}. Leave it out, or download it again."
             )
 
     def _check_deflated(self) -> None:
-        """Refuse a small file that would unfold to any size."""
+        """Refuse a small file that would unpack to an excessive size."""
         with self.source.open() as file:
             head = file.read(1 << 16)
             if _DEFLATED not in head:
                 return
             file.seek(_end_of_meta(head))
-            unfold, n_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
-            while (chunk := unfold.unconsumed_tail or file.read(1 << 16)) and not unfold.eof:
-                n_bytes += len(unfold.decompress(chunk, 1 << 20))
+            inflate, n_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            while (chunk := inflate.unconsumed_tail or file.read(1 << 16)) and not inflate.eof:
+                n_bytes += len(inflate.decompress(chunk, 1 << 20))
                 if n_bytes > _LONGEST_INFLATED:
                     raise ImageError(
-                        f"{self.source} unfolds to more than {_LONGEST_INFLATED} bytes. Convert it, for instance to "
+                        f"{self.source} unpacks to more than {_LONGEST_INFLATED} bytes. Convert it, for instance to "
                         "Explicit VR Little Endian."
                     )
 
     # --- meaning
 
     def _padding(self, values: np.ndarray, bits: int) -> np.ndarray | None:
-        """Find the pixels that are declared to be no data, by their stored values."""
+        """Return the mask of pixels that the file declares as padding, by their stored values."""
         prefix = "" if values.dtype.kind != "f" else "Float" if values.dtype.itemsize == 4 else "DoubleFloat"
         value = self._number(self.header, f"{prefix}PixelPaddingValue")
         if value is None:
@@ -295,7 +295,7 @@ class Dicom(File):
         return (values >= min(ends)) & (values <= max(ends))
 
     def _rescaled(self, index: int, values: np.ndarray) -> np.ndarray:
-        """Apply the modality LUT, or slope and intercept; an empty one of these is as good as none."""
+        """Apply the modality LUT, or slope and intercept; empty elements count as missing."""
         part = self._part(index, "PixelValueTransformationSequence")
         if self._get(part, "ModalityLUTSequence"):
             return look_up(values, *modality_table(part.ModalityLUTSequence[0], self.header, self.source))
@@ -319,7 +319,7 @@ class Dicom(File):
 
 
 def _end_of_meta(head: bytes) -> int:
-    """Find where the elements of group 0002 end, which are never compressed."""
+    """Return the offset at which the elements of group 0002 end; these are never compressed."""
     at = 132
     while head[at : at + 2] == b"\x02\0" and at + 12 <= len(head):
         long = head[at + 4 : at + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT")

@@ -1,4 +1,4 @@
-"""Which reader a file is for: DICOM, NIfTI and TIFF have their own, all others are Pillow's."""
+"""Choice of the reader for a file: DICOM, NIfTI and TIFF have their own; Pillow reads all others."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def open_file(source: Source, geometry: Target | None = None) -> File:
     Parameters
     ----------
     source : Source
-        DICOM is known by its ending, .dcm or .dicom, or by its first bytes; NIfTI by its ending, .nii or .nii.gz, or by
-        its first bytes; TIFF and all others by their first bytes.
+        DICOM is detected by the ending .dcm or .dicom or by its first bytes, NIfTI by the ending .nii or .nii.gz or by
+        its first bytes, and all others by their first bytes.
     geometry : Geometry or FigureSize, optional
-        What its images will be resized to, if that is known: large JPEGs are then decoded smaller.
+        Size that its images will be resized to, if known: large JPEGs are then decoded at reduced size.
 
     Returns
     -------
     File
-        To be closed. A TIFF is Pillow's without tifffile, in a colour space that Pillow converts, or in a compression
-        that tifffile cannot decode here.
+        The caller closes it. Pillow reads a TIFF if tifffile is not installed or cannot decode its compression, or if
+        its colour space must be converted.
 
     Raises
     ------
     MissingExtraError
-        pydicom or nibabel is needed and not installed.
+        pydicom or nibabel is needed, but not installed.
     ImageError
-        The file is not what it seems to be. Readers raise other errors as well.
+        The file is not of the detected format. Readers raise other errors as well.
     """
     with source.open() as file:
         head = file.read(352)

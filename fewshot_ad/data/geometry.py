@@ -1,4 +1,4 @@
-"""How large each image becomes: before a network sees it, and as a picture to look at."""
+"""The size that each image is resized to: for a network, and for display."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar, TypeAlias
 
-# Beyond these proportions, in either direction, an image is squeezed.
+# Images of more extreme proportions, in either direction, are squeezed.
 LONGEST = 4
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What size an image is resized to, by its own size alone.
+    """The size that an image is resized to, given its own size.
 
     Attributes
     ----------
@@ -29,12 +29,12 @@ class Geometry:
     square: bool = True
     multiple: int = 1
 
-    # A JPEG is decoded to no less than so many times the longer side that it is resized to.
+    # A JPEG is decoded to at least this multiple of the longer side that it is resized to.
     spare: ClassVar[int] = 4
 
     @property
     def fixed(self) -> tuple[int, int] | None:
-        """Height and width, where they are the same for all images."""
+        """Height and width, if they are the same for all images."""
         if isinstance(self.image_size, tuple):
             return self.image_size
         return (self.image_size, self.image_size) if self.square else None
@@ -45,25 +45,25 @@ class Geometry:
         return self.shape(1, 1)
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Tell what height and width an image of this height and width is resized to."""
+        """Return the height and width that an image of this height and width is resized to."""
         if self.fixed is not None:
             return self.fixed
         return self._side(height, width), self._side(width, height)
 
     def check(self, network: str, *, strictly: bool = True) -> None:
-        """Refuse given sides that a network would not see all of.
+        """Refuse given sides that a network would not use completely.
 
         Parameters
         ----------
         network : str
             For the message.
         strictly : bool, optional
-            Whether squares have to fit too; a convolutional network sees all of any.
+            Whether squares must fit too; a convolutional network accepts any.
 
         Raises
         ------
         ValueError
-            With the nearest fitting sizes.
+            The sides do not fit; the message names the nearest sizes that do.
         """
         n, given = self.multiple, self.fixed
         if given is None or not any(side % n for side in given) or not (strictly or isinstance(self.image_size, tuple)):
@@ -78,7 +78,7 @@ class Geometry:
         )
 
     def _side(self, along: int, across: int) -> int:
-        """Tell the side along which an image is `along` pixels long, in whole numbers: no machine rounds otherwise."""
+        """Return the new length of a side of `along` pixels; in integers, so that all machines agree."""
         assert not isinstance(self.image_size, tuple)  # nosec B101
         along, across = min(along, LONGEST * across), min(across, LONGEST * along)
         # Twice image_size * sqrt(along / across), in multiples.
@@ -87,7 +87,7 @@ class Geometry:
 
 
 def asked(shape: tuple[int, ...] | None) -> str:
-    """Say which parameter asks for images of a shape, or of any."""
+    """Return the parameter that requests images of a shape; None is any shape."""
     if shape is None:
         return "aspect='keep'"
     return f"image_size={shape[0] if len(set(shape)) == 1 else shape}"
@@ -95,7 +95,7 @@ def asked(shape: tuple[int, ...] | None) -> str:
 
 @dataclass(frozen=True)
 class FigureSize:
-    """What size a picture is shown at: in its own proportions, and no larger than it is.
+    """The size that an image is displayed at: in its own proportions, and never enlarged.
 
     Attributes
     ----------
@@ -116,12 +116,12 @@ class FigureSize:
         """Check the side."""
         if not (isinstance(self.max_side, Integral) and self.max_side >= 1):
             raise ValueError(
-                f"max_side={self.max_side!r} was given; accepted is an integer of at least 1, or None for what the "
-                "detector saw."
+                f"max_side={self.max_side!r} was given; it must be an integer of at least 1, or None for the size "
+                "that the detector used."
             )
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Tell what height and width a picture of this height and width is shown at."""
+        """Return the height and width that an image of this height and width is displayed at."""
         scale = min(1.0, self.max_side / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 

@@ -1,7 +1,7 @@
-"""Anything a user holds -> float tensors (N, 3, H, W).
+"""Images in any accepted form -> float tensors (3, H, W).
 
-Two steps, so that a folder of any length is never held in memory: `as_items` splits the input into single images
-without reading a pixel, `load` turns one of them into a float tensor.
+Two steps, so that a large folder is never in memory as a whole: `as_items` splits the input into single images without
+reading a pixel, and `load` turns one of them into a float tensor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .sources import Frame as Frame
 from .sources import Pixels, native
 from .streams import is_stream
 
-# Images that are read before they are asked for.
+# Images that are read ahead of those requested.
 _AHEAD = 16
 _SINGLE = (str, os.PathLike, Frame, Image.Image)
 
@@ -48,11 +48,11 @@ class Loaded:
     Attributes
     ----------
     index : int
-        Its place in the input.
+        Position in the input.
     image : torch.Tensor
-        As `load` gives it, (3, H, W).
+        As `load` returns it, (3, H, W).
     height, width : int
-        Of the image as it was given, upright, pixels.
+        Original size of the image, upright, pixels.
     """
 
     index: int
@@ -62,7 +62,7 @@ class Loaded:
 
 
 def is_rows(X: Any) -> bool:
-    """Tell whether X is a table, scikit-learn's (n_samples, n_features), rather than images.
+    """Return whether X is a table of shape (n_samples, n_features), as in scikit-learn, rather than images.
 
     Parameters
     ----------
@@ -95,17 +95,17 @@ def is_rows(X: Any) -> bool:
 
 
 def full_scale(X: Any) -> float | None:
-    """Return the value that means white in a table of dtype bool, uint8 or uint16; None for other tables."""
+    """Return the full scale of a table of dtype bool, uint8 or uint16; None for other tables."""
     return FULL_SCALE.get(native(np.asarray(X)).dtype) if hasattr(X, "__array__") else None
 
 
 def _is_single(item: Any) -> bool:
-    """Tell whether an object is one image that is not an array."""
+    """Return whether an object is one image, and not an array."""
     return isinstance(item, _SINGLE) or is_stream(item)
 
 
 def _is_column(array: np.ndarray) -> bool:
-    """Tell whether a table is one column of paths and the like: a data frame's, or an (n, 1) array's."""
+    """Return whether an array is one column of paths or other images: of a data frame, or of shape (n, 1)."""
     if array.ndim != 2 or array.shape[1] != 1 or not len(array):
         return False
     return array.dtype.kind in "UT" or (array.dtype.kind == "O" and _is_single(array[0, 0]))
@@ -118,7 +118,7 @@ def _is_sparse(X: Any) -> bool:
 
 
 def as_items(X: Any) -> Sequence[Any]:
-    """Split what a user holds into single images; no file is opened.
+    """Split the input into single images; no file is opened.
 
     Parameters
     ----------
@@ -130,17 +130,17 @@ def as_items(X: Any) -> Sequence[Any]:
     Returns
     -------
     sequence
-        One entry for each image, each fit for `load`.
+        One entry for each image, which `load` accepts.
 
     Raises
     ------
     ImageError
-        Nothing in it, or a shape or type that holds no images.
+        Empty input, or a shape or type that is not accepted.
 
     Warns
     -----
     ImageWarning
-        An array (3, H, W), which is read as three grey images, may be one in colour.
+        An array (3, H, W) is read as three grey images, but may be one colour image.
     """
     if _is_single(X):
         return [X]
@@ -177,8 +177,8 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
         return [array]
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[-1] > 5:
         warn(
-            f"An array of shape {array.shape} is read as 3 grey images. Are the channels misplaced? An array has them "
-            "last: pass array.transpose(1, 2, 0), or a torch tensor, if it is one image in colour.",
+            f"An array of shape {array.shape} is read as 3 grey images. If it is one colour image with its channels "
+            "first, pass array.transpose(1, 2, 0), or a torch tensor.",
             ImageWarning,
         )
     if (array.ndim == 3 and array.shape[-1] > 5) or (array.ndim == 4 and array.shape[-1] in (1, 3, 4)):
@@ -187,7 +187,7 @@ def _split_array(array: np.ndarray) -> Sequence[Any]:
     if array.ndim == 4 and array.shape[1] in (1, 3, 4):
         hint = " It looks channels-first: pass array.transpose(0, 2, 3, 1), or a torch tensor."
     raise ImageError(
-        f"An array of shape {array.shape} was given; accepted are (H, W, 1|3|4), (N, H, W) with W of at least 6, and "
+        f"An array of shape {array.shape} was given; it must be (H, W, 1|3|4), (N, H, W) with W of at least 6, or "
         f"(N, H, W, 1|3|4).{hint}"
     )
 
@@ -204,17 +204,17 @@ def load(
     Parameters
     ----------
     item : path, Frame, bytes, file object, PIL image, array (H, W) or (H, W, 1|3|4), or tensor (H, W) or (C, H, W)
-        One entry of `as_items`. A file is one of one image.
+        One entry of `as_items`. A file must hold a single image.
     index : int
-        Its place in the input, for messages.
+        Position in the input, for messages.
     geometry : Geometry or FigureSize
-        What the whole image is resized to (bilinear, antialiased).
+        Size that the whole image is resized to (bilinear, antialiased).
     value_range : tuple of two floats, optional
-        The raw values that become 0 and 1; values beyond are clipped. Those of DICOM and NIfTI files are rescaled (of a
-        CT: Hounsfield units). By default the window of such a file, or its 0.5 and 99.5 percentiles; otherwise the full
-        scale of the dtype (uint8 255, uint16 65535, bool and float 1).
+        Input window (low, high): the values that become 0 and 1; values outside it are clipped. Values of DICOM and
+        NIfTI files are rescaled first (CT: Hounsfield units). By default the window stored in such a file, or its 0.5
+        and 99.5 percentiles; for other images the full scale of the dtype (uint8 255, uint16 65535, bool and float 1).
     margin : float, optional
-        With `value_range`: how far beyond [0, 1] values are let before they are clipped.
+        With `value_range`: how far values may lie outside [0, 1] before they are clipped.
 
     Returns
     -------
@@ -225,15 +225,15 @@ def load(
     Raises
     ------
     ImageError
-        Named by path or index: unreadable, truncated or oversized file, one of several images, wrong shape, channels,
-        dtype or values.
+        Unreadable, truncated or too large a file; a file of several images; wrong shape, channels, dtype or values. The
+        message names the path or index.
     MissingExtraError
-        pydicom or nibabel is needed and not installed.
+        pydicom or nibabel is needed, but not installed.
 
     Warns
     -----
     ImageWarning
-        It was read, and may not be what was meant: its orientation is not known, or it is transparent everywhere.
+        The image was read, but perhaps not as intended: its orientation is unknown, or it is fully transparent.
     """
     loaded, remarks = _load(item, index, geometry, value_range, margin)
     _warn(remarks)
@@ -246,14 +246,14 @@ def _warn(remarks: list[str]) -> None:
 
 
 def picture(item: Any, index: int, size: FigureSize, **options: Any) -> torch.Tensor | None:
-    """Read an image a second time, to be looked at; without warnings, as they were given at the first.
+    """Read an image again, for display; without the warnings that the first reading gave.
 
     Parameters
     ----------
     item : object
         One entry of `as_items`.
     index : int
-        Its place in the input, for messages.
+        Position in the input, for messages.
     size : FigureSize
     **options
         Passed on to `load`.
@@ -261,7 +261,7 @@ def picture(item: Any, index: int, size: FigureSize, **options: Any) -> torch.Te
     Returns
     -------
     torch.Tensor or None
-        As `load` gives it; None if it cannot be read any more: a pipe, or a file that is gone.
+        As `load` returns it; None if the image cannot be read again: a pipe, or a deleted file.
     """
     try:
         return _load(item, index, size, **options)[0].image
@@ -276,7 +276,7 @@ def _load(
     value_range: tuple[float, float] | None = None,
     margin: float = 0.0,
 ) -> tuple[Loaded, list[str]]:
-    """Read one image; and what the user is to be warned of, which is left to the caller's own thread."""
+    """Read one image; also return the warnings, which the caller emits in its own thread."""
     name = label(item, index)
     if _is_single(item):
         pixels, (width, height) = read_picture(item, name, geometry, value_range)
@@ -288,16 +288,16 @@ def _load(
     remarks = [f"{name} {remark}." for remark in pixels.remarks]
     if is_invisible(pixels.values):
         remarks.append(
-            f"{name} is transparent everywhere, and therefore black. Leave out its fourth channel (image[..., :3]), or "
-            "save it without transparency, if its colours count."
+            f"{name} is fully transparent, and therefore read as black. Leave out its fourth channel (image[..., :3]), "
+            "or save it without transparency, to keep its colours."
         )
     try:
-        # One at a time, and resized at once: of a large image the floats would take more memory than all the rest.
+        # Channel by channel: all floats of a large image at once would take more memory than everything else.
         channels = [
             resize(torch.from_numpy(channel)[None], geometry.shape(height, width), antialias=True)
             for channel in unit_channels(pixels, name, margin)
         ]
-        # Resizing overshoots by float32's rounding.
+        # Resizing may overshoot by rounding in float32.
         tensor = torch.cat(channels).clamp(-margin, 1.0 + margin)
         return Loaded(index, tensor if len(tensor) == 3 else tensor.repeat(3, 1, 1), height, width), remarks
     except (MemoryError, RuntimeError) as error:
@@ -314,16 +314,16 @@ def load_each(
     n_workers: int = 1,
     **options: Any,
 ) -> Iterator[tuple[int, Loaded | None]]:
-    """Read images in their order; in several threads, some ahead of those that were asked for.
+    """Read images in order; several threads read ahead.
 
     Parameters
     ----------
     items : sequence
         From `as_items`.
     on_error : {"raise", "skip"} or callable
-        With "skip" an unreadable image is named in an `ImageSkippedWarning`; a callable is told its place and error.
+        With "skip" an `ImageSkippedWarning` names each unreadable image; a callable receives its position and error.
     only : sequence of int, optional
-        Places of the images that are wanted; by default all.
+        Positions of the images to read; by default all.
     n_workers : int, optional
         Threads that read.
     **options
@@ -332,7 +332,7 @@ def load_each(
     Yields
     ------
     index : int
-        Place in `items`.
+        Position in `items`.
     loaded : Loaded or None
         None for an image that was skipped.
 
@@ -341,7 +341,7 @@ def load_each(
     ImageError
         The first unreadable image, with on_error="raise".
     MissingExtraError
-        Likewise, the first one that needs an extra which is not installed.
+        With on_error="raise": the first image that needs an extra which is not installed.
     """
     places = range(len(items)) if only is None else only
     for index, read in zip(places, _read_ahead(items, places, options, n_workers), strict=True):
@@ -352,9 +352,9 @@ def load_each(
                 if isinstance(error, MissingExtraError):
                     raise
                 raise ImageError(
-                    f"{index + 1} of {len(items)} images: {error} Remove it or pass on_error='skip'."
+                    f"Image {index + 1} of {len(items)}: {error} Remove it or pass on_error='skip'."
                 ) from error
-            if callable(on_error):  # for whom an image that needs an extra is one that cannot be read
+            if callable(on_error):  # callers treat an image that needs a missing extra as unreadable
                 on_error(index, error if isinstance(error, ImageError) else ImageError(str(error)))
             else:
                 warn(f"Skipped: {error}", ImageSkippedWarning)
@@ -367,7 +367,7 @@ def load_each(
 def _read_ahead(
     items: Sequence[Any], places: Sequence[int], options: dict[str, Any], n_workers: int
 ) -> Iterator[Callable[[], tuple[Loaded, list[str]]]]:
-    """Yield for each image what returns it, or raises its error."""
+    """Yield a function for each image that returns it or raises its error."""
 
     def read(index: int) -> tuple[Loaded, list[str]]:
         with one_thread():

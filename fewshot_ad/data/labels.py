@@ -1,4 +1,4 @@
-"""The normal images among labelled ones."""
+"""Selection of the normal images by their labels."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def read_normal(
     options : dict
         For `images.load_each`.
     rows : bool, optional
-        Whether the items are rows of a table. scikit-learn hands a detector of rows any y, and does not mean it.
+        Whether the items are rows of a table. For these, scikit-learn's tools pass targets of other tasks as y.
     n_drawn : int, optional
-        How many are drawn, all with the same chance; by default all are taken.
+        How many are drawn at random; by default all are used.
     seed : int or sequence of int, optional
-        Of the draw.
+        Seed of the draw.
 
     Returns
     -------
     images : list of torch.Tensor
         (3, H, W) each, in [0, 1].
     places : list of int
-        Of each in `items`.
+        Position of each image in `items`.
 
     Raises
     ------
     ValueError
-        Other labels, none that is +1, or fewer than are to be drawn.
+        Other labels, none that is +1, or fewer normal images than `n_drawn`.
     ImageError
         An image cannot be read.
     """
@@ -65,12 +65,12 @@ def read_normal(
     if n_drawn is not None:
         if n_drawn > len(chosen):
             raise ValueError(
-                f"n_support={n_drawn} was given, and there are {len(chosen)} normal images. Pass more of them, or set "
-                f"n_support to at most {len(chosen)}."
+                f"n_support={n_drawn} was given, but there are only {len(chosen)} normal images. Pass more of them, or "
+                f"set n_support to at most {len(chosen)}."
             )
         chosen = np.random.default_rng(seed).permutation(chosen).tolist()
     read = images.load_each(items, on_error, only=chosen, **options)
-    # In the order of the draw, so that another takes the place of one that cannot be read.
+    # In the order of the draw, so that the next image replaces one that cannot be read.
     loaded = list(itertools.islice(((i, one.image) for i, one in read if one is not None), n_drawn))
     loaded.sort(key=lambda one: one[0])
     if not loaded:
@@ -79,7 +79,7 @@ def read_normal(
 
 
 def is_normal(labels: np.ndarray, rows: bool) -> np.ndarray:
-    """Tell which labels are +1, and refuse others than +1 and -1; see `read_normal`."""
+    """Return which labels are +1, and refuse labels other than +1 and -1; see `read_normal`."""
     known = np.isin(labels, (-1, 1)) if labels.dtype.kind in "iuf" else np.zeros(len(labels), bool)
     if labels.dtype.kind == "O":
         known = np.array([type(label) is not bool and label in (-1, 1) for label in labels])
@@ -88,11 +88,11 @@ def is_normal(labels: np.ndarray, rows: bool) -> np.ndarray:
     shown = np.unique(labels[~known].astype(str))[:5].tolist()
     if not (rows and labels.dtype.kind in "iuf"):
         raise ValueError(
-            f"Unknown label type: y has the labels {', '.join(shown)}; accepted are +1 for normal and -1 for anomalous "
-            "images. Write numpy.where(is_normal, 1, -1), or leave y out if all images are normal."
+            f"Unknown label type: y has the labels {', '.join(shown)}; they must be +1 for normal and -1 for anomalous "
+            "images. Use numpy.where(is_normal, 1, -1), or leave y out if all images are normal."
         )
     warn(
-        f"y has the labels {', '.join(shown)}, and was not used: all rows are fitted on. Pass +1 for normal and -1 for "
+        f"y has the labels {', '.join(shown)}, and was ignored: all rows are fitted on. Pass +1 for normal and -1 for "
         "anomalous rows."
     )
     return np.ones(len(labels), bool)

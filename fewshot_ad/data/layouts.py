@@ -1,4 +1,4 @@
-"""The layouts of folders of labelled images: which one a folder has, and what lies where in it."""
+"""Layouts of folders of labelled images: detection of the layout, and listing of its images and masks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from .listing import MASK_FOLDERS, LeftOut, list_images
 from .masks import MaskError, read_mask
 
 LAYOUTS = (
-    "good/ with bad/ and masks/ beside it where there are such, or train/good/ and test/good/ with test/DEFECT/ and "
+    "good/, optionally with bad/ and masks/ beside it, or train/good/ and test/good/ with test/DEFECT/ and "
     "ground_truth/DEFECT/ or masks/; or one category of MVTec AD, MVTec AD 2, MVTec LOCO, VisA, BTAD, KolektorSDD2, "
-    "DAGM or Real-IAD as it comes (docs/files.md)"
+    "DAGM or Real-IAD as distributed (docs/files.md)"
 )
-# Parts of a data set that are read, and whether they are for training; names in any case, as DAGM's have capitals.
+# Parts of a data set that are read, and whether they are for training; case is ignored, since DAGM uses capitals.
 _PARTS = {"train": True, "test": False, "test_public": False}
 _UNREAD = {
-    "validation": "for validation: neither the support nor the test is drawn from it",
+    "validation": "for validation: used neither as support nor as test",
     "test_private": "a test set without labels",
     "test_private_mixed": "a test set without labels",
 }
 _NORMAL = ("good", "ok")
-# Folder of DAGM with the masks of a part, and what ends the names of masks: DAGM's, and KolektorSDD2's.
+# DAGM's folder of masks, and the endings of the masks' names in DAGM and in KolektorSDD2.
 _LABEL, _LABEL_END, _TRUTH_END = "label", "_label", "_GT"
 _VISA = Path("split_csv", "1cls.csv")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 _NAMED = 5
 
-# Called with a mask that is wrong, and why; returns where that is no error.
+# Called with an invalid mask and the reason; returns if that is not an error.
 Wrong = Callable[[Path, MaskError], None]
 
 
@@ -43,10 +43,10 @@ class Entry(NamedTuple):
     ----------
     path : Path
     kind : str
-        Name of its folder, or what the data set calls its defect.
+        Name of its folder, or the data set's name of the defect.
     anomalous, train : bool
     mask : Path or None
-        Where the layout says which it is; otherwise masks are found by their names.
+        The mask, if the layout defines it; otherwise masks are found by their names.
     """
 
     path: Path
@@ -57,13 +57,13 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What lies in a folder.
+    """The contents of a folder in a known layout.
 
     Attributes
     ----------
     entries : list of Entry
     mask_folders : list of Path
-        Where masks are that belong to images by their names.
+        Folders of masks that belong to images by their names.
     sought : str
         Where normal images are expected, for messages.
     """
@@ -74,19 +74,19 @@ class Found(NamedTuple):
 
 
 def find(root: Path, wrong: Wrong, skipped: LeftOut) -> Found | None:
-    """List the images of a folder in the layout that it has; None if it has none of them.
+    """Detect the layout of a folder, and list its images; None if it has none of the layouts.
 
     Raises
     ------
     ImageError
-        It begins as a layout does, and something that belongs to it is missing.
+        The folder has a layout, but something that belongs to it is missing.
     """
     reader = _reader(root)
     return None if reader is None else reader(root, wrong, skipped)
 
 
 def is_labelled(root: Path) -> bool:
-    """Tell whether a folder has test images with labels, as far as its names tell."""
+    """Return whether a folder has test images with labels, judging by the names in it."""
     reader = _reader(root)
     if reader is _read_kinds:
         return any((part / good).is_dir() for part, train in _parts(root) if not train for good in _NORMAL)
@@ -95,7 +95,7 @@ def is_labelled(root: Path) -> bool:
 
 
 def categories(root: Path) -> list[Path]:
-    """List the folders in a folder, or in those of it, that have a layout each: the categories of a data set."""
+    """List the sub-folders, or their sub-folders, that each have a layout: the categories of a data set."""
     own = [folder for folder in _folders(root) if _reader(folder) is not None]
     return own or [inner for folder in _folders(root) for inner in _folders(folder) if _reader(inner) is not None]
 
@@ -128,7 +128,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def _parts(root: Path) -> list[tuple[Path, bool]]:
-    """List the parts of a data set, those for training first, and whether they are for it."""
+    """List the parts of a data set, training first, and whether each is for training."""
     found = [(folder, _PARTS[folder.name.lower()]) for folder in _folders(root) if folder.name.lower() in _PARTS]
     return sorted(found, key=lambda part: not part[1])
 
@@ -145,7 +145,7 @@ def _images(folder: Path, skipped: LeftOut) -> list[Path]:
 
 
 def _skip(found: Iterable[Path], used: Iterable[str], skipped: LeftOut) -> None:
-    """Note what is not among the folders that are used."""
+    """Add everything except the folders that are used to `skipped`."""
     used = set(used)
     for entry in found:
         if entry.name not in used or not entry.is_dir():
@@ -170,7 +170,7 @@ def _read_kinds(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
     names = {kind.name for part, _ in parts for kind in _kinds(part)}
     if names.issuperset(_NORMAL):
         raise ImageError(
-            f"{root} has folders good/ and ok/, and normal images are in one of them only. Rename the other."
+            f"{root} has folders good/ and ok/, but only one of them can hold the normal images. Rename the other."
         )
     normal = "ok" if "ok" in names else "good"
     masks = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
@@ -184,13 +184,13 @@ def _read_kinds(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
                 skipped.append((entry, "masks of training images"))
             elif entry not in kinds and entry not in own:
                 hidden = entry.name.startswith(".")
-                skipped.append((entry, "hidden" if hidden else "a file, where folders of images are"))
+                skipped.append((entry, "hidden" if hidden else "a file beside folders of images"))
         for kind in sorted(kinds, key=lambda folder: (folder.name != normal, folder.name)):
             found += [Entry(file, kind.name, kind.name != normal, train) for file in _images(kind, skipped)]
     return Found(found, masks, " or ".join(str(part / normal) for part, _ in parts))
 
 
-# ---- masks beside images, or in a folder of theirs, which tell what is anomalous
+# ---- masks beside images, or in their own folder, that define which images are anomalous
 
 
 def _read_dagm(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
@@ -202,7 +202,7 @@ def _read_dagm(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
         label = _label_folder(part)
         if label is None:
             raise ImageError(
-                f"{part} has no folder Label/, whose masks tell which of its images are anomalous (DAGM). Copy it from "
+                f"{part} has no folder Label/, whose masks define which images are anomalous (DAGM). Copy it from "
                 "the data set, or make an empty one if all of them are normal."
             )
         images = [entry for entry in list_images(part).files if entry.name != label.name]
@@ -218,7 +218,7 @@ def _label_folder(part: Path) -> Path | None:
 
 
 def _read_kolektor(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
-    """Read parts whose images all have a mask beside them, which is empty for the normal ones."""
+    """Read parts in which each image has a mask beside it, empty for normal images."""
     parts = _parts(root)
     _skip(entries(root), [part.name for part, _ in parts], skipped)
     found: list[Entry] = []
@@ -231,9 +231,9 @@ def _read_kolektor(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
             try:
                 if file not in masks:
                     raise MaskError(
-                        f"{file} has no mask {file.stem}{_TRUTH_END}.png beside it, which tells whether it is "
+                        f"{file} has no mask {file.stem}{_TRUTH_END}.png beside it, which defines whether it is "
                         "anomalous (KolektorSDD2). Copy it from the data set, or remove the image.",
-                        "an image without the mask that tells its label",
+                        "an image without the mask that defines its label",
                     )
                 anomalous = bool(read_mask(masks[file]).any())
             except MaskError as error:
@@ -245,7 +245,7 @@ def _read_kolektor(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
 
 
 def _of_images(masks: Sequence[Path], images: Sequence[Path], ending: str, wrong: Wrong) -> dict[Path, Path]:
-    """Give each image that has one its mask, called like it and this ending."""
+    """Map images to their masks, which have the same name plus this ending."""
     named = {file.stem: file for file in images}
     found: dict[Path, Path] = {}
     for mask in masks:
@@ -268,12 +268,12 @@ def _by_label(images: Iterable[tuple[Path, Path | None, bool, bool]]) -> list[En
 
 
 def _read_visa(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
-    """Read a category of VisA as its table says."""
+    """Read a category of VisA by its table."""
     table, name = _visa_file(root), _name(root)
     if table is None:
         raise ImageError(
             f"{root} looks like a category of VisA, but {Path(os.path.abspath(root)).parent / _VISA} is missing, which "
-            "tells the training images from the test's. Put the data set's table there."
+            "separates training from test images. Put the data set's table there."
         )
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -282,12 +282,13 @@ def _read_visa(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
         rows = []
     if not rows or any(row.get(column) is None for row in rows for column in _VISA_COLUMNS):
         raise ImageError(
-            f"{table} is not VisA's table: each of its rows needs the columns {', '.join(_VISA_COLUMNS)}. Copy it anew."
+            f"{table} is not VisA's table: each of its rows needs the columns {', '.join(_VISA_COLUMNS)}. "
+            "Copy it again."
         )
     own = [row for row in rows if row["object"] == name]
     if not own:
         known = ", ".join(dict.fromkeys(row["object"] for row in rows))
-        raise ImageError(f"{table} lists no images of {name!r}, but of {known}. Rename {root} as one of them.")
+        raise ImageError(f"{table} lists no images of {name!r}, only of {known}. Rename {root} as one of them.")
 
     def inside(path: str) -> Path:
         parts = Path(path).parts
@@ -309,13 +310,13 @@ def _visa_file(root: Path) -> Path | None:
 
 
 def _read_realiad(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
-    """Read a category of Real-IAD as its JSON file says."""
+    """Read a category of Real-IAD by its JSON file."""
     file = _realiad_file(root)
     if file is None:
         places = ", ".join(str(place) for place in _realiad_places(root)[:2])
         raise ImageError(
-            f"{root} has folders OK/ or NG/, like a category of Real-IAD, but its list of images is missing: there is "
-            f"none of {places}. Put the data set's realiad_jsons/ there, or name the folders good/ and bad/."
+            f"{root} has folders OK/ or NG/, like a category of Real-IAD, but its list of images is missing: none of "
+            f"{places} exists. Put the data set's realiad_jsons/ there, or name the folders good/ and bad/."
         )
     try:
         parts = json.loads(file.read_text(encoding="utf-8"))
@@ -329,8 +330,8 @@ def _read_realiad(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
         ]  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ImageError(
-            f"{file} is not a list of Real-IAD's images ({type(error).__name__}: {error}): it needs train and test, "
-            "with image_path, anomaly_class and mask_path of each image. Copy it anew."
+            f"{file} is not a list of Real-IAD images ({type(error).__name__}: {error}): it needs train and test, "
+            "with image_path, anomaly_class and mask_path of each image. Copy it again."
         ) from error
     return _listed(root, file, listed, skipped)
 
@@ -340,7 +341,7 @@ def _realiad_file(root: Path) -> Path | None:
 
 
 def _realiad_places(root: Path) -> list[Path]:
-    """List where the JSON file of a category may lie, that of all views first."""
+    """List possible paths of the JSON file of a category; that of all views comes first."""
     above = Path(os.path.abspath(root)).parents
     folders = ("realiad_jsons/realiad_jsons", "realiad_jsons", ".")
     return [base / folder / f"{_name(root)}.json" for folder in folders for base in (above[:2][::-1] or [root])]
@@ -351,12 +352,12 @@ def _name(root: Path) -> str:
 
 
 def _listed(root: Path, table: Path, listed: list[Entry], skipped: LeftOut) -> Found:
-    """Check that the images and masks of a list are there, and note which others are."""
+    """Check that the listed images and masks exist, and add other images to `skipped`."""
     files: list[Any] = [path for entry in listed for path in (entry.path, entry.mask) if path is not None]
     if missing := [path for path in files if not path.is_file()]:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise ImageError(
-            f"{table} lists {len(files)} files of {_name(root)}, and {len(missing)} of them are missing: "
+            f"{table} lists {len(files)} files of {_name(root)}, but {len(missing)} of them are missing: "
             f"{', '.join(str(path) for path in missing[:_NAMED])}{more}. Copy them from the data set."
         )
     known = set(files)

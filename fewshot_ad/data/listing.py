@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and why each of the others is left out; no pixel is decoded."""
+"""Listing of the image files in a folder, and the reason why each other file is left out; no pixel is decoded."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SUFFIXES = (
     ".apng", ".bmp", ".gif", ".j2c", ".j2k", ".jfi", ".jfif", ".jif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg",
     ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES, *NIFTI_SUFFIXES,
 )  # fmt: skip
-# Images, but of formats that are not read.
+# Image formats that are not supported.
 _OTHER_FORMATS = (
     ".arw", ".avif", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".ico", ".jxl", ".mha", ".mhd",
     ".nef", ".npy", ".npz", ".nrrd", ".orf", ".pcx", ".pdf", ".psd", ".raf", ".raw", ".rw2", ".svg", ".tga", ".xcf",
 )  # fmt: skip
 MASK_FOLDERS = ("masks", "ground_truth")
-# What the command `map` writes beside each other; a name that ends so is no image to score.
+# Endings of the files that the command `map` writes; such files are not scored.
 OVERLAY, MAP = ".overlay.png", ".map.tiff"
 SEGMENTATION, PARAMETRIC_MAP = ".seg.dcm", ".pmap.dcm"
-# Bytes of a DICOM file before its mark.
+# Bytes of a DICOM file before its magic bytes.
 _PREAMBLE = 128
 _NAMED = 5
 
@@ -31,14 +31,14 @@ LeftOut = list[tuple[Path, str]]
 
 
 class Listing(NamedTuple):
-    """What is in a folder.
+    """The contents of a folder.
 
     Attributes
     ----------
     files : list of Path
         Images, by name.
     left_out : list of (Path, str)
-        All else, and why it is none of them; a hidden folder is one entry.
+        Everything else, and why it is left out; a hidden folder is one entry.
     """
 
     files: list[Path]
@@ -46,16 +46,16 @@ class Listing(NamedTuple):
 
 
 def list_images(folder: Path, *, below: bool = False) -> Listing:
-    """List a folder's images, and what else is in it.
+    """List the images in a folder, and everything else in it.
 
-    A file is an image by the ending of its name, or if it begins as DICOM files do. What the command `map` wrote is
-    none. Links are followed; each folder is looked into once.
+    A file is an image if its name has a known ending, or if it starts like a DICOM file. Output of the command `map` is
+    left out. Links are followed; each folder is listed once.
 
     Parameters
     ----------
     folder : Path
     below : bool, default=False
-        Whether to look into sub-folders, but for hidden ones and those called as masks' are.
+        Whether to list sub-folders too, except hidden ones and folders of masks.
 
     Returns
     -------
@@ -63,16 +63,16 @@ def list_images(folder: Path, *, below: bool = False) -> Listing:
     """
     files: list[Path] = []
     left_out: LeftOut = []
-    seen: set[str] = set()
-    # Links to folders come last, so that what lies below `folder` has its own name.
+    visited: set[str] = set()
+    # Links to folders come last, so that files below `folder` are listed under their own paths.
     links: list[Path] = []
     folders = [folder]
     while folders or links:
         part = folders.pop() if folders else links.pop(0)
-        if (real := os.path.realpath(part)) in seen:
+        if (real := os.path.realpath(part)) in visited:
             left_out.append((part, "a link to a folder that is listed already"))
             continue
-        seen.add(real)
+        visited.add(real)
         try:
             entries = sorted(part.iterdir())
         except OSError as error:
@@ -87,27 +87,27 @@ def list_images(folder: Path, *, below: bool = False) -> Listing:
             elif not below:
                 left_out.append((entry, "a folder"))
             elif entry.name.lower() in MASK_FOLDERS:
-                left_out += [(file, f"in {entry.name}/, where masks are") for file in _all_files(entry)]
+                left_out += [(file, f"in {entry.name}/, a folder of masks") for file in _all_files(entry)]
             else:
                 (links if entry.is_symlink() else folders).append(entry)
     return Listing(sorted(files), sorted(left_out))
 
 
 def _look_at(entry: Path) -> tuple[str | None, bool]:
-    """Tell why an entry is left out, or None; and whether it is a folder."""
+    """Return why an entry is left out, or None; and whether it is a folder."""
     if entry.name.startswith("."):
         return "hidden", False
     try:
         mode = entry.stat().st_mode
     except OSError as error:
-        return "a link that leads nowhere" if entry.is_symlink() else f"cannot be read: {error.strerror}", False
+        return "a broken link" if entry.is_symlink() else f"cannot be read: {error.strerror}", False
     if stat.S_ISDIR(mode):
         return None, True
     return _why_not(entry) if stat.S_ISREG(mode) else "not a regular file", False
 
 
 def _why_not(file: Path) -> str | None:
-    """Tell why a regular file is not an image; None if it is one."""
+    """Return why a regular file is not an image; None if it is one."""
     name = file.name.lower()
     if name.endswith((OVERLAY, MAP, SEGMENTATION, PARAMETRIC_MAP)):
         return "written by `fewshot-ad map`"
@@ -116,11 +116,11 @@ def _why_not(file: Path) -> str | None:
     if name == "dicomdir":
         return "a list of DICOM files"
     if name.endswith(_OTHER_FORMATS):
-        return f"{Path(name).suffix} is not read"
+        return f"{Path(name).suffix} is not supported"
     try:
         with file.open("rb") as opened:
             opened.seek(_PREAMBLE)
-            return None if opened.read(4) == b"DICM" else "not an image, by its name"
+            return None if opened.read(4) == b"DICM" else "not an image, judging by its name"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
@@ -131,12 +131,12 @@ def _all_files(folder: Path) -> list[Path]:
 
 
 def files(folder: Path, *, below: bool = False) -> list[Path]:
-    """List a folder's image files, sorted; `below` looks into sub-folders too (see `list_images`)."""
+    """List a folder's image files, sorted; `below` includes sub-folders (see `list_images`)."""
     return list_images(folder, below=below).files
 
 
 def say_left_out(left_out: Iterable[tuple[Path | str, str]]) -> Iterator[str]:
-    """Say in a line for each reason how many files were left out, and the names of some."""
+    """Yield one line for each reason: how many files were left out, and the names of some."""
     by_reason: dict[str, list[str]] = {}
     for path, reason in left_out:
         by_reason.setdefault(reason, []).append(str(path))

@@ -1,4 +1,4 @@
-"""Masks of images: read, and checked by their size before anything is decoded."""
+"""Ground-truth masks: reading, and a check of their sizes before anything is decoded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from . import images
 from .listing import files
 from .pictures import FORMATS
 
-# Of these, black need not be 0: what is up to half as bright as the brightest, or nearly black, is normal.
+# In lossy formats black may not be exactly 0: values up to half of the maximum, or nearly black ones, are normal.
 _LOSSY = ("JPEG", "JPEG2000", "WEBP")
 _NEARLY_BLACK = 31
 
 
 class MaskError(ImageError):
-    """What is wrong with a mask, and the same in few words."""
+    """An invalid mask; `reason` is a short form of the message."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -30,13 +30,13 @@ class MaskError(ImageError):
 
 
 def check_size(mask: Path, image: Path) -> None:
-    """Raise a MaskError where a mask, or one of several in a folder, has not its image's size; no pixel is decoded."""
+    """Raise a MaskError if a mask, or one in a folder of masks, differs in size from its image; no pixel is decoded."""
     expected = shown_size(image)
     for file in _parts(mask):
         size = shown_size(file)
         if size is None:
             raise MaskError(
-                f"The mask {file} cannot be read, not even its size. Remove it or write it again.",
+                f"The mask {file} cannot be read. Remove it or save it again.",
                 "a mask that cannot be read",
             )
         if expected is not None and size != expected:
@@ -50,12 +50,12 @@ def check_size(mask: Path, image: Path) -> None:
 def _parts(mask: Path) -> list[Path]:
     parts = files(mask) if mask.is_dir() else [mask]
     if not parts:
-        raise MaskError(f"The folder {mask} holds no mask. Remove it.", "a folder without a mask")
+        raise MaskError(f"The folder {mask} contains no mask. Remove it.", "a folder without a mask")
     return parts
 
 
 def shown_size(item: Any) -> tuple[int, int] | None:
-    """Read the width and height of an image, as shown, without decoding it.
+    """Return the width and height of an image as displayed, without decoding it.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ def shown_size(item: Any) -> tuple[int, int] | None:
     Returns
     -------
     tuple of (int, int) or None
-        None where they cannot be read.
+        None if they cannot be read.
     """
-    # Readers raise whatever a damaged file leads them to; a size that Pillow warns of is for MAX_PIXELS to judge.
+    # Readers raise all kinds of errors for damaged files; MAX_PIXELS decides about sizes that Pillow warns of.
     with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
         return images.size_of(item)
@@ -74,27 +74,27 @@ def shown_size(item: Any) -> tuple[int, int] | None:
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read where an image is anomalous.
+    """Read a ground-truth mask.
 
     Parameters
     ----------
     path : path
-        A mask, or a folder of masks of one image, which are joined. Every pixel that is not 0, of whatever number,
-        colour or index of a palette, is anomalous; in lossy formats, every pixel of more than half the highest value.
+        A mask, or a folder of masks of one image, which are combined. Every pixel whose value, colour or palette index
+        is not 0 is anomalous; in lossy formats, every pixel above half of the maximum.
 
     Returns
     -------
     ndarray of shape (H, W), bool
-        As shown (EXIF orientation counts).
+        As displayed (EXIF orientation is applied).
 
     Raises
     ------
     ImageError
-        The mask cannot be read, its parts are of several sizes, or it has several values and none of them is 0.
+        The mask cannot be read, the masks in the folder differ in size, or it has several values and none of them is 0.
     """
     parts = [_read_part(part) for part in _parts(Path(path))]
     if len({part.shape for part in parts}) > 1:
-        raise MaskError(f"The masks in {path} are of several sizes. Write them anew.", "masks of several sizes")
+        raise MaskError(f"The masks in {path} differ in size. Save them again.", "masks of several sizes")
     return np.logical_or.reduce(parts)
 
 
@@ -107,24 +107,24 @@ def _read_part(path: Path) -> np.ndarray:
                 lossy = picture.format in _LOSSY
                 pages.append(_marked(ImageOps.exif_transpose(picture), lossy=lossy))
         values = np.stack(pages)
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        said = " ".join(str(error).split()).rstrip(".")
-        raise MaskError(f"The mask {path} cannot be read: {said}.", "a mask that cannot be read") from error
+    except Exception as error:  # Pillow's readers raise all kinds of errors for damaged files
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise MaskError(f"The mask {path} cannot be read: {reason}.", "a mask that cannot be read") from error
     marked = (values != 0).any(0)
     if marked.all() and values.min() != values.max():
         raise MaskError(
-            f"The mask {path} has no pixel of value 0, which is what a normal one has. Write it anew, with 0 there.",
+            f"The mask {path} has no pixel of value 0, the value of normal pixels. Save it again, with 0 there.",
             "a mask without a pixel of value 0",
         )
     return marked
 
 
 def _marked(picture: Image.Image, *, lossy: bool) -> np.ndarray:
-    """Give each pixel a number that is 0 where it is normal, (H, W)."""
+    """Return values (H, W) that are 0 at normal pixels."""
     bands = picture.getbands()
     if picture.mode == "P":
         colours = np.asarray(picture.convert("RGB")).max(-1)
-        # A palette may say nothing: all black, or without black.
+        # A palette may be of no use: all black, or without black.
         return colours if 0 < np.count_nonzero(colours) < colours.size else np.asarray(picture)
     values = np.asarray(picture)
     if bands[-1] in ("A", "a"):

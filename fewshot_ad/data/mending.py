@@ -1,13 +1,13 @@
-"""Files whose pixels are sound, and whose other parts are not: written anew without these."""
+"""Repair of files with intact pixels and damaged metadata: the metadata is removed."""
 
 from __future__ import annotations
 
 import struct
 
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
-# Chunks of a PNG without which it would be another picture.
+# Chunks of a PNG that its pixels depend on.
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf")
-# Tags of a TIFF that tell how its pixels lie.
+# Tags of a TIFF that describe the layout of its pixels.
 _TIFF_NEEDED = {
     254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 330,
     332, 338, 339, 347, 529, 530, 532,
@@ -16,7 +16,7 @@ _EXIF, _ADOBE, _JFIF = b"Exif\0\0", b"Adobe", b"JFIF\0"
 
 
 def mended(data: bytes) -> bytes | None:
-    """Leave out what a file says beside its pixels.
+    """Remove the metadata from a file.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def mended(data: bytes) -> bytes | None:
     Returns
     -------
     bytes or None
-        The same pixels; None for other formats, and for what is none of these.
+        A file with the same pixels; None for other formats.
     """
     try:
         if data.startswith(PNG_HEAD):
@@ -36,7 +36,7 @@ def mended(data: bytes) -> bytes | None:
             return _jpeg(data)
         if data[:4] in (b"II*\0", b"MM\0*"):
             return _tiff(data)
-    except (struct.error, IndexError):  # then more than that is damaged
+    except (struct.error, IndexError):  # more than the metadata is damaged
         pass
     return None
 
@@ -52,7 +52,7 @@ def png_chunks(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
 
 
 def exif_is_cut(exif: bytes) -> bool:
-    """Tell whether the first directory of EXIF data is not all there."""
+    """Return whether the first directory of EXIF data is incomplete."""
     while exif.startswith(_EXIF):  # some writers put this head twice
         exif = exif[len(_EXIF) :]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -71,25 +71,25 @@ def _jpeg(data: bytes) -> bytes:
     while data[at] == 0xFF and data[at + 1] != 0xDA:
         marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
         body = data[at + 4 : at + 2 + length]
-        sound = {
+        intact = {
             0xE0: body.startswith(_JFIF) and len(body) >= 14,
-            0xE1: body.startswith(_EXIF),  # whoever reads it tells whether it is whole
+            0xE1: body.startswith(_EXIF),  # its reader checks whether it is complete
             0xEE: body.startswith(_ADOBE) and len(body) >= 12,
         }.get(marker, False)
-        if sound or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+        if intact or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept += data[at : at + 2 + length]
         at += 2 + length
     return kept + data[at:]
 
 
 def _tiff(data: bytes) -> bytes:
-    """Let tags that are not needed be a byte each; they stay in their places."""
+    """Replace tags that are not needed by a single byte each; all offsets stay the same."""
     found = bytearray(data)
     order = "<" if data[:2] == b"II" else ">"
     (at,) = struct.unpack_from(f"{order}I", data, 4)
-    seen: set[int] = set()
-    while at and at not in seen:
-        seen.add(at)
+    visited: set[int] = set()
+    while at and at not in visited:
+        visited.add(at)
         (n_entries,) = struct.unpack_from(f"{order}H", data, at)
         for entry in range(at + 2, at + 2 + 12 * n_entries, 12):
             tag = struct.unpack_from(f"{order}H", data, entry)[0]

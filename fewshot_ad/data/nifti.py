@@ -1,4 +1,4 @@
-"""NIfTI volumes, by nibabel."""
+"""NIfTI volumes, read by nibabel."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 from ..exceptions import ImageError
 from .sources import File, Pixels, Source, import_extra, percentile_range
 
-# Of a volume, at most about so many voxels are read for percentiles: whole slices, evenly spaced.
+# Approximate largest number of voxels of a volume that percentiles are computed from: whole slices, evenly spaced.
 _VOXELS = 1 << 24
 _SUFFIXES = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 
 
 def is_nifti(head: bytes) -> bool:
-    """Tell by the first 352 bytes of a file, as they are or unzipped, whether it is a NIfTI volume of one file."""
+    """Return whether a file is a single-file NIfTI volume by its first 352 bytes, gzipped or not."""
     if head[:2] == _GZIP:
         try:
             head = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, 352)
@@ -56,7 +56,7 @@ class Nifti(File):
         self.orientation = nibabel.io_orientation(self.image.affine)
         self.apply = nibabel.apply_orientation
         self.volume = (*shape, 1)[:3]
-        # Place of each canonical axis (right, anterior, superior) in the file.
+        # Position of each canonical axis (right, anterior, superior) in the file.
         self.places = np.argsort(self.orientation[:, 0])
         canonical = [self.volume[place] for place in self.places]
         # A single slice may be a coronal or sagittal one.
@@ -66,7 +66,7 @@ class Nifti(File):
         self.n_images = self.n_slices * (shape[3] if len(shape) == 4 else 1)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Tell width and height from the header."""
+        """Return width and height from the header."""
         return self.shape[0], self.shape[1]
 
     def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
@@ -76,15 +76,15 @@ class Nifti(File):
         if self.orientation[place, 1] < 0:
             at = self.n_slices - 1 - at
         slab = self.apply(self.slices(slice(at, at + 1), volume), self.orientation)
-        # Rows from top to bottom, as pictures are: anterior (of axial slices) or superior first.
+        # Rows run from top to bottom, as in images: anterior (of axial slices) or superior first.
         values = slab.squeeze(self.axis).T[::-1]
         unknown = np.isnan(values) if values.dtype.kind == "f" else None
         if unknown is not None and unknown.all() and self.n_images == 1:
-            unknown = None  # then there is nothing to be seen, which is said
+            unknown = None  # nothing is left, which is an error later
         return Pixels(values, value_range or self._window() or self._range(volume), hidden=unknown)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self.stream is not None:
             self.stream.close()
 
@@ -95,7 +95,7 @@ class Nifti(File):
         return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
 
     def _window(self) -> tuple[float, float] | None:
-        """Read the values that the header wants to be shown as black and white."""
+        """Return the input window (low, high) of the header; None if it has none."""
         low, high = (float(self.image.header[name]) for name in ("cal_min", "cal_max"))
         return (low, high) if math.isfinite(low) and math.isfinite(high) and high > low else None
 
@@ -106,12 +106,12 @@ class Nifti(File):
         return _volume_range(self.source, entry.st_mtime_ns, entry.st_size, volume)
 
     def percentiles(self, volume: int) -> tuple[float, float]:
-        """Find the percentiles of a volume."""
+        """Compute the percentiles of a volume."""
         step = math.ceil(math.prod(self.volume) / _VOXELS)
         return percentile_range(self.slices(slice(None, None, step), volume))
 
     def slices(self, which: slice, volume: int) -> np.ndarray:
-        """Read some slices, (X, Y, Z) in the file's own orientation, and nothing else."""
+        """Read some slices only, (X, Y, Z) in the orientation of the file."""
         chosen: list[Any] = [slice(None)] * 3
         chosen[self.places[self.axis]] = which
         chosen += [volume, *[0] * 3]
@@ -121,7 +121,7 @@ class Nifti(File):
 
 @functools.lru_cache(maxsize=4096)
 def _volume_range(source: Source, _modified: int, _size: int, volume: int) -> tuple[float, float]:
-    """Find the percentiles of a volume, once for all its slices."""
+    """Compute the percentiles of a volume, once for all its slices."""
     file = Nifti(source)
     try:
         return file.percentiles(volume)

@@ -1,4 +1,4 @@
-"""Lookup tables of DICOM files: palettes, and what turns stored values into meant ones."""
+"""Lookup tables of DICOM files: palettes, and modality LUTs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = ("Red", "Green", "Blue", "Alpha")
 
 
 def look_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
-    """Replace values by a table's entries, the first of which stands for `first`; values beyond have the last one."""
+    """Look values up in a table whose first entry belongs to `first`; values outside it get the first or last entry."""
     at: np.ndarray = values.astype(np.int32 if values.dtype.itemsize < 4 else np.int64)
     at -= first
     np.clip(at, 0, len(table) - 1, out=at)
@@ -21,14 +21,14 @@ def look_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
 
 
 def palette(header: Any, pydicom: Any, source: Source) -> tuple[np.ndarray, int]:
-    """Read the colours of PALETTE COLOR.
+    """Read the palette of an image in PALETTE COLOR.
 
     Parameters
     ----------
     header : Dataset
         With the palette's descriptors and data, whole or in segments.
     pydicom : module
-        It expands segments.
+        Used to expand segments.
     source : Source
         For messages.
 
@@ -37,12 +37,12 @@ def palette(header: Any, pydicom: Any, source: Source) -> tuple[np.ndarray, int]
     table : ndarray of shape (N, 3|4)
         uint8 or uint16, of full scale.
     first : int
-        The stored value that the first entry stands for.
+        The stored value that the first entry belongs to.
 
     Raises
     ------
     ImageError
-        A part of the palette is missing, or of another length than it says.
+        A part of the palette is missing, or differs from its stated length.
     """
     names = [name for name in _NAMES if name != "Alpha" or f"{name}PaletteColorLookupTableDescriptor" in header]
     columns, first, depth = [], 0, 0
@@ -51,17 +51,17 @@ def palette(header: Any, pydicom: Any, source: Source) -> tuple[np.ndarray, int]
         if header.get(f"{name}PaletteColorLookupTableData"):
             columns.append(_entries(header, f"{name}PaletteColorLookupTableData", header, n_entries, depth, source))
     if not columns and header.get("SegmentedRedPaletteColorLookupTableData"):
-        # The palette itself is looked up, entry by entry; only pydicom knows how segments go on.
+        # pydicom expands the segments; all entries are looked up one by one.
         indices = np.arange(first, first + n_entries)
         table = pydicom.pixels.apply_color_lut(indices, header)
         columns = list(np.moveaxis(table, -1, 0))
     if len(columns) not in (3, 4):
         raise ImageError(
-            f"{source} has the colours PALETTE COLOR, and {3 - len(columns)} of its three palettes "
+            f"{source} is in PALETTE COLOR, but {3 - len(columns)} of its three palettes "
             "(PaletteColorLookupTableData) are missing. Leave it out, or convert it with another program."
         )
     if len({len(column) for column in columns}) > 1:
-        raise ImageError(f"{source} is damaged: its palettes have unlike lengths. Leave it out, or fetch it anew.")
+        raise ImageError(f"{source} is damaged: its palettes differ in length. Leave it out, or download it again.")
     table = np.stack(columns, -1)
     if depth <= 8 or table.max() <= 255:
         # Entries of 8 bits may be kept in words, alone or twice over.
@@ -71,7 +71,7 @@ def palette(header: Any, pydicom: Any, source: Source) -> tuple[np.ndarray, int]
 
 
 def modality_table(item: Any, header: Any, source: Source) -> tuple[np.ndarray, int]:
-    """Read a modality LUT: its entries are the meant values; and the stored value that the first one stands for."""
+    """Read a modality LUT, and the stored value that its first entry belongs to."""
     n_entries, first, depth = _descriptor(item, "LUTDescriptor", header, source)
     return _entries(item, "LUTData", header, n_entries, depth, source), first
 
@@ -86,7 +86,7 @@ def _descriptor(part: Any, name: str, header: Any, source: Source) -> tuple[int,
             "convert it with another program."
         ) from error
     n_entries = n_entries % 65536 or 65536
-    # Files write it with either sign.
+    # Files store it with either sign.
     signed = bool(header.get("PixelRepresentation"))
     first = first - 65536 if signed and first > 32767 else first % 65536 if not signed else first
     if not 1 <= depth <= 16:
@@ -113,8 +113,8 @@ def _entries(part: Any, name: str, header: Any, n_entries: int, depth: int, sour
             found = found.reshape(-1, 2)[:, ::-1].reshape(-1)
     if len(found) < n_entries:
         raise ImageError(
-            f"{source} is damaged: {name} has {len(found)} entries, and {n_entries} are announced. Leave it out, or "
-            "fetch it anew."
+            f"{source} is damaged: {name} has {len(found)} entries, but {n_entries} are declared. Leave it out, or "
+            "download it again."
         )
     return found[:n_entries]
 

@@ -1,4 +1,4 @@
-"""Files that Pillow opens, and its pictures."""
+"""Files that Pillow opens, and PIL images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .geometry import Target
 from .mending import exif_is_cut, mended
 from .sources import File, Pixels, Source, full_range, no_data, upright
 
-# Named one by one: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
+# An explicit list: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Of these, a file's further pictures are images of their own; those of an MPO are the camera's variants of one.
+# Formats in which further frames are separate images; those of an MPO are variants of one image.
 _SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")
-# Two tables: who holds a picture's lock waits for a file's, and never the other way round.
+# Two sets of locks: a thread that holds a picture's lock may wait for a file's, but never vice versa.
 _PICTURES = [threading.Lock() for _ in range(64)]
 _FILES = [threading.Lock() for _ in range(64)]
 # Tags of a TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _NO_DATA = 258, 262, 339, 42113
 _UNKNOWN_ORIENTATION = (
-    "has damaged EXIF data, so that its orientation is not known, and was read as it is stored. If it lies on its "
+    "has damaged EXIF data, so its orientation is unknown; it was read as stored. If it lies on its "
     "side, save it again upright"
 )
-_NARROWED = "has 16 bits for each channel, of which 8 were read: save it as a TIFF for the extra 'medical'"
+_NARROWED = "has 16 bits per channel, of which only 8 were read: save it as a TIFF for the extra 'medical'"
 
 
 def lock_for(item: Any) -> threading.Lock:
-    """Return a lock that whoever reads the same file object gets as well."""
+    """Return the lock that all readers of the same file object share."""
     return _FILES[_bucket(item)]
 
 
@@ -55,7 +55,7 @@ class Picture(File):
         self.n_images = getattr(self.picture, "n_frames", 1) if self.picture.format in _SEVERAL else 1
 
     def size(self, index: int) -> tuple[int, int]:
-        """Tell width and height from the header."""
+        """Return width and height from the header."""
         self.picture.seek(index)
         return shown_size(self.picture)
 
@@ -71,14 +71,14 @@ class Picture(File):
             return self._read(index, value_range)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.picture.close()
 
     def _read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
         self.picture.seek(index)
         if self.geometry is not None and self.picture.format == "JPEG":
-            # Decodes to a half, a quarter or an eighth: in a third of the time, and the pixels of the resized image
-            # change by less than a rounding to 8 bits (docs/formats.md).
+            # Decoding at a half, a quarter or an eighth takes a third of the time, and changes the resized image by
+            # less than rounding to 8 bits (docs/formats.md).
             width, height = shown_size(self.picture)
             side = self.geometry.spare * max(self.geometry.shape(height, width))
             self.picture.draft(None, (side, side))
@@ -88,7 +88,7 @@ class Picture(File):
         return Image.open(source.path or source.open(), formats=FORMATS)
 
     def _mend(self) -> bool:
-        """Open the file again without what is said beside the picture, where that may be what is damaged."""
+        """Open the file again without its metadata, which may be the damaged part."""
         if self.mended:
             return False
         self.mended = True
@@ -98,7 +98,7 @@ class Picture(File):
             return False
         try:
             picture = self._open(Source(str(self.source), None, data))
-        except Exception:  # then the picture itself is damaged, and the first error says how
+        except Exception:  # the pixels are damaged too: the first error describes it
             return False
         if self.picture is not None:
             self.picture.close()
@@ -107,10 +107,10 @@ class Picture(File):
 
 
 def shown_size(picture: Image.Image) -> tuple[int, int]:
-    """Tell a picture's width and height as it is shown, without decoding it."""
+    """Return a picture's width and height as displayed, without decoding it."""
     width, height = picture.size
     if picture.format == "TIFF":
-        if not getattr(picture, "tile", None):  # decoded, and turned then
+        if not getattr(picture, "tile", None):  # already decoded and rotated
             return width, height
         tags: Any = getattr(picture, "tag_v2", {})
         width, height, orientation = tags.get(256, width), tags.get(257, height), tags.get(274, 1)
@@ -120,23 +120,23 @@ def shown_size(picture: Image.Image) -> tuple[int, int]:
 
 
 def decode(picture: Image.Image, value_range: tuple[float, float] | None, source: Source | None = None) -> Pixels:
-    """Turn a picture into values, upright.
+    """Return the values of a picture, upright.
 
     Parameters
     ----------
     picture : PIL image
         Decoded or not; it may be shared between threads.
     value_range : tuple of two floats, optional
-        The values that are black and white.
+        Input window (low, high).
     source : Source, optional
-        The picture's file; by default its own, if that is still open.
+        File of the picture; by default the one that Pillow keeps open.
 
     Returns
     -------
     Pixels
         (H, W) or (H, W, 3|4).
     """
-    # First the picture's: to decode it may give it another file.
+    # The picture's lock comes first: decoding may change its file.
     with _PICTURES[_bucket(picture)], lock_for(getattr(picture, "fp", None)):
         narrowed = is_narrowed(picture)
         deep = decode_deep(picture, source)
@@ -159,11 +159,11 @@ def decode(picture: Image.Image, value_range: tuple[float, float] | None, source
 
 
 def _as_declared(values: np.ndarray, mode: str, tags: Any) -> tuple[np.ndarray, tuple[float, float] | None, bool]:
-    """Give grey values of a TIFF the sign, range and direction that its tags tell, and Pillow does not heed."""
+    """Apply the sign, range and direction in a TIFF's tags, which Pillow ignores for grey values."""
     signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
     if values.dtype == np.uint8 and signed:
         values = values.view(np.int8)
-    if values.dtype == np.int32 and not signed:  # Pillow's own name for it
+    if values.dtype == np.int32 and not signed:  # Pillow's dtype for it
         values = values.view(np.uint32)
     bits = int(np.max(tags.get(_BITS, 16)))
     full = full_range(bits, values.dtype) if values.dtype == np.uint16 else None
@@ -175,7 +175,7 @@ def _values(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
         if picture.mode == "I" and picture.format in ("PNG", "PPM"):
-            # Unsigned 16 bits in the file; of other pictures in this mode nothing says what is white.
+            # Unsigned 16 bits in the file; for other pictures in this mode the full scale is unknown.
             values = values.astype(np.uint16)
         if transparent is None:
             return values
@@ -188,16 +188,16 @@ def _values(picture: Image.Image) -> np.ndarray:
 
 
 def _orientation(picture: Image.Image) -> tuple[int, bool]:
-    """Read the orientation; and tell whether it is known, or the EXIF data are too damaged to say."""
-    if picture.format == "TIFF":  # Pillow has turned it
+    """Return the orientation, and whether it is known despite possible damage of the EXIF data."""
+    if picture.format == "TIFF":  # Pillow has rotated it
         return 1, True
-    probe = Image.new("1", (1, 1))  # the picture's own reader decodes it first, and forgets an error
+    probe = Image.new("1", (1, 1))  # the picture's own method decodes it first, and hides errors
     probe.info = {key: value for key, value in picture.info.items() if isinstance(key, str)}
     try:
         orientation = probe.getexif().get(ExifTags.Base.Orientation)
-        if orientation is None and not getattr(picture, "tile", None):  # its owner may have set it
+        if orientation is None and not getattr(picture, "tile", None):  # the caller may have set it
             orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # whatever the damage leads to
+    except Exception:  # damaged data raises all kinds of errors
         return 1, False
     exif = picture.info.get("exif")
     known = orientation is not None or not isinstance(exif, bytes) or not exif_is_cut(exif)

@@ -20,13 +20,13 @@ ACCEPTED = (
 FULL_SCALE = {np.dtype(bool): 1.0, np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
-# Further beyond [0, 1] than so many steps of a float's precision is not rounding.
+# Values further outside [0, 1] than this many steps of a float's precision are not due to rounding.
 _STEPS = 16
 _BELOW = 1 / 8
 
 
 def rounding(dtype: Any) -> float:
-    """Return how far beyond [0, 1] floats may lie by rounding: as after a resize, or a sum of weights."""
+    """Return how far outside [0, 1] rounding may put floats, as after a resize or a weighted sum."""
     return _STEPS * max(float(torch.finfo(dtype).eps), float(torch.finfo(torch.float32).eps))
 
 
@@ -47,16 +47,16 @@ def unit_channels(pixels: Pixels, name: str, margin: float) -> Iterator[np.ndarr
     if not scaled and not (raw.dtype.kind == "f" and raw.min() >= -slack and raw.max() <= 1 + slack):
         raise ImageError(
             f"{name} is {raw.dtype} with values from {raw.min()} to {raw.max()}. Accepted: bool, uint8, uint16, or "
-            "float in [0, 1]. Pass value_range=(low, high), the values that mean black and white."
+            "float in [0, 1]. Pass value_range=(low, high), the input window that becomes 0 to 1."
         )
     alpha = None
     if raw.shape[-1] == 4:
-        # Transparency keeps the dtype's own scale: a value range is about grey values.
+        # Transparency keeps the full scale of the dtype: a value range applies to grey values only.
         alpha = raw[..., 3].astype(np.float32) / full
         if alpha.min() < -slack or alpha.max() > 1 + slack:
             raise ImageError(
                 f"{name} is {raw.dtype} with transparency from {alpha.min()} to {alpha.max()}. Accepted in its fourth "
-                "channel: the full scale of bool, uint8 or uint16, else values in [0, 1]."
+                "channel: the full scale of bool, uint8 or uint16, otherwise values in [0, 1]."
             )
         np.clip(alpha, 0, 1, out=alpha)
     for i in range(min(raw.shape[-1], 3)):
@@ -85,17 +85,17 @@ def _slack(dtype: np.dtype) -> float:
 
 
 def is_invisible(values: np.ndarray) -> bool:
-    """Tell whether an image is transparent everywhere."""
+    """Return whether an image is fully transparent."""
     return values.ndim == 3 and values.shape[-1] == 4 and not values[..., 3].any()
 
 
 def warn_of_low_use(images: Sequence[torch.Tensor]) -> None:
-    """Warn of a support that uses little of the range of values, as 12 bits in uint16 do.
+    """Warn of a support that uses little of the range of values, such as 12 bits in uint16.
 
     Parameters
     ----------
     images : sequence of torch.Tensor
-        (3, H, W) each, the support as `images.load` returned it: in [0, 1].
+        The support, (3, H, W) each in [0, 1], from `images.load`.
 
     Warns
     -----
@@ -105,7 +105,7 @@ def warn_of_low_use(images: Sequence[torch.Tensor]) -> None:
     largest = max((float(image.max()) for image in images), default=1.0)
     if largest < _BELOW:
         warn(
-            f"The support uses {largest:.2%} of the range of values: nothing in it is brighter, and anomalies are "
-            "hard to see. If its files or arrays hold fewer bits than their dtype (12 bits in uint16), pass "
-            "value_range=(low, high), the values that mean black and white, for instance value_range=(0, 4095)."
+            f"The support uses only the lowest {largest:.2%} of the range of values, which makes anomalies hard to "
+            "detect. If its files or arrays hold fewer bits than their dtype (12 bits in uint16), pass "
+            "value_range=(low, high), the input window, for instance value_range=(0, 4095)."
         )

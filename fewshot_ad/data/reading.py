@@ -1,4 +1,4 @@
-"""One image of a file, a picture or an array -> its raw values, or the reason why it cannot be read."""
+"""Reading of raw values: of one image in a file, of a PIL image or of an array; errors say why it cannot be read."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .pixels import ACCEPTED, rounding
 from .sources import File, Frame, Pixels, Source, native
 from .streams import is_stream, read_stream, stream_name
 
-# Larger images are refused before they are decoded; None is no limit. `fewshot_ad.images.MAX_PIXELS` sets it.
+# Larger images are refused before they are decoded; None means no limit. `fewshot_ad.images.MAX_PIXELS` sets it.
 MAX_PIXELS: int | None = 50_000_000
 _READABLE = f"{', '.join(FORMATS)}, and DICOM and NIfTI with the extra 'medical'"
 
 
 def no_memory(name: str) -> ImageError:
-    """Make the error for memory that ran out."""
-    return ImageError(f"{name} could not be read: there is not enough memory for it. Make it smaller, or free memory.")
+    """Return the error for an image that does not fit into memory."""
+    return ImageError(f"{name} could not be read: not enough memory. Make it smaller, or free memory.")
 
 
 def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
@@ -39,11 +39,11 @@ def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         hint = " Are the channels misplaced? An array has them last, a torch tensor first." if misplaced else ""
         raise ImageError(f"{name} has shape {shape}. Accepted: {ACCEPTED}.{hint}")
     if 0 in shape:
-        raise ImageError(f"{name} has shape {shape}, which holds no pixel. Accepted: {ACCEPTED}.")
+        raise ImageError(f"{name} has shape {shape}, which has no pixels. Accepted: {ACCEPTED}.")
     if not isinstance(item, torch.Tensor):
         return native(item)
     raw = item.detach().cpu()
-    if raw.dtype == torch.bfloat16:  # numpy has none, and one step beyond white is more than a float32's
+    if raw.dtype == torch.bfloat16:  # numpy lacks it, and its rounding beyond 1 exceeds that of float32
         slack = rounding(torch.bfloat16)
         raw = raw.to(torch.float32)
         if raw.min() >= -slack and raw.max() <= 1 + slack:
@@ -55,7 +55,7 @@ def read_array(item: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
 def read_picture(
     item: Any, name: str, geometry: Target, value_range: tuple[float, float] | None
 ) -> tuple[Pixels, tuple[int, int]]:
-    """Read the raw values of a file's image or of a picture, and its width and height; what goes wrong names it."""
+    """Read the raw values of an image file or PIL image, and its width and height; errors name it."""
     try:
         if not isinstance(item, Image.Image):
             return _read_file(item, name, geometry, value_range)
@@ -65,20 +65,20 @@ def read_picture(
         return decode(item, value_range), size
     except (ImageError, MissingExtraError):
         raise
-    except Image.DecompressionBombError as error:  # raised before decoding, so still no memory is spent
+    except Image.DecompressionBombError as error:  # raised before decoding: no memory has been used
         raise ImageError(
             f"{name} is too large: {error}. fewshot_ad.images.MAX_PIXELS is {MAX_PIXELS}; if you trust the file, raise "
             "PIL.Image.MAX_IMAGE_PIXELS as well."
         ) from error
-    except Exception as error:  # readers raise whatever a damaged file leads them to
+    except Exception as error:  # readers raise all kinds of errors for damaged files
         if is_out_of_memory(error):
             raise no_memory(name) from error
-        said = " ".join(str(error).split()).rstrip(".")
-        if isinstance(error, UnidentifiedImageError):  # which tells an address in memory
-            said = "cannot identify its format"
+        reason = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, UnidentifiedImageError):  # its message contains a memory address
+            reason = "cannot identify its format"
         raise ImageError(
-            f"{name} could not be read: {type(error).__name__}: {said}. Accepted are whole files of the formats "
-            f"{_READABLE}."
+            f"{name} could not be read: {type(error).__name__}: {reason}. Accepted are complete files in these "
+            f"formats: {_READABLE}."
         ) from error
 
 
@@ -88,12 +88,12 @@ def _read_file(
     with opened(item, name, geometry) as file:
         index = item.index if isinstance(item, Frame) else 0
         if not 0 <= index < file.n_images:
-            raise ImageError(f"{name} does not exist: the file holds {file.n_images} image(s), numbered from 0.")
+            raise ImageError(f"{name} does not exist: the file contains {file.n_images} image(s), numbered from 0.")
         if file.n_images > 1 and not isinstance(item, Frame):
             first = "Write it to a file, and pass" if is_stream(item) else "Pass"
             raise ImageError(
-                f"{name} holds {file.n_images} images, and one entry stands for one. {first} "
-                "fewshot_ad.images.frames(paths): a row for each."
+                f"{name} contains {file.n_images} images, but each entry must be one image. {first} "
+                "fewshot_ad.images.frames(paths), which lists them one by one."
             )
         size = file.size(index)
         _check_size(size, name)
@@ -105,11 +105,11 @@ def _read_file(
 
 
 def opened(item: Any, name: str, geometry: Target | None = None) -> contextlib.closing[File]:
-    """Open the file of an item; `geometry` says what its images will be resized to, if that is known."""
+    """Open the file of an item; `geometry` is the size that its images will be resized to, if known."""
     source = read_stream(item, name) if is_stream(item) else _on_disk(item, name)
     if source.n_bytes == 0:
         raise ImageError(f"{source} is an empty file. Accepted are {_READABLE}.")
-    # Pillow may warn of a size that MAX_PIXELS allows, and pydicom of fields: filters are not for one thread alone.
+    # Pillow may warn of a size that MAX_PIXELS allows, and pydicom of fields: warning filters are not thread-safe.
     file = open_file(source, geometry)
     try:
         _check_count(file, source)
@@ -127,43 +127,41 @@ def _on_disk(item: str | os.PathLike[str] | Frame, name: str) -> Source:
         raise ImageError(f"{name} does not exist. Pass the path of an image file.")
     if not path.is_file():
         raise ImageError(
-            f"{name} is a pipe or a device, not a regular file, and could be read only once. Save it as a file; in "
-            "Python its bytes are accepted: open(path, 'rb').read()."
+            f"{name} is a pipe or a device, not a regular file, and can be read only once. Save it to a file; in "
+            "Python, its bytes are accepted: open(path, 'rb').read()."
         )
     return Source(str(path), path)
 
 
 def _check_count(file: File, source: Source) -> None:
-    """Do not believe in more images than a file has bytes; gzip makes up to 1,032 of one."""
+    """Refuse a file that claims more images than it has bytes; gzip unpacks one byte to at most 1,032."""
     times = 1
     if file.n_images > source.n_bytes:
         with source.open() as stream:
             times = 1032 if stream.read(2) == b"\x1f\x8b" else 1
     if not 1 <= file.n_images <= source.n_bytes * times:
-        raise ImageError(
-            f"{source} is damaged: it says that it holds {file.n_images} images, in {source.n_bytes} bytes."
-        )
+        raise ImageError(f"{source} is damaged: it claims to contain {file.n_images} images in {source.n_bytes} bytes.")
 
 
 def size_of(item: Any, index: int = 0) -> tuple[int, int]:
-    """Tell an image's width and height as it is shown, without decoding it.
+    """Return the width and height of an image as displayed, without decoding it.
 
     Parameters
     ----------
     item : path, Frame, bytes, file object, PIL image, array or torch tensor
         One entry of `images.as_items`.
     index : int, optional
-        Its place in the input, for messages.
+        Position in the input, for messages.
 
     Returns
     -------
     tuple of two ints
-        Width and height, pixels, upright: as EXIF and TIFF say, and of a NIfTI volume those of a slice.
+        Width and height in pixels, upright by EXIF and TIFF tags; for a NIfTI volume those of a slice.
 
     Raises
     ------
     ImageError
-        It is no image, or its header cannot be read.
+        The item is not an image, or its header cannot be read.
     """
     name = label(item, index)
     if isinstance(item, (np.ndarray, torch.Tensor)):
@@ -176,12 +174,12 @@ def size_of(item: Any, index: int = 0) -> tuple[int, int]:
             return file.size(item.index if isinstance(item, Frame) else 0)
     except (ImageError, MissingExtraError):
         raise
-    except Exception as error:  # readers raise whatever a damaged file leads them to
+    except Exception as error:  # readers raise all kinds of errors for damaged files
         raise ImageError(f"{name} has no readable size: {type(error).__name__}: {error}.") from error
 
 
 def label(item: Any, index: int) -> str:
-    """Name an image in a message: its path, the name of an upload, or its place in the input."""
+    """Return the name of an image for messages: its path, the name of an upload, or its position in the input."""
     if isinstance(item, (str, os.PathLike, Frame)):
         return str(item)
     if is_stream(item):
@@ -197,6 +195,6 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         raise ImageError(f"{name} has {width} x {height} pixels. Accepted: {ACCEPTED}.")
     if MAX_PIXELS is not None and width * height > MAX_PIXELS:
         raise ImageError(
-            f"{name} has {width} x {height} = {width * height} pixels, more than the {MAX_PIXELS} that are allowed. "
+            f"{name} has {width} x {height} = {width * height} pixels, more than the limit of {MAX_PIXELS}. "
             "Make it smaller, or raise fewshot_ad.images.MAX_PIXELS if you trust it."
         )

@@ -1,4 +1,4 @@
-"""Bilinear resizing with torchvision's bits, without torchvision: that takes longer to import than images to score."""
+"""Bilinear resizing, bit-identical to torchvision's; importing torchvision would take longer than scoring images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def resize(image: torch.Tensor, size: Sequence[int], *, antialias: bool) -> torc
     size : sequence of two ints
         Height and width of the result, pixels.
     antialias : bool
-        Whether to smooth before values are left out.
+        Whether to smooth when downsampling.
 
     Returns
     -------

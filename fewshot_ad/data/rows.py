@@ -13,16 +13,16 @@ from .images import full_scale
 
 @dataclass(frozen=True)
 class Table:
-    """What `fit` noted of the table that it was given.
+    """Properties of the table that `fit` received.
 
     Attributes
     ----------
     n_features : int
-        Columns.
+        Number of columns.
     feature_names : tuple of str or None
-        Names of the columns, of a data frame that names them all by strings.
+        Names of the columns, if it was a data frame whose column names are all strings.
     value_range : tuple of two floats
-        Values that are black and white: the full scale of an integer dtype, else the range seen.
+        Input window (low, high): the full scale of an integer dtype, otherwise the range of the values.
     """
 
     n_features: int
@@ -31,27 +31,27 @@ class Table:
 
 
 def read_rows(X: Any, fitted: Table | None, image_shape: tuple[int, ...] | None) -> tuple[np.ndarray, Table]:
-    """Check a table and take it apart into images.
+    """Check a table and split it into images.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
     fitted : Table or None
-        What the columns must be like; None takes note of them.
+        Properties that the columns must have; None records them.
     image_shape : tuple of int or None
-        Of each row's image; None is an image of height 1.
+        Shape of each row's image; None means an image of height 1.
 
     Returns
     -------
     images : numpy.ndarray
         (n_samples, *image_shape), float64.
     table : Table
-        `fitted`, or what was noted.
+        `fitted`, or the recorded properties.
 
     Raises
     ------
     ValueError
-        Columns that do not fit, or values that are no numbers.
+        The columns do not match, or values are not numbers.
     """
     from .columns import Columns, validate_data
 

@@ -1,4 +1,4 @@
-"""Files that hold several images, and series of them."""
+"""Files of several images, and checks of DICOM series."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .streams import is_stream
 
 
 def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Frame]) -> list[Any]:
-    """List the images of files that may hold several.
+    """List the images in files that may hold several.
 
     Parameters
     ----------
@@ -24,8 +24,8 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
     Returns
     -------
     list of path or Frame
-        In the order of `paths`: a path itself where the file holds one image, else a `Frame` for each image. A file
-        that cannot be read, or not without an extra, stays one entry: its error is told when it is loaded.
+        In the order of `paths`: the path itself if the file holds one image, otherwise a `Frame` for each image. A file
+        that cannot be read, or only with an extra, is one entry; loading it raises the error.
     """
     found: list[Any] = []
     single = isinstance(paths, (str, os.PathLike, Frame)) or is_stream(paths)
@@ -35,24 +35,24 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
             try:
                 with opened(path, str(path)) as file:
                     n_images = file.n_images
-            except Exception:  # readers raise whatever a damaged file leads them to; `load` explains it
+            except Exception:  # readers raise all kinds of errors for damaged files; `load` explains them
                 n_images = 1
         found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
     return found
 
 
 def warn_of_mixed_series(items: Sequence[Any]) -> None:
-    """Warn where DICOM images of unlike kinds are to be one support; one image of each patient is of one kind.
+    """Warn if the support mixes different kinds of DICOM images; images of different patients may be of one kind.
 
     Parameters
     ----------
     items : sequence
-        The support, from `images.as_items`. What is no DICOM file, or cannot be read, is passed over.
+        The support, from `images.as_items`. Unreadable files, and files other than DICOM, are ignored.
 
     Warns
     -----
     MixedSeriesWarning
-        They differ in size, modality or photometric interpretation.
+        The images differ in size, modality or photometric interpretation.
     """
     kinds: dict[tuple[str, tuple[int, int]], list[str]] = {}
     known: dict[str, tuple[str, tuple[int, int]] | None] = {}
@@ -72,9 +72,9 @@ def warn_of_mixed_series(items: Sequence[Any]) -> None:
     others = [name for names in kinds.values() if names is not most for name in names]
     more = f" and {len(others) - 5} more" if len(others) > 5 else ""
     warn(
-        f"The support has {len(most) + len(others)} DICOM images of {len(kinds)} kinds ({listed}). Images of unlike "
-        f"modality, photometric interpretation or size make a poor support: pass those of one kind. Unlike most are "
-        f"{', '.join(others[:5])}{more}.",
+        f"The support has {len(most) + len(others)} DICOM images of {len(kinds)} kinds ({listed}). A support of "
+        f"different modalities, photometric interpretations or sizes works poorly: pass images of one kind. Different "
+        f"from most: {', '.join(others[:5])}{more}.",
         MixedSeriesWarning,
     )
 
@@ -83,5 +83,5 @@ def _kind(item: Any, index: int) -> tuple[str, tuple[int, int]] | None:
     try:
         with opened(item if not isinstance(item, Frame) else Path(item.path), label(item, index)) as file:
             return None if file.kind is None else (file.kind, file.size(0))
-    except Exception:  # `load` tells what is wrong with it
+    except Exception:  # `load` reports the error
         return None

@@ -1,4 +1,4 @@
-"""What every reader of files shares: where the bytes are, an image of a file, its raw values, an opened file."""
+"""Types shared by all file readers: where the bytes are, an image in a file, raw values, an opened file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import numpy as np
 from ..exceptions import MissingExtraError
 
 INSTALL = 'pip install "fewshot-ad[medical]"'
-# Black and white of scans that do not say so themselves, per cent of the values.
+# Input window of scans that do not store one, in percentiles of their values.
 _PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a file that holds several; accepted wherever the path of an image is.
+    """One image in a file of several; accepted wherever the path of an image is.
 
     Parameters
     ----------
     path : path
         The file.
     index : int
-        Which of its images, from 0.
+        Index of the image, from 0.
 
     Examples
     --------
@@ -41,22 +41,22 @@ class Frame:
     index: int
 
     def __str__(self) -> str:
-        """Name it in messages and tables."""
+        """Return the name for messages and tables."""
         return f"{os.fspath(self.path)}[{self.index}]"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the bytes of a file are: on a disk, or in memory.
+    """Location of a file's bytes: on disk or in memory.
 
     Parameters
     ----------
     name : str
-        For messages; where there is no path, its ending says what the bytes are called.
+        Name for messages; without a path, its ending may define the format.
     path : Path or None
-        The file on a disk.
+        The file on disk.
     data : bytes
-        Its content, where there is no path.
+        The content, if there is no path.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Source:
     data: bytes = b""
 
     def __str__(self) -> str:
-        """Name it in messages."""
+        """Return the name for messages."""
         return self.name
 
     @property
     def file_name(self) -> str:
-        """Its name in lower case, to be known by its ending."""
+        """Name in lower case, to detect the format by its ending."""
         return (self.path.name if self.path else self.name).lower()
 
     @property
@@ -78,25 +78,25 @@ class Source:
         return self.path.stat().st_size if self.path else len(self.data)
 
     def open(self) -> BinaryIO:
-        """Open it for reading, from its start."""
+        """Open the file for reading, at its start."""
         return self.path.open("rb") if self.path else io.BytesIO(self.data)
 
 
 class Pixels(NamedTuple):
-    """What a file says of one image.
+    """The raw values of one image, and how to interpret them.
 
     Attributes
     ----------
     values : ndarray of shape (H, W) or (H, W, 1|3|4)
-        As they are meant: of a CT in Hounsfield units.
+        Rescaled values; for a CT in Hounsfield units.
     value_range : tuple of two floats or None
-        The values that mean 0 and 1; None is the full scale of the dtype.
+        Input window (low, high); None means the full scale of the dtype.
     inverted : bool
         Whether high values are dark.
     hidden : ndarray of bool (H, W) or None
-        Pixels that the file declares not to be data: black, and in no statistics.
+        Pixels that the file declares to be no data: shown black, and excluded from statistics.
     remarks : tuple of str
-        What the user is to be warned of; each goes on after the image's name.
+        Warnings for the user, each to follow the image's name.
     """
 
     values: np.ndarray
@@ -112,9 +112,9 @@ class File(ABC):
     Attributes
     ----------
     n_images : int
-        How many it holds.
+        Number of images in the file.
     kind : str or None
-        For DICOM: modality and photometric interpretation.
+        For DICOM, modality and photometric interpretation.
     """
 
     n_images: int
@@ -122,18 +122,18 @@ class File(ABC):
 
     @abstractmethod
     def size(self, index: int) -> tuple[int, int]:
-        """Tell an image's width and height as it is shown, pixels, before it is decoded."""
+        """Return an image's width and height as displayed, in pixels, without decoding it."""
 
     @abstractmethod
     def read(self, index: int, value_range: tuple[float, float] | None) -> Pixels:
         """Decode an image; `value_range`, where given, replaces the file's own."""
 
     def close(self) -> None:  # noqa: B027
-        """Let go of the file."""
+        """Close the file."""
 
 
 def import_extra(module: str, source: Source) -> Any:
-    """Import a package of an extra, or raise what names it."""
+    """Import a package of an extra, or raise an error that names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -143,37 +143,37 @@ def import_extra(module: str, source: Source) -> Any:
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """Give the array this machine's byte order: 16-bit images are often read as big-endian."""
+    """Convert to this machine's byte order: 16-bit images are often read as big-endian."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def full_range(bits: int, dtype: np.dtype) -> tuple[float, float] | None:
-    """Return the range of values of so many bits; None where it is the dtype's own."""
-    own = dtype.kind == "u" and dtype.itemsize <= 2 and bits == 8 * dtype.itemsize
-    return None if own or dtype.kind != "u" else (0.0, 2.0**bits - 1)
+    """Return the range of values of this many bits; None if it is that of the dtype."""
+    is_full = dtype.kind == "u" and dtype.itemsize <= 2 and bits == 8 * dtype.itemsize
+    return None if is_full or dtype.kind != "u" else (0.0, 2.0**bits - 1)
 
 
 def percentile_range(values: np.ndarray) -> tuple[float, float]:
-    """Leave out the few extreme values."""
+    """Return a range that excludes the few extreme values."""
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, _PERCENTILES, overwrite_input=True) if finite.size else (0.0, 1.0)
     return float(low), float(high if high > low else low + 1)
 
 
 def upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn and mirror stored rows and columns as EXIF and TIFF name it, 1 to 8.
+    """Rotate and mirror stored values by their EXIF or TIFF orientation, 1 to 8.
 
     Parameters
     ----------
     values : ndarray of shape (H, W) or (H, W, C)
-        As they are stored.
+        Stored values.
     orientation : int
-        Any other number counts as 1: as they are.
+        Any other number counts as 1: no change.
 
     Returns
     -------
     ndarray
-        As they are shown.
+        Values as displayed.
     """
     values = values.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else values
     values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
@@ -181,19 +181,19 @@ def upright(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def no_data(values: np.ndarray, declared: Any) -> np.ndarray | None:
-    """Find the pixels of the value that a file declares to be none.
+    """Return the mask of pixels that a file declares to be no data.
 
     Parameters
     ----------
     values : ndarray of shape (H, W) or (H, W, C)
-        Of an image.
+        Values of an image.
     declared : object
-        The text of its tag 42113 (GDAL), where there is one.
+        Text of the tag 42113 (GDAL), if there is one.
 
     Returns
     -------
     ndarray of bool (H, W) or None
-        True where all channels are of that value; None where none is declared.
+        True where all channels have the declared value; None if none is declared.
     """
     try:
         value = float(str(declared).strip("\0 "))

@@ -1,4 +1,4 @@
-"""Files that are held in memory or open: bytes, file objects and uploads."""
+"""Files in memory, and opened files: bytes, file objects and uploads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BYTES = (bytes, bytearray, memoryview)
 
 
 def is_stream(item: Any) -> bool:
-    """Tell whether an object is a file's bytes, or can be read like an opened file."""
+    """Return whether an object is the bytes of a file, or can be read like an opened file."""
     return isinstance(item, _BYTES) or callable(getattr(item, "read", None))
 
 
@@ -31,20 +31,19 @@ def read_stream(item: Any, name: str) -> Source:
     Parameters
     ----------
     item : bytes, file object or upload
-        A file object is read from its start and left where it stood, if it can be rewound. It may be shared between
-        threads.
+        A file object that can be rewound is read from its start, and its position is restored. Threads may share it.
     name : str
         For messages.
 
     Returns
     -------
     Source
-        Its bytes; named as the upload is, so that its ending tells the format.
+        The bytes, with the name of the upload, whose ending may define the format.
 
     Raises
     ------
     ImageError
-        Opened as text, closed, already read to its end, or an upload that can only be awaited.
+        The file is opened as text, closed or already read to its end, or the upload can only be awaited.
     """
     if isinstance(item, _BYTES):
         return Source(name, None, bytes(item))
@@ -57,19 +56,19 @@ def read_stream(item: Any, name: str) -> Source:
             data = _read(file)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a closed file, a broken connection or another kind of object raises
+        except Exception as error:  # closed files, broken connections and other objects raise all kinds of errors
             raise ImageError(
                 f"{name} could not be read: {type(error).__name__}: {error}. Pass a file that is open for reading in "
                 "binary mode, or its bytes."
             ) from error
     if not isinstance(data, _BYTES):
         raise ImageError(
-            f"{name} gives {type(data).__name__} when it is read, not bytes. Open the file in binary mode: open(path, "
+            f"{name} returns {type(data).__name__} when read, not bytes. Open the file in binary mode: open(path, "
             "'rb')."
         )
     if not data:
         raise ImageError(
-            f"{name} is empty, or was read to its end before and cannot be rewound. Read it once, and pass its bytes."
+            f"{name} is empty, or was already read to its end and cannot be rewound. Read it once, and pass its bytes."
         )
     return Source(name, None, bytes(data))
 

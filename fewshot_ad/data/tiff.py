@@ -1,4 +1,4 @@
-"""TIFF files, by tifffile where it is installed."""
+"""TIFF files, read by tifffile if it is installed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..exceptions import ImageError
 from .deep import full_alpha
 from .sources import File, Pixels, Source, full_range, no_data, upright
 
-# Pixels of a TIFF's tile, which may be larger than the image.
+# Largest number of pixels in a TIFF's tile, which may exceed the image.
 _LARGEST_TILE = 1 << 24
-# Bytes of its parts that are believed even if the file has fewer.
+# Largest number of bytes that a part may declare even if the file has fewer.
 _LONGEST = 1 << 30
-# Of a page: how it is turned, and the value that means "no data" (GDAL).
+# Tags of a page: its orientation, and the value that means "no data" (GDAL).
 _ORIENTATION, _NO_DATA = 274, 42113
 # Bits of a TIFF page's NewSubfileType.
 _SMALLER_COPY, _MASK = 1, 4
@@ -49,7 +49,7 @@ class Tiff(File):
         self.n_images = len(self.pages)
 
     def is_plain(self, page: Any) -> bool:
-        """Tell whether a page is grey or RGB, of a compression that can be decoded; else it is Pillow's."""
+        """Return whether a page is grey or RGB, compressed in a way that tifffile decodes; if not, Pillow reads it."""
         import tifffile
 
         codecs = tifffile.TIFF
@@ -60,7 +60,7 @@ class Tiff(File):
         )
 
     def size(self, index: int) -> tuple[int, int]:
-        """Tell width and height from the header."""
+        """Return width and height from the header."""
         page = self.pages[index]
         width, height = page.imagewidth, page.imagelength
         return (height, width) if page.tags.valueof(_ORIENTATION, default=1) in (5, 6, 7, 8) else (width, height)
@@ -71,8 +71,8 @@ class Tiff(File):
         declared = int((self.file.imagej_metadata or {}).get("images", 1))
         if declared > len(self.file.pages):
             raise ImageError(
-                f"{self.source} is an ImageJ stack of {declared} images behind {len(self.file.pages)} page. Save its "
-                "images as pages, for instance with tifffile.imwrite."
+                f"{self.source} is an ImageJ stack of {declared} images, but has only {len(self.file.pages)} page. "
+                "Save its images as pages, for instance with tifffile.imwrite."
             )
         n_pixels = math.prod(self.size(index))
         if math.prod(page.shape) > 4 * n_pixels:
@@ -81,10 +81,10 @@ class Tiff(File):
             )
         tile = page.tile if page.is_tiled else ()
         longest = max(page.databytecounts, default=0)
-        # Room is made for what the file says of its parts; some writers are a little wrong about their bytes.
+        # tifffile allocates what the file declares; some writers declare slightly wrong numbers of bytes.
         if math.prod(tile) > max(_LARGEST_TILE, 4 * n_pixels) or longest > max(_LONGEST, self.source.n_bytes):
             raise ImageError(f"{self.source} is damaged: it has tiles of {tile} pixels, and a part of {longest} bytes.")
-        # What integers of other dtypes mean is not known: as in arrays.
+        # The full scale of integers of other dtypes is unknown, as in arrays.
         known = page.dtype.itemsize <= 2
         full = full_range(page.bitspersample, page.dtype) if known else None
         values = page.asarray()
@@ -102,13 +102,13 @@ class Tiff(File):
         )  # fmt: skip
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.file.close()
         self.stream.close()
 
 
 def _without_extra(values: np.ndarray, extra: tuple[int, ...]) -> np.ndarray:
-    """Make RGBA where the extra channel is transparency; leave out another, or one that is in the colours already."""
+    """Return RGBA if the extra channel is plain transparency; drop premultiplied transparency and other channels."""
     colours, alpha = values[..., :-1], values[..., -1:]
     if extra[:1] != (2,):
         return colours

@@ -1,4 +1,4 @@
-"""Augmented views of images: the turned and mirrored support, and small random changes."""
+"""Augmented views of images: rotated and mirrored, randomly changed, and with synthetic anomalies."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import torch
 from .resizing import resize
 
 
-def turned_and_mirrored(image: torch.Tensor, *, quarters: bool = True) -> list[torch.Tensor]:
-    """Make the eight views of an image: turned by 0, 90, 180 and 270 degrees, each also mirrored.
+def rotated_and_mirrored(image: torch.Tensor, *, quarters: bool = True) -> list[torch.Tensor]:
+    """Return the eight views of an image: rotated by 0°, 90°, 180° and 270°, each also mirrored.
 
     Parameters
     ----------
     image : torch.Tensor
         (..., H, W).
     quarters : bool, optional
-        Whether those turned by 90 and 270 degrees, which are (..., W, H), are among them.
+        Whether to include the rotations by 90° and 270°, which are (..., W, H).
 
     Returns
     -------
     list of torch.Tensor
         Eight, or four; the first is the image itself.
     """
-    turned = [torch.rot90(image, k, dims=(-2, -1)) for k in range(0, 4, 1 if quarters else 2)]
-    return turned + [view.flip(-1) for view in turned]
+    rotated = [torch.rot90(image, k, dims=(-2, -1)) for k in range(0, 4, 1 if quarters else 2)]
+    return rotated + [view.flip(-1) for view in rotated]
 
 
 def random_views(images: Iterable[torch.Tensor], n_views: int, rng: np.random.Generator) -> list[torch.Tensor]:
     """Make slightly changed views, as a second photograph of the same thing would be.
 
-    Each is mirrored with probability 1/2, turned by up to 10 degrees, shifted by up to 5 %, scaled by 0.9 to 1.1, and
+    Each is mirrored with probability 1/2, rotated by up to 10°, shifted by up to 5 %, scaled by 0.9 to 1.1, and
     changed in brightness and contrast by up to 10 %.
 
     Parameters
@@ -42,12 +42,12 @@ def random_views(images: Iterable[torch.Tensor], n_views: int, rng: np.random.Ge
     n_views : int
         Views made of each image.
     rng : numpy.random.Generator
-        The only source of randomness.
+        Source of all randomness.
 
     Returns
     -------
     list of torch.Tensor
-        n_views of the first image, n_views of the second, and so on; in [0, 1], in the image's own size.
+        n_views of the first image, n_views of the second, and so on; in [0, 1], each in the size of its image.
     """
     from torchvision.transforms.v2 import functional as TF  # takes a second to import
 
@@ -55,7 +55,7 @@ def random_views(images: Iterable[torch.Tensor], n_views: int, rng: np.random.Ge
     for image in images:
         height, width = image.shape[1:]
         # Reflected borders: a black wedge in a corner would be learnt as normal.
-        # Turn, scale and shift together reach 0.2 of the longer side and a pixel or two of rounding beyond.
+        # Rotation, scaling and shift together reach 0.2 of the longer side and a pixel or two of rounding beyond.
         reach = max(height, width) // 4 + 2
         down, across = min(height - 1, reach), min(width - 1, reach)
         for _ in range(n_views):
@@ -77,24 +77,25 @@ def random_views(images: Iterable[torch.Tensor], n_views: int, rng: np.random.Ge
 def synthetic_anomalies(
     images: Sequence[torch.Tensor], rng: np.random.Generator
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Corrupt a region of each image: a stand-in for anomalies where there are none to learn from.
+    """Corrupt a region of each image: a synthetic anomaly, for use where no anomalous images are available.
 
-    The region is a random blob with a soft border, 0.5 to 15 % of the image. In it stands, in equal shares, a piece
-    from elsewhere in the images, the image shifted, blurred, made noisy, or relit; at random strength.
+    The region is a random blob with a soft border, 0.5 to 15 % of the image. Its content is, with
+    equal probability, a patch from elsewhere in the images, or the image shifted, blurred, with noise, or relit; at
+    random strength.
 
     Parameters
     ----------
     images : sequence of torch.Tensor
         (3, H, W) each, in [0, 1].
     rng : numpy.random.Generator
-        The only source of randomness.
+        Source of all randomness.
 
     Returns
     -------
     corrupted : list of torch.Tensor
         (3, H, W) each, in [0, 1].
     masks : list of torch.Tensor
-        (H, W) each, how much of each pixel was replaced, in [0, 1].
+        (H, W) each: the proportion of each pixel that was replaced, in [0, 1].
     """
     masks = [_blob(image.shape[1:], rng) for image in images]
     kinds = (_pasted, _shifted, _blurred, _noisy, _relit)
@@ -104,15 +105,15 @@ def synthetic_anomalies(
 
 
 def _side(shape: Sequence[int]) -> float:
-    """Tell the side of a square as large as an image (..., H, W)."""
+    """Return the side of a square with the area of an image (..., H, W)."""
     return float(np.sqrt(shape[-2] * shape[-1]))
 
 
 def _blob(shape: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
     """Draw a region (H, W): the highest part of smooth noise within a bump."""
     height, width = shape
-    share = np.exp(rng.uniform(np.log(0.005), np.log(0.15)))
-    reach = np.sqrt(share) * _side(shape)
+    area = np.exp(rng.uniform(np.log(0.005), np.log(0.15)))
+    reach = np.sqrt(area) * _side(shape)
     rows, columns = np.mgrid[:height, :width]
     (y, x), angle = rng.uniform(0.1, 0.9, 2) * (height, width), rng.uniform(0, np.pi)
     along = np.cos(angle) * (columns - x) + np.sin(angle) * (rows - y)
@@ -122,8 +123,8 @@ def _blob(shape: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
     cells = [max(2, round(n / reach)) for n in (height, width)]
     noise = torch.from_numpy(rng.normal(0, 0.3, (1, 1, *cells)))
     field = bump + resize(noise, shape, antialias=False)[0, 0].numpy()
-    # The threshold that leaves the wanted share, and a border a few pixels wide.
-    level = np.quantile(field, 1 - share)
+    # The threshold that gives the chosen area, and a border a few pixels wide.
+    level = np.quantile(field, 1 - area)
     soft = rng.uniform(0.5, 3) / reach
     return torch.from_numpy(1 / (1 + np.exp(-np.clip((field - level) / soft, -30, 30)))).float()
 

@@ -1,1 +1,1 @@
-"""Students, detectors and graphs on disk: whole or not at all, and no pickle."""
+"""Students, detectors and graphs on disk: written atomically, and never pickled."""

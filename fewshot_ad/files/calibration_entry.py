@@ -1,4 +1,4 @@
-"""What a model file says of a calibration: an entry of its header, the scores, and perhaps the images."""
+"""A calibration in a model file: an entry of its header, the scores, and optionally the images."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Take = Callable[[str, tuple[int | None, ...], torch.dtype], torch.Tensor]
 
 
 def entry(found: Calibration) -> dict[str, Any]:
-    """Turn into what a header holds: all but the scores."""
+    """Convert to the entry in a header: everything except the scores."""
     return {name: value for name, value in asdict(found).items() if name != "normal_scores"}
 
 
 def tensors(fitted: FittedSupport, with_images: bool) -> dict[str, torch.Tensor]:
-    """List the tensors of a calibration, if there is one."""
+    """Return the tensors of a calibration, if there is one."""
     if fitted.calibration is None:
         return {}
     found = {_SCORES: torch.tensor(fitted.calibration.normal_scores, dtype=torch.float64)}
@@ -40,7 +40,7 @@ def tensors(fitted: FittedSupport, with_images: bool) -> dict[str, torch.Tensor]
 
 
 def is_entry(value: Any) -> bool:
-    """Tell whether a header's entry can be right."""
+    """Return whether a header's entry is valid."""
     expected = set(Calibration.__dataclass_fields__) - {"normal_scores"}
     if not isinstance(value, dict) or value.keys() != expected:
         return False
@@ -64,7 +64,7 @@ def is_entry(value: Any) -> bool:
 
 
 def is_predictive(value: Any) -> bool:
-    """Tell whether a header's numbers can be those of a `Predictive`; its degrees of freedom may be inf."""
+    """Return whether a header's numbers are a valid `Predictive`; its degrees of freedom may be inf."""
     return (
         isinstance(value, list)
         and len(value) == 3
@@ -91,18 +91,20 @@ def _is_logistic(value: Any) -> bool:
 def read(
     path: str | os.PathLike[str], found: Mapping[str, Any], take: Take, left: Mapping[str, Any]
 ) -> tuple[Calibration | None, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None]:
-    """Read what `entry` and `tensors` made: `take` a tensor by its name out of those that are `left`."""
-    said = found.get("calibration")
-    if said is None:
+    """Read the output of `entry` and `tensors`; `take` removes a tensor from those that are `left`."""
+    stored = found.get("calibration")
+    if stored is None:
         return None, None
-    scores = take(_SCORES, (said["n_normal"],), torch.float64).numpy()
+    scores = take(_SCORES, (stored["n_normal"],), torch.float64).numpy()
     if (np.diff(scores) < 0).any():
-        raise CheckpointError(f"{path} cannot be right: its calibration scores do not ascend.")
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+        raise CheckpointError(f"{path} is not valid: its calibration scores are not sorted.")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+    }
     images = None
     if any(name.startswith("calibration.") for name in left):
         normal, anomalous = (
-            tuple(take(f"calibration.{kind}.{i}", (3, None, None), torch.float32) for i in range(said[f"n_{kind}"]))
+            tuple(take(f"calibration.{kind}.{i}", (3, None, None), torch.float32) for i in range(stored[f"n_{kind}"]))
             for kind in _KINDS
         )
         images = normal, anomalous
@@ -110,11 +112,11 @@ def read(
 
 
 def predictive(found: Mapping[str, Any], scores: np.ndarray, groups: tuple[int, ...]) -> Predictive:
-    """Read what a further normal image is expected to read; what earlier files do not say follows from the rest."""
+    """Read the predictive distribution of a new normal image's score; for older files, derive it from the rest."""
     if "predictive" in found:
         return Predictive(*map(float, found["predictive"]))
     if len(set(groups)) > 1 and len(set(found["_support_hashes"])) > 1:
         return calibration.predictive(one_of_each(scores, groups))
-    # The changed views that the threshold comes of are not in the file: it is their 5 % point.
+    # The file lacks the augmented views that the threshold was computed from: it is their 5 % point.
     of_views = calibration.predictive(np.array([-1.0]), of_views=True)
     return of_views._replace(middle=of_views.middle + math.log(found["offset_"] / of_views.threshold(calibration.AUTO)))

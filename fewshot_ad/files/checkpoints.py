@@ -1,4 +1,4 @@
-"""Tensors on disk: one safetensors file with a JSON header, no pickle; and students in such files."""
+"""Tensors on disk: one safetensors file with a JSON header, never pickled; and students in such files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ..exceptions import CheckpointError, DiskFullError, OutputError, OutputExis
 from ..method.student import Decoder, StudentNetwork
 
 FORMAT = "fewshot_ad student 1"
-# Seconds after which a temporary file that nobody writes to is taken for a killed process's.
+# Seconds without a change after which a temporary file is treated as left behind by a killed process.
 _ABANDONED = 600.0
 
 
 def student_header(backbone: str, fingerprint: str, student: StudentNetwork) -> dict[str, Any]:
-    """Say what a detector must know of a student before it can use it: form, size, and the teacher it belongs to."""
+    """Return what a detector must know to use a student: its form, size and teacher."""
     return {
         "backbone": backbone,
         "teacher": fingerprint,
@@ -41,20 +41,20 @@ def student_header(backbone: str, fingerprint: str, student: StudentNetwork) -> 
 
 
 def save_student(path: str | os.PathLike[str], student: StudentNetwork, header: dict[str, Any]) -> None:
-    """Write a student, atomically: the file is there whole, or not at all.
+    """Write a student atomically.
 
     Parameters
     ----------
     path : path
-        Ends in `.safetensors`.
+        File to write; ends in `.safetensors`.
     student : StudentNetwork
     header : dict
-        JSON: `student_header`, and anything else that is worth knowing.
+        JSON: `student_header`, and any further information.
 
     Raises
     ------
     DiskFullError
-        What was there before stays.
+        The disk is full; an earlier file stays unchanged.
     """
     save(path, student.state_dict(), FORMAT, header)
 
@@ -70,28 +70,26 @@ def load_student(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     -------
     tensors : dict of str to torch.Tensor
     header : dict
-        With what `student_header` says.
+        Including the entries of `student_header`.
 
     Raises
     ------
     CheckpointError
-        No such file, or not a student of this package.
+        The file does not exist, or is not a student of this package.
     """
     tensors, header = load(path, FORMAT, "a student's checkpoint")
     if not all(isinstance(header.get(name), str) for name in ("backbone", "teacher", "student", "weighting")):
-        raise CheckpointError(
-            f"{path} cannot be right: its header does not say what student it is, and of which teacher."
-        )
+        raise CheckpointError(f"{path} is not valid: its header does not describe the student and its teacher.")
     blocks, found = header.get("decoder_blocks"), count_blocks(tensors)
     if blocks not in (None, found):
         raise CheckpointError(
-            f"{path} cannot be right: it has tensors of {found} blocks for a student of {blocks!r:.80}."
+            f"{path} is not valid: it has tensors of {found} blocks, but its header says {blocks!r:.80}."
         )
     return tensors, header
 
 
 def count_blocks(names: Iterable[str]) -> list[int]:
-    """Count a decoder's blocks at each scale by the names of its tensors: no more is built than a file fills."""
+    """Count a decoder's blocks at each scale by the names of its tensors: this limits the network that is built."""
     parts = [name.split(".") for name in names]
     return [len({p[3] for p in parts if p[:3] == ["net", "stages", str(i)] and len(p) > 3}) for i in range(3)]
 
@@ -100,7 +98,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], form
     """Write tensors and a JSON header atomically; `form` names the format and its version."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     data = serialize(tensors, {"format": form, "header": json.dumps(header)})
-    # safetensors puts the metadata in an order that changes from call to call; the same state shall be the same bytes.
+    # safetensors writes metadata in varying order; the same state must give the same bytes.
     end = 8 + int.from_bytes(data[:8], "little")
     index = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     index += b" " * (-len(index) % 8)
@@ -110,7 +108,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], form
 def load(
     path: str | os.PathLike[str], form: str, what: str, made_by: str = "save_student() or pretrain()"
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save` wrote in the same format; `what` it should be, and what makes such files, is for messages."""
+    """Read what `save` wrote in the same format; `what` and `made_by` describe the expected file in messages."""
     return load_any(path, (form,), what, made_by)[:2]
 
 
@@ -119,14 +117,14 @@ def load_any(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
     """Read what `save` wrote in one of several formats, the newest first; return its format too."""
     with _open(path, forms, what, made_by) as (file, header, form):
-        # Copies: what is read otherwise are views of the whole file, which must then not change.
+        # Copies, since tensors are views of the whole file, which would then have to stay unchanged.
         return {key: file.get_tensor(key).clone() for key in file.keys()}, header, form
 
 
 def load_header(
     path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
 ) -> tuple[dict[str, Any], str]:
-    """Read the header of what `save` wrote, and no tensor; return its format too."""
+    """Read only the header of what `save` wrote; return its format too."""
     with _open(path, forms, what, made_by) as (_, header, form):
         return header, form
 
@@ -136,11 +134,11 @@ def _open(
     path: str | os.PathLike[str], forms: Sequence[str], what: str, made_by: str
 ) -> Iterator[tuple[Any, dict[str, Any], str]]:
     if not Path(path).is_file():
-        raise CheckpointError(f"{path} does not exist; {what} was expected there.")
+        raise CheckpointError(f"{path} does not exist; it should be {what}.")
     try:
-        open(path, "rb").close()  # safe_open says of a file without rights that there is none
+        open(path, "rb").close()  # safe_open reports a file without permissions as missing
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {what} was expected there.") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); it should be {what}.") from error
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -168,25 +166,25 @@ def _other_format(path: str | os.PathLike[str], found: str | None, form: str, wh
 
 
 def check_destination(path: str | os.PathLike[str], *, force: bool, least: int = 0) -> None:
-    """Find out before the work what can be known: a name that is taken, no such folder, no rights, no room.
+    """Check early whether a file can be written: name in use, missing folder, permissions, disk space.
 
-    What a killed process left of the same file is removed.
+    Temporary files that a killed process left of the same file are removed.
 
     Parameters
     ----------
     path : path
-        A file that is going to be written.
+        File to write.
     force : bool
-        Whether it may be there already.
+        Whether it may exist already.
     least : int, optional
-        Bytes that it takes up at least.
+        Minimal size in bytes.
 
     Raises
     ------
     OutputExistsError, OutputError, DiskFullError
     """
     path = Path(path)
-    # os.path tells of a name that is too long that it does not exist; lstat below tells why.
+    # os.path reports a name that is too long as missing; lstat below gives the reason.
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder. Name a file in it, for instance {path / 'NAME'}")
     if os.path.exists(path) and not force:
@@ -196,7 +194,7 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
     remove_leftovers(path, _ABANDONED)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # fails for a name that the file system does not take
+            os.lstat(path)  # fails for names that the file system does not accept
         with _temporary_file(path):
             pass
     except OSError as error:
@@ -207,7 +205,7 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
     if free < least:
         raise DiskFullError(
             errno.ENOSPC,
-            f"{path} needs at least {least / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free. Make room, or write "
+            f"{path} needs at least {least / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Make room, or write "
             "elsewhere",
         )
 
@@ -218,44 +216,44 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises
     ------
     DiskFullError
-        What was there before stays.
+        The disk is full; an earlier file stays unchanged.
     """
     with explain_disk_full(path, len(data)), _temporary_file(path) as (temporary, file):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
         file.close()
-        with contextlib.suppress(OSError):  # a file that is replaced keeps its rights
+        with contextlib.suppress(OSError):  # a replaced file keeps its permissions
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
 
 
 @contextlib.contextmanager
 def _temporary_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Open a new file beside a path, under a name that nobody can foresee; it is gone in the end, or renamed."""
+    """Open a new file beside a path, under an unpredictable name; in the end it is removed or renamed."""
     temporary = temporary_name(path)
-    # "x" neither follows nor overwrites what lies there, as mkstemp; and the file has the rights of any new file.
+    # "x", like mkstemp, neither follows links nor overwrites; and the file has the usual permissions of a new file.
     with temporary.open("xb") as file:
         try:
             yield temporary, file
         finally:
-            with contextlib.suppress(OSError):  # what could not be written before cannot be now
+            with contextlib.suppress(OSError):  # pending data that could not be written before
                 file.close()
             temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a name beside a path, for a file or folder that becomes it; `remove_leftovers` knows it."""
+    """Return a temporary name beside a path, which `remove_leftovers` recognises."""
     return path.with_name(f"{_stem(path)}{secrets.token_hex(8)}.tmp")
 
 
 def _stem(path: Path) -> str:
-    """Begin the names of a path's temporary files, which are longer than its own: with a part of it, and its sum."""
+    """Return the prefix of a path's temporary names: the start of its name, and a checksum, to limit the length."""
     return f".{path.name[:40]}.{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
 def remove_leftovers(path: Path, age: float = 0.0) -> None:
-    """Remove the temporary files of writers of this path that were killed, if unchanged for so many seconds."""
+    """Remove temporary files of this path left by killed processes, if unchanged for `age` seconds."""
     for leftover in path.parent.glob(f"{glob.escape(_stem(path))}*.tmp"):
         with contextlib.suppress(OSError):  # another process was faster
             entry = leftover.lstat()
@@ -278,6 +276,6 @@ def explain_disk_full(path: Path, needed: int) -> Iterator[None]:
         free = shutil.disk_usage(path.parent).free
         raise DiskFullError(
             error.errno,
-            f"The disk is full: {path} needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free. What was written "
-            "before is still valid. Make room, or write elsewhere",
+            f"The disk is full: {path} needs {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Earlier files "
+            "are still valid. Make room, or write elsewhere",
         ) from error

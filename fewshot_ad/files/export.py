@@ -23,7 +23,7 @@ from .resizing import OPSET, resizing
 
 FORMAT = "fewshot_ad onnx 2"
 SIGN = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
-# The first whose exporter leaves the number and the size of images free.
+# The first release whose exporter supports a dynamic number and size of images.
 _TORCH = "2.8"
 
 
@@ -34,13 +34,14 @@ def write(path: str | os.PathLike[str], fitted: FittedSupport, settings: Setting
 
 
 class Graph(nn.Module):
-    """What is traced: from images of one size that the networks take to scores and maps, by the scorer's own functions.
+    """The traced module: from resized images to scores and maps, by the functions of the scorer.
 
     Parameters
     ----------
     scorer : Scorer
-        On the CPU.
+        A scorer on the CPU.
     n_support : int
+        Number of support images.
     """
 
     def __init__(self, scorer: Scorer, n_support: int) -> None:
@@ -59,11 +60,11 @@ class Graph(nn.Module):
         seen = [student(student.inputs(image, shown), shapes) for student in students]
         nothing = image.new_zeros(image.shape[0], self.n_support, dtype=torch.bool)
         evidence, _ = self.scorer.compare(maps, seen, nothing, image.shape[2:])
-        return -self.scorer.judge(evidence), self.scorer.fuse(evidence)
+        return -self.scorer.image_scores(evidence), self.scorer.fuse(evidence)
 
 
 def _model(fitted: FittedSupport, settings: Settings) -> Any:
-    """Trace the graph, and say in its metadata what it is."""
+    """Trace the graph, and describe it in its metadata."""
     try:
         import onnx
         import onnxscript
@@ -73,14 +74,14 @@ def _model(fitted: FittedSupport, settings: Settings) -> Any:
         ) from error
     if torch.__version__ < _TORCH:
         raise MissingExtraError(
-            f"Export needs torch {_TORCH} or newer, and this is {torch.__version__}. Install the extra: pip install "
+            f"Export needs torch {_TORCH} or newer, but this is {torch.__version__}. Install the extra: pip install "
             '"fewshot-ad[export]".'
         )
     op: Any = onnxscript.opset18
 
     def mean(self: Any, dim: Sequence[int], keepdim: bool = False, dtype: int = -1) -> Any:
-        # Axis by axis: runtimes add up all numbers in a row, and a map's 16,384 lose digits. Names are those of
-        # torch's function: with others the exporters of torch 2.8 and 2.9 take their own way, without a word.
+        # Axis by axis: runtimes sum all numbers sequentially, which loses digits over a map's 16,384. Arguments must be
+        # named as in torch: otherwise the exporters of torch 2.8 and 2.9 silently ignore the function.
         for axis in dim:
             self = op.ReduceMean(self, op.Constant(value_ints=[axis]), keepdims=1)
         return self if keepdim else op.Squeeze(self, op.Constant(value_ints=dim))
@@ -96,19 +97,19 @@ def _model(fitted: FittedSupport, settings: Settings) -> Any:
     free: dict[int, Any] = {0: torch.export.Dim("n")}
     shape = geometry.fixed
     if shape is None:
-        # timm's names for layers that pad by the size of what comes in, and for rotary positions, as DINOv3 has them:
-        # tracing the former with free sides does not end, and the latter would keep the size that they were traced at.
+        # timm's names for layers that pad by the size of their input, and for rotary positions (DINOv3): tracing the
+        # former with dynamic sides does not end, and the latter would keep the size of the trace.
         kinds = [type(module).__name__ for module in graph.modules()]
         if any(kind.endswith("Same") or kind.startswith("Rotary") for kind in kinds):
             raise ValueError(
-                f"{settings.backbone!r} pads or numbers positions by the size of an image, and cannot be exported for "
-                "images of any proportions. Fit with aspect='square', or with image_size=(H, W)."
+                f"{settings.backbone!r} depends on the image size in its padding or positions, and cannot be exported "
+                "for images of any proportions. Fit with aspect='square', or with image_size=(H, W)."
             )
         free |= {2 + i: geometry.multiple * torch.export.Dim(name) for i, name in enumerate(("rows", "columns"))}
         shape = 5 * geometry.multiple, 7 * geometry.multiple
-    # While torch traces, the networks hold no numbers, and the whole process computes by other kernels.
+    # While torch traces, the networks have no values, and the whole process uses other kernels.
     with alone(), torch.no_grad():
-        # Traced here, not by torch.onnx: where a size cannot be left free that would fix it, without a word.
+        # Traced here, because torch.onnx would silently fix sizes that cannot be dynamic.
         traced = torch.export.export(graph, (torch.rand(3, 3, *shape),), dynamic_shapes=(free,), strict=False)
         program: Any = torch.onnx.export(
             traced, dynamo=True, opset_version=OPSET, input_names=["resized"], output_names=["score", "anomaly_map"],
@@ -116,11 +117,11 @@ def _model(fitted: FittedSupport, settings: Settings) -> Any:
         )  # fmt: skip
     network = program.model_proto
     model = onnx.compose.merge_models(resizing(geometry, network.ir_version), network, [("resized", "resized")])
-    # Of free sides it says that they are multiples.
+    # Dynamic sides are declared as multiples; they get their names back.
     for side, name in zip(model.graph.output[1].type.tensor_type.shape.dim[1:], ("rows", "columns"), strict=True):
         if side.dim_param:
             side.dim_param = name
-    # The tracer's notes: folders and lines of this machine's Python.
+    # The tracer's metadata contain paths and source lines of this machine.
     for part in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info):
         del part.metadata_props[:]
         part.doc_string = ""

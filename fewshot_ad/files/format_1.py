@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..data.views import turned_and_mirrored
+from ..data.views import rotated_and_mirrored
 from ..exceptions import CheckpointError
-from ..method.evidence import WHOLE
+from ..method.evidence import IMAGE_LEVEL
 from ..method.reduction import USUAL_SIDE, Reduction
-from ..settings import OF_STUDENT
+from ..settings import STUDENT_PREFIX
 
 FORMAT = "fewshot_ad model 1"
 _VIEWS = 8
@@ -20,7 +20,7 @@ _VIEWS = 8
 _FIXED = {"aspect": "square", "student_weight": 0.1, "embedding_weight": 0.2, "upsampling": "half_pixel"}
 _LEAST_FACTOR = 1e-3
 _RENAMED = {"student": "student__architecture"} | {
-    name: OF_STUDENT + name
+    name: STUDENT_PREFIX + name
     for name in (
         "decoder_blocks", "weighting", "sharpness", "loss", "n_steps", "batch_size", "learning_rate", "tol",
     )
@@ -29,7 +29,7 @@ _GONE = ("max_pixels",)
 
 
 def renamed(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the parameters of that release today's names and values; what cannot be right stays for the check."""
+    """Give the parameters of that release today's names and values; what is not valid stays for the check."""
     given, fitted = header.get("parameters"), header.get("fitted")
     if not isinstance(given, dict) or not isinstance(fitted, dict):
         return dict(header)
@@ -68,7 +68,7 @@ def upgrade(
     """
     side = header["parameters"]["image_size"]
     if not isinstance(side, int):
-        raise CheckpointError(f"{path} cannot be right: image_size={side}, and files of format 1 are of squares.")
+        raise CheckpointError(f"{path} is not valid: image_size={side}, but files of format 1 are for square images.")
     given = {**defaults, **_FIXED, **header["parameters"]}
     # The blur was in pixels.
     given["blur_sigma"] = given["blur_sigma"] * USUAL_SIDE / side
@@ -97,7 +97,7 @@ def _spots(per_image: int, side: int, augment: bool) -> torch.Tensor:
     """Find the centres of the patches of a square and its views."""
     cells = round((per_image / (_VIEWS if augment else 1)) ** 0.5)
     grid = torch.arange(cells * cells).view(cells, cells)
-    place = torch.cat([view.flatten() for view in turned_and_mirrored(grid)])[:per_image]
+    place = torch.cat([view.flatten() for view in rotated_and_mirrored(grid)])[:per_image]
     return (torch.stack([place // cells, place % cells], 1) + 0.5) * side / cells - 0.5
 
 
@@ -107,9 +107,9 @@ def _scales(path: str | os.PathLike[str], given: Mapping[str, Any], scales: Mapp
     sigma, border, contrast = (float(given[name]) for name in ("blur_sigma", "border_weight", "contrast"))
     reduction = Reduction(given["aggregation"], sigma, border, contrast, given["upsampling"])
     factor = reduction.reduce(torch.ones(side, side, dtype=torch.float64)).item()
-    if factor < _LEAST_FACTOR and set(WHOLE) & set(scales):
+    if factor < _LEAST_FACTOR and set(IMAGE_LEVEL) & set(scales):
         raise CheckpointError(
             f"{path} was saved by a release whose threshold was not usable with contrast={given['contrast']} and "
             f"aggregation={given['aggregation']!r}. Fit again."
         )
-    return {name: scale / factor if name in WHOLE else scale for name, scale in scales.items()}
+    return {name: scale / factor if name in IMAGE_LEVEL else scale for name, scale in scales.items()}

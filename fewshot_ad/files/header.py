@@ -1,4 +1,4 @@
-"""The header of a model file: what must be in it, and whether it is what it says."""
+"""The header of a model file: its entries and their checks."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ _OPTIONAL = (
 
 
 def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
-    """Check that a header can be right.
+    """Check that a header is valid.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
     Raises
     ------
     CheckpointError
-        Something is missing, too much, or not what it may be.
+        An entry is missing, unknown or not valid.
     """
     _check_entries(path, "its header", header, _HEADER)
     _check_entries(path, "its fitted state", header["fitted"], _FITTED, optional=_OPTIONAL)
@@ -128,9 +128,9 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
     _check_parameters(path, given, header["versions"]["fewshot_ad"])
     n_names, n_hashes = (len(header["fitted"][name]) for name in ("_support_names", "_support_hashes"))
     if len(header["fitted"].get("groups", range(n_hashes))) != n_hashes:
-        raise CheckpointError(f"{path} cannot be right: its groups are not of {n_hashes} support images.")
+        raise CheckpointError(f"{path} is not valid: its groups are not of {n_hashes} support images.")
     if n_names != n_hashes:
-        raise CheckpointError(f"{path} cannot be right: it names {n_names} support images, and has {n_hashes} hashes.")
+        raise CheckpointError(f"{path} is not valid: it names {n_names} support images, but has {n_hashes} hashes.")
     backbone = given["backbone"]
     if backbone in PACKAGED:
         return
@@ -155,14 +155,14 @@ def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], ve
     # One that is not in the file came later, and has its default; these three have always been there.
     wrong = _differences(given.keys() & _ALWAYS, _ALWAYS)
     if wrong:
-        raise CheckpointError(f"{path} cannot be right: among its parameters it has {wrong}.")
+        raise CheckpointError(f"{path} is not valid: among its parameters it has {wrong}.")
     for name, value in given.items():
         if not RULES[name].holds(value):
             raise CheckpointError(
-                f"{path} cannot be right: its parameter {name}={value!r:.80}, accepted is {RULES[name].accepted}."
+                f"{path} is not valid: its parameter {name}={value!r:.80} must be {RULES[name].accepted}."
             )
     if given["image_size"] != "auto" and np.max(given["image_size"]) > _MAX_SIDE:
-        raise CheckpointError(f"{path} cannot be right: image_size={given['image_size']} is above {_MAX_SIDE}.")
+        raise CheckpointError(f"{path} is not valid: image_size={given['image_size']} is above {_MAX_SIDE}.")
 
 
 def _check_entries(
@@ -174,11 +174,12 @@ def _check_entries(
 ) -> None:
     wrong = _differences(found, checks, optional)
     if wrong:
-        raise CheckpointError(f"{path} cannot be right: {where} has {wrong}.")
+        raise CheckpointError(f"{path} is not valid: {where} has {wrong}.")
     for name, value in found.items():
         if not checks[name].holds(value):
-            said = f"{name}={value!r:.80}, expected {checks[name].accepted}"
-            raise CheckpointError(f"{path} cannot be right: {where} has {said}.")
+            raise CheckpointError(
+                f"{path} is not valid: {where} has {name}={value!r:.80}, expected {checks[name].accepted}."
+            )
 
 
 def _differences(found: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> str:

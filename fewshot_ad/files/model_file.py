@@ -44,7 +44,7 @@ def save(
     checkpoints.check_destination(path, force=force)
     if support and fitted.images is None:
         raise CheckpointError(
-            "support=True cannot be had: this detector was loaded from a file that holds no support images."
+            "support=True is not possible: this detector was loaded from a file that holds no support images."
         )
     tensors = _tensors(fitted, support)
     header = _header(fitted, settings, support)
@@ -97,16 +97,16 @@ def load(
     if "subspace" in kinds(evidence) or "subspace_bases" in tensor.left:
         subspaces = read_subspaces(tensor, k, teacher)
     if found.get("layers_", list(teacher.layers.numbers)) != list(teacher.layers.numbers):
-        raise CheckpointError(f"{path} cannot be right: it is of the layers {found['layers_']}.")
+        raise CheckpointError(f"{path} is not valid: it is of the layers {found['layers_']}.")
     if header["support_images"]:
         images = tuple(tensor.take(f"support.{i}", (3, None, None), torch.float32) for i in range(k))
     if needs_student(evidence) and not header["students"]:
-        raise CheckpointError(f"{path} cannot be right: evidence={evidence!r} needs a student, and it has none.")
+        raise CheckpointError(f"{path} is not valid: evidence={evidence!r} needs a student, but it has none.")
     experts = [read_expert(i, form, k, settings, extract, tensor) for i, form in enumerate(header["students"])]
     groups = tuple(found.get("groups", range(k)))
     calibration, calibration_images = calibration_entry.read(path, found, tensor.take, tensor.left)
     if tensor.left:
-        raise CheckpointError(f"{path} cannot be right: its tensor {min(tensor.left)!r} belongs to nothing.")
+        raise CheckpointError(f"{path} is not valid: its tensor {min(tensor.left)!r} belongs to nothing.")
     return FittedSupport(
         settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]),
         geometry=teacher.geometry, images=images, patches=patches, embeddings=embeddings, subspaces=subspaces,
@@ -127,7 +127,7 @@ def save_student(path: str | os.PathLike[str], fitted: FittedSupport) -> None:
         raise ValueError(f"There is no student to save: evidence={fitted.evidence!r} trains none.")
     if fitted.experts[0].seen.any():
         raise ValueError(
-            "A student that was trained on the support is good for that support only. Pass auxiliary= to fit, images "
+            "A student that was trained on the support is of use for that support only. Pass auxiliary= to fit, images "
             "of other kinds, to train one that can be used elsewhere."
         )
     student = fitted.experts[0].student
@@ -156,7 +156,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        No such file, not a model file, of another version, or with a header that cannot be right.
+        No such file, not a model file, of another version, or with a header that is not valid.
     """
     header, form = checkpoints.load_header(path, (FORMAT, format_1.FORMAT), _WHAT, _MADE_BY)
     header.pop("sha256", None)

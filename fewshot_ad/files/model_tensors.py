@@ -35,16 +35,16 @@ class Tensors:
         """Take a tensor out; None in its shape stands for any length."""
         kind = self.dtype if kind is None else kind
         if name not in self.left:
-            raise CheckpointError(f"{self.path} cannot be right: it has no tensor {name!r}.")
+            raise CheckpointError(f"{self.path} is not valid: it has no tensor {name!r}.")
         found = self.left.pop(name)
         fits = len(found.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, found.shape, strict=True))
         if not fits or found.dtype != kind:
             raise CheckpointError(
-                f"{self.path} cannot be right: its tensor {name!r} is {found.dtype} of shape {tuple(found.shape)}, "
+                f"{self.path} is not valid: its tensor {name!r} is {found.dtype} of shape {tuple(found.shape)}, "
                 f"expected {kind} of shape ({', '.join('any' if n is None else str(n) for n in shape)})."
             )
         if found.is_floating_point() and not found.isfinite().all():
-            raise CheckpointError(f"{self.path} cannot be right: its tensor {name!r} has values that are not finite.")
+            raise CheckpointError(f"{self.path} is not valid: its tensor {name!r} has values that are not finite.")
         return found
 
     def take_map(self, name: str, channels: int, usual: tuple[int, int], fixed: bool) -> torch.Tensor:
@@ -52,7 +52,7 @@ class Tensors:
         found = self.take(name, (1, channels, *(usual if fixed else (None, None))))
         if not 1 / _SLACK < found[0, 0].numel() / (usual[0] * usual[1]) < _SLACK:
             raise CheckpointError(
-                f"{self.path} cannot be right: its tensor {name!r} is of shape {tuple(found.shape)}, and the map of an "
+                f"{self.path} is not valid: its tensor {name!r} is of shape {tuple(found.shape)}, and the map of an "
                 f"image of this image_size has about {usual[0]} x {usual[1]} positions."
             )
         return found
@@ -65,9 +65,9 @@ def read_patches(tensor: Tensors, k: int, teacher: Backbone) -> Patches:
     owners = tensor.take("patch_owners", (len(features),), torch.int64)
     spots = tensor.take("patch_spots", (len(features), 2), torch.float32)
     if float(features.double().norm(dim=1).max() if len(features) else 0.0) > _LONGEST_PATCH:
-        raise CheckpointError(f"{tensor.path} cannot be right: its patches are longer than 1.")
+        raise CheckpointError(f"{tensor.path} is not valid: its patches are longer than 1.")
     if not len(owners) or int(owners.min()) < 0 or int(owners.max()) >= k:
-        raise CheckpointError(f"{tensor.path} cannot be right: its patches are not of {k} support images.")
+        raise CheckpointError(f"{tensor.path} is not valid: its patches are not of {k} support images.")
     return Patches(features, owners, spots)
 
 
@@ -90,7 +90,7 @@ def read_expert(
     student.load_state_dict({name: tensor.take(prefix + name, tuple(w.shape), w.dtype) for name, w in weights})
     seen = tensor.take(f"{prefix}seen", (k,), torch.uint8).bool()
     if not shown or max(shown) >= k or len(set(shown)) < len(shown):
-        raise CheckpointError(f"{tensor.path} cannot be right: a student is shown the support images {shown} of {k}.")
+        raise CheckpointError(f"{tensor.path} is not valid: a student is shown the support images {shown} of {k}.")
     teacher = extract.teacher
     fixed = teacher.geometry.fixed is not None
     seen_of = (student.targets(teacher.layers.for_student(of_maps)) for of_maps in (teacher.channels, teacher.shapes))
@@ -113,7 +113,7 @@ def _read_student(
     blocks = form["decoder_blocks"]
     found = checkpoints.count_blocks(held)
     if not held or blocks not in (None, found):
-        raise CheckpointError(f"{path} cannot be right: it has tensors of {found} blocks for a student of {blocks}.")
+        raise CheckpointError(f"{path} is not valid: it has tensors of {found} blocks for a student of {blocks}.")
     student = build_student(
         form["student"],
         extract.teacher,

@@ -1,1 +1,1 @@
-"""The method, from teacher to score: torch in, torch out."""
+"""The method, from teacher to score; input and output are torch tensors."""

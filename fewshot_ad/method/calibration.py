@@ -1,4 +1,4 @@
-"""Thresholds: `offset_` from the support alone, or from fresh images; and how rare a score is among normal ones."""
+"""Thresholds: `offset_` from the support alone or from fresh images; and p-values of scores."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Standard deviation of the logarithm of a normal image's anomaly score, and how many observations that belief is worth:
-# of six kinds of images, medical and industrial, 0.13 to 0.61 with "patch" (docs/benchmarks.md has what it is worth).
+# Prior for the standard deviation of the logarithm of normal anomaly scores, and its weight in observations: measured
+# on six kinds of images, medical and industrial, it is 0.13 to 0.61 with "patch" (docs/benchmarks.md evaluates it).
 PRIOR_SD = 0.2
 PRIOR_WEIGHT = 1.0
-# Mean and standard deviation of the logarithm of what another normal image reads over what a changed view of the only
-# one does: of the means of eleven tasks, -0.4 to 1.3, and of the images of each, 0.3 (docs/experiments.md).
+# Mean and standard deviation of the logarithm of another normal image's anomaly score divided by that of an augmented
+# view of the only support image: task means are -0.4 to 1.3 on eleven tasks, and the standard deviation within a task
+# is 0.3 (docs/experiments.md).
 OTHER_THAN_VIEWS = (0.75, 0.65)
-# Share of fresh normal images that the automatic threshold lets through as false alarms.
+# False-positive rate that the automatic threshold aims at.
 AUTO = 0.05
-# Share of the median reading that counts as the lowest one.
+# Lower limit of anomaly scores, as a proportion of their median.
 _LEAST = 0.05
 _TINY = float(np.finfo(float).tiny)
-# Of all intervals that are reported.
+# Level of all reported intervals.
 CONFIDENCE = 0.9
 _TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
-# (n + 1) * rate may be a little less than the integer that it is.
+# Rounding may make (n + 1) * rate slightly less than an integer.
 _ROUNDING = 1e-9
 _DRAWS = 20_000
 
 
 class Predictive(NamedTuple):
-    """What the anomaly score of a further normal image is expected to be: its logarithm follows Student's t.
+    """Predictive distribution of a new normal image's anomaly score: its logarithm follows Student's t.
 
     Attributes
     ----------
     middle, scale : float
-        Of the logarithm.
+        Location and scale of the logarithm.
     degrees : float
-        Of freedom; inf is the normal distribution.
+        Degrees of freedom; inf is the normal distribution.
     """
 
     middle: float
@@ -44,13 +45,13 @@ class Predictive(NamedTuple):
     degrees: float
 
     def threshold(self, rate: float) -> float:
-        """Return the score (high = normal) that a share `rate` of normal images is expected to be below."""
+        """Return the score (high = normal) that a proportion `rate` of normal images is expected to fall below."""
         from scipy import stats
 
         return -float(np.exp(self.middle + stats.t.isf(rate, self.degrees) * self.scale))
 
     def pvalue(self, scores: np.ndarray) -> np.ndarray:
-        """Return the share of normal images that is expected to score (high = normal) as low, in (0, 1]."""
+        """Return the expected proportion of normal images with scores (high = normal) as low, in (0, 1]."""
         from scipy import stats
 
         logs = np.log(np.maximum(-scores, _TINY))
@@ -59,22 +60,22 @@ class Predictive(NamedTuple):
 
 
 def predictive(scores: np.ndarray, of_views: bool = False) -> Predictive:
-    """Predict the score of a further normal image.
+    """Fit the predictive distribution of a new normal image's score.
 
     Parameters
     ----------
     scores : numpy.ndarray
-        (K,) `score_samples` (negative, high = normal) of normal images that the detector did not see, or of the support
-        images, each scored against the others. Their anomaly scores are taken as log-normal, and their spread is shrunk
-        towards a common one.
+        (K,) `score_samples` (negative, high = normal) of normal images outside the support, or of the support images,
+        each scored against the others. Their anomaly scores are modelled as log-normal, with the spread shrunk towards
+        a prior.
     of_views : bool, optional
-        `scores` are of changed views of the only image: a guess is made of what other images would read.
+        Whether `scores` are of augmented views of a single image; the scores of other images are then extrapolated.
 
     Returns
     -------
     Predictive
     """
-    # An image that reads as good as nothing has its like in the support: that says nothing of how normal ones spread.
+    # An anomaly score near 0 means a near-duplicate in the support, which says nothing about the spread of normal ones.
     least = max(_LEAST * float(np.median(-scores)), _TINY)
     logs = np.log(np.maximum(-scores, least))
     if of_views:
@@ -87,7 +88,7 @@ def predictive(scores: np.ndarray, of_views: bool = False) -> Predictive:
 
 
 def offset(scores: np.ndarray, contamination: str | float, of_views: bool = False) -> float:
-    """Choose the score below which an image is called anomalous, from the support alone.
+    """Choose the threshold from the support alone.
 
     Parameters
     ----------
@@ -110,37 +111,37 @@ def offset(scores: np.ndarray, contamination: str | float, of_views: bool = Fals
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` found. All intervals hold with 90 %.
+    """The result of `calibrate`. All intervals are at the 90 % level.
 
     Attributes
     ----------
     how : {"conformal", "predictive", "f1"}
         "conformal": a quantile of the normal images' scores, with a guarantee: the probability that a fresh normal
-        image is called anomalous is at most `false_alarm_rate`. "predictive": there were too few normal images for
-        that, and a distribution was fitted to their scores. "f1": the threshold with the best F1.
+        image is called anomalous is at most `false_alarm_rate`. "predictive": a distribution was fitted to the
+        scores, since there were too few normal images for a guarantee. "f1": the threshold with the best F1.
     false_alarm_rate : float
-        What was asked for.
+        The requested false-positive rate.
     n_normal, n_anomalous : int
-        Images that were calibrated on.
+        Numbers of calibration images.
     expected_rate : float
-        Share of fresh normal images that is expected to be called anomalous.
+        Expected false-positive rate on fresh images.
     rate_interval : tuple of two floats
-        Where the true share is: it depends on which images were drawn.
+        Interval of the true false-positive rate, which depends on the images drawn.
     recall : float or None
-        Share of the anomalous images that is found.
+        True-positive rate on the anomalous calibration images.
     recall_interval : tuple of two floats, or None
         Clopper-Pearson.
     f1 : float or None
-        F1 of the images that were calibrated on, anomalous ones being the positive class.
+        F1 on the calibration images, with the anomaly as the positive class.
     f1_interval : tuple of two floats, or None
-        For as many images of each kind; that the threshold was chosen on these images is not counted in.
+        For as many images of each kind; it does not account for choosing the threshold on the same images.
     normal_scores : tuple of float
         `score_samples` of the normal images, ascending.
     logistic : tuple of two floats, or None
         Slope and intercept of the log-odds of an anomaly over the logarithm of the anomaly score.
     carried_over : bool
-        Whether support images were added since, when the images were not at hand any more: then scores and threshold
-        were only brought to the new scale.
+        Whether support images were added later, without the calibration images: scores and threshold were then only
+        rescaled.
     """
 
     how: str
@@ -158,12 +159,12 @@ class Calibration:
     carried_over: bool = False
 
     def pvalue(self, scores: np.ndarray) -> np.ndarray:
-        """Compute conformal p-values, (1 + images that scored as low) / (n + 1).
+        """Compute conformal p-values, (1 + number of scores as low) / (n + 1).
 
         Parameters
         ----------
         scores : numpy.ndarray
-            As `score_samples` gives them, high = normal.
+            As `score_samples` returns them, high = normal.
 
         Returns
         -------
@@ -175,12 +176,12 @@ class Calibration:
         return found
 
     def probability(self, scores: np.ndarray) -> np.ndarray:
-        """Compute how probable it is that images are anomalous.
+        """Compute the probability that each image is anomalous.
 
         Parameters
         ----------
         scores : numpy.ndarray
-            As `score_samples` gives them, high = normal.
+            As `score_samples` returns them, high = normal.
 
         Returns
         -------
@@ -195,7 +196,7 @@ class Calibration:
         return found
 
     def scaled(self, factor: float) -> Calibration:
-        """Bring the scores to another scale.
+        """Rescale the scores.
 
         Parameters
         ----------
@@ -213,7 +214,7 @@ class Calibration:
 
 
 def n_needed(rate: float) -> int:
-    """Tell how many normal images a false alarm rate can be promised with."""
+    """Return how many normal images a guarantee of this false-positive rate needs."""
     return int(np.ceil(1 / rate - _ROUNDING)) - 1
 
 
@@ -229,7 +230,7 @@ def calibrate(
     anomalous : numpy.ndarray
         (m,) of anomalous ones; "f1" needs one at least.
     rate : float in (0, 0.5]
-        False alarms that are asked for.
+        Requested false-positive rate.
     goal : {"false_alarm_rate", "f1"}
         "false_alarm_rate": of the thresholds that keep the rate, the one with the highest recall.
 
@@ -239,7 +240,7 @@ def calibrate(
     found : Calibration
     """
     ordered, n = np.sort(normal), len(normal)
-    # The image with the m-th lowest score is let through, and those below it are not.
+    # The m-th lowest score is still called normal, and lower ones are not.
     m = int((n + 1) * rate + _ROUNDING)
     if goal == "f1":
         how, offset_ = "f1", _best_f1(normal, anomalous)
@@ -281,7 +282,7 @@ def _clopper_pearson(found: int, n: int) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=64)
 def _rates_of_t(rate: float, n: int) -> tuple[float, float]:
-    """Return where the true rate beyond a threshold of `predictive` is, were the scores log-normal."""
+    """Return the interval of the true rate at a threshold of `predictive`, for log-normal scores."""
     from scipy import stats
 
     degrees = PRIOR_WEIGHT + n - 1
@@ -298,17 +299,17 @@ def _f1(found: Any, n_anomalous: int, alarms: Any) -> Any:
 
 
 def _f1_interval(found: int, n_anomalous: int, alarms: int, n_normal: int) -> tuple[float, float]:
-    """Return where F1 is on as many other images, by recall and rate drawn from their Jeffreys posteriors."""
+    """Return the interval of F1 on as many new images, with recall and rate drawn from their Jeffreys posteriors."""
     rng = np.random.default_rng(0)
     recall = rng.beta(found + 0.5, n_anomalous - found + 0.5, _DRAWS)
     rate = rng.beta(alarms + 0.5, n_normal - alarms + 0.5, _DRAWS)
     low, high = np.quantile(_f1(n_anomalous * recall, n_anomalous, n_normal * rate), _TAILS)
-    seen = _f1(found, n_anomalous, alarms)
-    return min(float(low), seen), max(float(high), seen)
+    observed = _f1(found, n_anomalous, alarms)
+    return min(float(low), observed), max(float(high), observed)
 
 
 def _best_f1(normal: np.ndarray, anomalous: np.ndarray) -> float:
-    """Find the threshold with the best F1, half-way between two scores; of several the one with fewer alarms."""
+    """Find the threshold with the best F1, halfway between two scores; among ties the one with fewer false alarms."""
     values = np.unique(np.concatenate([normal, anomalous]))
     if len(values) == 1:
         return float(values[0])
@@ -320,7 +321,7 @@ def _best_f1(normal: np.ndarray, anomalous: np.ndarray) -> float:
 
 
 def _logistic(normal: np.ndarray, anomalous: np.ndarray) -> tuple[float, float]:
-    """Fit the log-odds of an anomaly over the logarithm of the anomaly score; never falling."""
+    """Fit the log-odds of an anomaly over the logarithm of the anomaly score; never decreasing."""
     from sklearn.linear_model import LogisticRegression
 
     least = max(_LEAST * float(np.median(-normal)), _TINY)

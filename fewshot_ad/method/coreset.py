@@ -1,4 +1,4 @@
-"""A few patches that stand for many: the support's memory has the same size whatever it is made of."""
+"""Coreset selection: the memory bank has the same size for any support."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-# Directions in which distances are measured to choose patches.
+# Dimensions in which distances are measured for the selection of patches.
 _DIRECTIONS = 64
-# Patches that these directions are found from, at most.
+# Largest number of patches that the directions are computed from.
 _SAMPLE = 4096
-# Support images that have a fixed share of the memory each; and patches, over all images, that the memory of more is
-# chosen from.
+# Up to this many support images, each has a fixed share of the memory bank; from more images, this many patches in all
+# are the candidates.
 _FEW = 8
 _POOL = 32_768
 
@@ -28,10 +28,10 @@ class Patches:
     features : torch.Tensor
         (M, D), rows of norm 1: from `patch_features` of the support images and their views.
     owners : torch.Tensor of int64
-        (M,): the support image that each is of.
+        (M,): the support image that each patch belongs to.
     spots : torch.Tensor of float32
-        (M, 2): row and column of its centre in that image as the detector saw it, neither turned nor mirrored; whole
-        numbers are the centres of pixels.
+        (M, 2): row and column of its centre in the resized support image, neither rotated nor mirrored; whole numbers
+        are the centres of pixels.
     """
 
     features: torch.Tensor
@@ -58,11 +58,11 @@ class Patches:
 
 
 def quota(owner: int, n_support: int, limit: int) -> int:
-    """Tell how many patches of a support image are kept, of `limit` in all.
+    """Return how many patches of a support image are kept, out of `limit` in all.
 
-    Of few images as many as of each other one: what is left of the memory without an image is then the memory that the
-    others make. Of many the quotas exceed the limit, and a choice among all is to follow: of a small share each the
-    patches of one kind, of which all images have some, would fill the memory.
+    With few images all have equal quotas, so that leaving one out gives the memory bank of the others. With many images
+    the quotas exceed the limit, and a selection among all patches follows: with small equal quotas, patches of one kind
+    that occurs in all images would fill the memory bank.
     """
     if n_support <= _FEW:
         return limit * (owner + 1) // n_support - limit * owner // n_support
@@ -70,10 +70,10 @@ def quota(owner: int, n_support: int, limit: int) -> int:
 
 
 def thinned(patches: Patches, limit: int) -> Patches:
-    """Keep at most `limit` patches, such that each patch has one that is kept near: greedy k-center.
+    """Select at most `limit` patches that cover all others closely: greedy k-center.
 
-    The first one kept is the farthest from the mean; then always the farthest from those that are kept. Distances are
-    those along the directions in which the patches differ most.
+    The first is the farthest from the mean, each next one the farthest from those selected. Distances are measured
+    along the directions of largest variance.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def thinned(patches: Patches, limit: int) -> Patches:
     Returns
     -------
     Patches
-        In their former order.
+        In their original order.
     """
     if len(patches) <= limit:
         return patches
@@ -95,9 +95,9 @@ def thinned(patches: Patches, limit: int) -> Patches:
 
 
 def farthest_first(points: torch.Tensor, n: int) -> np.ndarray:
-    """Choose n of (N, d) points around 0, each the farthest from those chosen before; places in the order chosen."""
+    """Choose n of (N, d) points around 0, each the farthest from those before; indices in this order."""
     half = points.square().sum(1) / 2
-    # Half of the squared distance to the nearest point that is chosen; below 0 for those that are.
+    # Half of the squared distance to the nearest chosen point; below 0 for chosen points.
     nearest = np.full(len(points), np.inf, half.numpy().dtype)
     chosen = np.empty(n, np.int64)
     place = int(half.argmax())
@@ -110,9 +110,9 @@ def farthest_first(points: torch.Tensor, n: int) -> np.ndarray:
 
 
 def leading_directions(rows: torch.Tensor, n_directions: int) -> torch.Tensor:
-    """Find the directions along which centred rows (N, D) differ most: (D, n) orthonormal columns, at most D.
+    """Compute the directions of largest variance of centred rows (N, D): (D, n) orthonormal columns, at most D.
 
-    Close to the principal ones; by subspace iteration, much faster than a decomposition.
+    Subspace iteration approximates the principal components, much faster than a decomposition.
     """
     sample = rows[:: math.ceil(len(rows) / _SAMPLE)]
     start = torch.randn(

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Side at which images are compared, pixels, and the correlation of their values from which on they may be one image.
+# Side at which images are compared, in pixels, and the correlation from which on they may be near-duplicates.
 # On twenty tasks four versions of an image (JPEG qualities 50 to 95; noise, light and a shift of a pixel) correlate by
-# 0.98 and more. So do many pairs of different images that show the same thing in the same place: hence the second test.
+# 0.98 and more. So do many pairs of different images of one object in the same place: hence the second test.
 _SIDE = 32
 _CORRELATION = 0.98
-# What a support image scores against the others, over what its own changed views do: 0.04 to 0.36 beside nearly the
-# same image, else 0.2 to 1.4. One as low as the first is needed before pairs that are both below the second count.
+# Anomaly score of a support image against the others, divided by that of its augmented views: 0.04 to 0.36 with a
+# near-duplicate, otherwise 0.2 to 1.4. One ratio must be below the first limit before pairs below the second count.
 _LOW, _LOWISH = 1 / 3, 1 / 2
 
 
-def alike(images: Sequence[torch.Tensor]) -> np.ndarray:
-    """Tell which of K images (3, H, W), in [0, 1], may be nearly the same: (K, K) of bool."""
+def similar_pairs(images: Sequence[torch.Tensor]) -> np.ndarray:
+    """Return which pairs of K images (3, H, W), in [0, 1], may be near-duplicates: (K, K) of bool."""
     shrunk = [
         F.interpolate(image[None], size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)
         for image in images
@@ -29,15 +29,15 @@ def alike(images: Sequence[torch.Tensor]) -> np.ndarray:
     return (centred @ centred.T).numpy() > _CORRELATION
 
 
-def near_duplicates(may_be: np.ndarray, ratios: np.ndarray) -> list[int]:
-    """Group support images that are nearly the same.
+def near_duplicates(similar: np.ndarray, ratios: np.ndarray) -> list[int]:
+    """Group near-duplicates among support images.
 
     Parameters
     ----------
-    may_be : numpy.ndarray
-        (K, K), from `alike`.
+    similar : numpy.ndarray
+        (K, K), from `similar_pairs`.
     ratios : numpy.ndarray
-        (K,): what each scores against all patches of the others, over what its own changed views score against them.
+        (K,): anomaly score of each image against all patches of the others, divided by that of its augmented views.
 
     Returns
     -------
@@ -49,12 +49,12 @@ def near_duplicates(may_be: np.ndarray, ratios: np.ndarray) -> list[int]:
     if not (ratios < _LOW).any():
         return list(range(len(ratios)))
     lowish = ratios < _LOWISH
-    found = connected_components(may_be & lowish[:, None] & lowish, directed=False)[1]
+    found = connected_components(similar & lowish[:, None] & lowish, directed=False)[1]
     first = {group: number for number, group in enumerate(dict.fromkeys(found.tolist()))}
     return [first[group] for group in found.tolist()]
 
 
 def one_of_each(values: np.ndarray, groups: Sequence[int]) -> np.ndarray:
-    """Average values (K,) within groups of near-duplicates: they are one observation."""
+    """Average values (K,) within groups of near-duplicates, which count as one observation."""
     labels = np.asarray(groups)
     return np.array([values[labels == group].mean() for group in dict.fromkeys(groups)])

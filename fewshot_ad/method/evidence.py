@@ -1,4 +1,4 @@
-"""The kinds of evidence that a score is made of, and their weights."""
+"""The score components, and their weights."""
 
 from __future__ import annotations
 
@@ -6,60 +6,60 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# The parts of a score: kinds that are added before they are divided by what they read on the support.
+# Score components: kinds of evidence that are summed before their sum is divided by its mean on normal images.
 STUDENT, PATCH, EMBEDDING, SUBSPACE = PARTS = ("ssd", "tsd"), ("patch",), ("embedding",), ("subspace",)
-# Weights of the student's part and of "embedding", beside 1 of "patch", where they are asked for without a weight.
+# Default weights of the student's component and of "embedding", relative to a weight of 1 for "patch".
 STUDENT_WEIGHT, EMBEDDING_WEIGHT = 0.1, 0.2
-# Kinds that say nothing about where.
-WHOLE = EMBEDDING
+# Kinds that are one number for an image: they localise nothing.
+IMAGE_LEVEL = EMBEDDING
 EVIDENCE = tuple(name for part in PARTS for name in part)
 
 
 def kinds(evidence: str | Sequence[str] | Mapping[str, float]) -> set[str]:
-    """List the kinds of evidence that the parameter `evidence` names."""
+    """Return the kinds of evidence in the parameter `evidence`."""
     return set(parse_evidence(evidence, 1.0)[0])
 
 
 def needs_student(evidence: str | Sequence[str] | Mapping[str, float]) -> bool:
-    """Tell whether a kind of evidence is a student's."""
+    """Return whether the evidence needs a student."""
     return bool({"ssd", "tsd"} & kinds(evidence))
 
 
 def parse_evidence(
     evidence: str | Sequence[str] | Mapping[str, float], lam: float
 ) -> tuple[dict[str, float], list[tuple[str, ...]]]:
-    """Read the parameter `evidence`.
+    """Parse the parameter `evidence`.
 
     Parameters
     ----------
     evidence : str, sequence of str, or mapping of str to float
-        One kind; several kinds, of which "ssd" and "tsd" make one part, SSD + lam * TSD (the loss, at each position),
-        and each other one a part by itself; or the weights of a sum of unscaled kinds.
+        One kind; or several kinds, where "ssd" and "tsd" form one component, SSD + lam * TSD (the loss, at each
+        position), and each other kind a component by itself; or the weights of a sum of unscaled kinds.
     lam : float
-        inf is TSD alone.
+        Weight of TSD; inf is TSD alone.
 
     Returns
     -------
     weights : dict
-        Weight of each kind within its part.
+        Weight of each kind within its component.
     parts : list of tuple of str
-        Kinds whose weighted sum is to be divided by what it reads on the support. Empty for one kind or a mapping.
+        Components: kinds whose weighted sum is divided by its mean on normal images. Empty for one kind or a mapping.
 
     Raises
     ------
     ValueError
-        Nothing, an unknown kind, or a weight that is not a positive number.
+        No kind, an unknown kind, or a weight that is not a positive number.
     """
     given = [evidence] if isinstance(evidence, str) else list(evidence)
     if not given or not set(given) <= set(EVIDENCE):
         raise ValueError(
-            f"evidence={evidence!r} was given; accepted are one or several of {EVIDENCE}, or a dict of these with "
+            f"evidence={evidence!r} was given; it must be one or several of {EVIDENCE}, or a dict of these with "
             f"weights."
         )
     if isinstance(evidence, Mapping):
         if not all(isinstance(w, (int, float)) and np.isfinite(w) and w > 0 for w in evidence.values()):
             raise ValueError(
-                f"evidence={evidence!r}: every weight must be a finite number above 0; leave out what has none."
+                f"evidence={evidence!r}: every weight must be a finite number above 0; leave out kinds without weight."
             )
         return {name: float(w) for name, w in evidence.items()}, []
     weights = dict.fromkeys(given, 1.0)
@@ -74,13 +74,13 @@ def parse_evidence(
 def without_idle(
     evidence: str | Sequence[str] | Mapping[str, float], student_weight: float | None, embedding_weight: float | None
 ) -> str | tuple[str, ...] | dict[str, float]:
-    """Leave out, of several kinds of evidence, the parts whose weight is 0: they need not be computed.
+    """Leave out the components whose weight is 0, which need not be computed.
 
     Parameters
     ----------
     evidence : str, sequence of str, or mapping of str to float
     student_weight, embedding_weight : float
-        Those of the detector.
+        Parameters of the detector.
 
     Returns
     -------
@@ -89,32 +89,32 @@ def without_idle(
     Raises
     ------
     ValueError
-        No part is left.
+        No component is left.
     """
     if isinstance(evidence, str):
         return evidence
     if isinstance(evidence, Mapping):
         return dict(evidence)
     _, parts = parse_evidence(evidence, 1.0)
-    if len(parts) < 2:  # the weight of the only part changes nothing
+    if len(parts) < 2:  # the weight of a single component has no effect
         return tuple(evidence)
-    shares = weights_of_parts(parts, student_weight, embedding_weight)
-    idle = {name for part, share in shares.items() if share == 0 for name in part}
+    weights = component_weights(parts, student_weight, embedding_weight)
+    idle = {name for part, weight in weights.items() if weight == 0 for name in part}
     return tuple(name for name in evidence if name not in idle)
 
 
-def weights_of_parts(
+def component_weights(
     parts: Sequence[tuple[str, ...]], student_weight: float | None, embedding_weight: float | None
 ) -> dict[tuple[str, ...], float]:
-    """Tell the weight of each part of a score; they sum to 1.
+    """Return the weight of each score component; the weights sum to 1.
 
     Parameters
     ----------
     parts : list of tuple of str
         From `parse_evidence`.
     student_weight, embedding_weight : float
-        Weights of "ssd" and "tsd" together, and of "embedding", where "patch" and "subspace" have 1; None is the usual
-        one.
+        Weights of "ssd" and "tsd" together, and of "embedding", relative to 1 for "patch" and "subspace"; None is the
+        default.
 
     Returns
     -------
@@ -123,16 +123,16 @@ def weights_of_parts(
     Raises
     ------
     ValueError
-        All of them are 0.
+        All weights are 0.
     """
     student = STUDENT_WEIGHT if student_weight is None else float(student_weight)
     embedding = EMBEDDING_WEIGHT if embedding_weight is None else float(embedding_weight)
     given = {**dict.fromkeys(STUDENT, student), "embedding": embedding}
-    shares = {part: given.get(part[0], 1.0) for part in parts} if len(parts) > 1 else dict.fromkeys(parts, 1.0)
-    total = sum(shares.values())
-    if shares and total == 0:
+    weights = {part: given.get(part[0], 1.0) for part in parts} if len(parts) > 1 else dict.fromkeys(parts, 1.0)
+    total = sum(weights.values())
+    if weights and total == 0:
         raise ValueError(
-            f"student_weight={student_weight!r} and embedding_weight={embedding_weight!r} were given: nothing is left "
-            "of the evidence. Give one of them a weight above 0."
+            f"student_weight={student_weight!r} and embedding_weight={embedding_weight!r} were given, which leaves "
+            "no evidence. Give one of them a weight above 0."
         )
-    return {part: share / total for part, share in shares.items()}
+    return {part: weight / total for part, weight in weights.items()}

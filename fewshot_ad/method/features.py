@@ -18,9 +18,9 @@ from ..runtime import Lock, Runtime, is_out_of_memory
 from ..threads import computed, one_thread
 from .teacher import Backbone
 
-# Some kernels round differently for batches of different size. All batches of one shape have one size, padded, so that
-# an image's features never depend on its company; or a smaller one that was seen to give the same bits. On a CPU small
-# images are faster together, large ones each by itself.
+# Some kernels round differently for batches of different size. So that features never depend on batch composition, all
+# batches of one image shape are padded to one size, or to a smaller size that was found to give the same bits. On a CPU
+# small images are faster in batches, large ones one by one.
 CHUNK = 8
 _PIXELS = 2**18
 _SMALLER = (1, 2, 4)
@@ -30,14 +30,14 @@ Maps = list[torch.Tensor]
 
 
 def batch_size(shape: Sequence[int], device: torch.device) -> int:
-    """Tell how many inputs (..., H, W) go through a network together."""
+    """Return how many inputs (..., H, W) form one batch."""
     if device.type != "cpu":
         return CHUNK
     return next((n for n in (8, 4, 2) if n * shape[-2] * shape[-1] <= _PIXELS), 1)
 
 
 def in_batches(images: Sequence[torch.Tensor], device: torch.device) -> list[list[int]]:
-    """Put images (3, H, W) of one shape together: places in the sequence, at most `batch_size` of them each."""
+    """Group images (3, H, W) by shape: lists of indices, at most `batch_size` each."""
     groups: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)
@@ -49,14 +49,14 @@ def in_batches(images: Sequence[torch.Tensor], device: torch.device) -> list[lis
 
 
 class FeatureExtractor:
-    """Runs the frozen teacher in fixed-size batches, and remembers on disk what it has seen.
+    """Runs the frozen teacher in batches of fixed size, and caches its features on disk.
 
     Parameters
     ----------
     teacher : Backbone
         On the runtime's device.
     fingerprint : str
-        Its weights' hash: part of the cache's key.
+        Hash of its weights, part of the cache key.
     runtime : Runtime
     memory : joblib.Memory, optional
         Features are looked up and stored there, one entry for each distinct image.
@@ -64,7 +64,7 @@ class FeatureExtractor:
     Attributes
     ----------
     n_seen : int
-        Images that went through the teacher so far.
+        Number of images that the teacher has processed.
     """
 
     def __init__(self, teacher: Backbone, fingerprint: str, runtime: Runtime, memory: Any = None) -> None:
@@ -89,7 +89,7 @@ class FeatureExtractor:
         Returns
         -------
         list of Maps
-            Of each image: (1, C_l, H_l, W_l) for each of the teacher's maps, on the runtime's device.
+            For each image the teacher's maps, (1, C_l, H_l, W_l), on the runtime's device.
         """
         found: list[Maps] = [[] for _ in images]
         batches = in_batches(images, self.runtime.device)
@@ -112,11 +112,11 @@ class FeatureExtractor:
 
     @property
     def key(self) -> str:
-        """What the bits of the features depend on besides the image."""
+        """Everything that the bits of the features depend on, except the image."""
         import timm
 
         runtime, on_gpu = self.runtime, self.runtime.device.type == "cuda"
-        # Some networks keep all weights, and so their fingerprint, whichever stages they return.
+        # The fingerprint of some networks does not depend on the stages that they return.
         stages = f"{self.teacher.channels} {self.teacher.layers}"
         computed = f"{runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
         hardware = torch.cuda.get_device_name(runtime.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
@@ -124,7 +124,7 @@ class FeatureExtractor:
         return f"{self._fingerprint} {stages} {computed} {hardware} {made_by}"
 
     def keep(self, images: Sequence[torch.Tensor]) -> None:
-        """Hold the maps of these images (3, H, W) in memory: `fit` comes back to the support several times."""
+        """Keep the maps of these images (3, H, W) in memory: `fit` uses the support several times."""
         distinct = {image_hash(image): image for image in images}
         maps = self(list(distinct.values()))
         self._kept |= {key: [m[0] for m in one] for key, one in zip(distinct, maps, strict=True)}
@@ -163,14 +163,14 @@ def _one_image(image: np.ndarray, key: str, compute: Callable[[], list[np.ndarra
 
 
 def split(maps: Maps) -> list[Maps]:
-    """Take the maps of N images apart: (1, C_l, H_l, W_l) of each, in memory of its own."""
+    """Split the maps of N images: (1, C_l, H_l, W_l) for each, copied."""
     return [[m[i : i + 1].clone() for m in maps] for i in range(len(maps[0]))]
 
 
 def run_network(network: nn.Module, inputs: torch.Tensor, runtime: Runtime, *further: Any) -> Maps:
-    """Compute a network's maps (N, C_l, H_l, W_l) of inputs (N, C, H, W); an input's do not depend on the others.
+    """Compute a network's maps (N, C_l, H_l, W_l) of inputs (N, C, H, W), independent of batch composition.
 
-    What is `further` is passed on to the network. On a CPU one thread computes: kernels round by their number.
+    `further` is passed to the network. On a CPU one thread computes, since kernels round by the number of threads.
     """
 
     @torch.inference_mode()
@@ -208,7 +208,7 @@ def _equal_sizes(
         def is_equal(n: int) -> bool:
             try:
                 return all(torch.equal(a, b[:n]) for a, b in zip(forward(noise[:n]), expected, strict=True))
-            except (RuntimeError, MemoryError, ValueError):  # no memory; or a layer that refuses a single value
+            except (RuntimeError, MemoryError, ValueError):  # out of memory, or a layer that refuses a single value
                 return False
 
         _EQUAL_SIZES[key] = tuple(size for size in _SMALLER if size < full and is_equal(size))
@@ -230,7 +230,7 @@ def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (
     inputs : torch.Tensor
         (N, ...).
     sizes : sequence of int, optional
-        Of the batches, ascending.
+        Sizes of batches, ascending.
 
     Returns
     -------
@@ -240,7 +240,7 @@ def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (
     Raises
     ------
     OutOfMemoryError
-        If half a batch does not fit either.
+        Half a batch does not fit either.
     """
     parts, done = [], 0
     while done < len(inputs):
@@ -279,7 +279,7 @@ def plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _in_halves(function: _Forward, chunk: torch.Tensor) -> list[torch.Tensor]:
     half = max(1, len(chunk) // 2)
     warn(
-        f"Memory ran out on {len(chunk)} images at once; going on with {half}. Scores may differ in the "
+        f"Memory ran out with batches of {len(chunk)} images; continuing with {half}. Scores may differ in the "
         "last digits from those of a machine with more memory.",
         MemoryWarning,
     )
@@ -288,7 +288,7 @@ def _in_halves(function: _Forward, chunk: torch.Tensor) -> list[torch.Tensor]:
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"Memory ran out on {half} images at once. Lower image_size, or take a smaller backbone."
+                f"Memory ran out with batches of {half} images. Lower image_size, or take a smaller backbone."
             ) from error
         raise
     return [torch.cat(level) for level in zip(*halves, strict=True)]

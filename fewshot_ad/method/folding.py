@@ -12,20 +12,20 @@ from torch import nn
 def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
     """Move every BatchNorm that only follows a convolution into that convolution, in place.
 
-    What follows what is seen as the images pass, so it does not depend on how timm's networks are written. The outputs
-    stay the same up to rounding.
+    The order of layers is observed in a forward pass, so it does not depend on how timm's networks are written. The
+    outputs stay the same up to rounding.
 
     Parameters
     ----------
     model : torch.nn.Module
         In eval mode, returning a list of tensors.
     images : torch.Tensor
-        (N, 3, H, W), of the model's device and dtype.
+        (N, 3, H, W), on the model's device and in its dtype.
 
     Returns
     -------
     int
-        How many were folded.
+        Number of folded layers.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return 0
@@ -34,7 +34,7 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
 
     def after_conv(conv: nn.Module, _: Any, output: torch.Tensor) -> None:
         assert isinstance(conv, nn.Conv2d)  # nosec B101
-        made[id(output)] = (conv, output)  # held, so that its id is not given to another
+        made[id(output)] = (conv, output)  # kept alive, so that its id is not reused
 
     def before_norm(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if id(inputs[0]) in made:
@@ -70,7 +70,7 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
         replaced[names[norm]] = norm
         # timm's BatchNormAct2d holds the activation too.
         model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
-    # A convolution whose output went elsewhere as well would show here.
+    # Detects a convolution whose output is also used elsewhere.
     if not all(
         torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.std().nan_to_num()))
         for a, b in zip(model(images), before, strict=True)

@@ -1,4 +1,4 @@
-"""Weights from timm's hub: without a network, at once, where they are looked for and how to bring them there."""
+"""Weights from timm's hub; without a network connection, an immediate error that explains where to put them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from safetensors import safe_open
 
 from ..exceptions import WeightsNotFoundError
 
-# Seconds to wait for a connection; the hub's client by itself takes a minute to give up.
+# Seconds to wait for a connection; the hub's client itself gives up after a minute.
 _PATIENCE = 2.5
-# What timm takes where there is no safetensors file.
+# The file that timm uses if there is no safetensors file.
 OLDER = "pytorch_model.bin"
-# Of the files that `fewshot-ad weights` writes; their header names the training.
+# Format of the files that `fewshot-ad weights` writes; their header names the training.
 WEIGHTS_FORMAT = "fewshot_ad weights 1"
 
 
 class Source(NamedTuple):
-    """Where the hub has weights, and where they lie on this machine.
+    """Location of weights in the hub and on this machine.
 
     Attributes
     ----------
     repository, file : str
-        Of the hub; for weights that are no repository's, their address and the file's name.
+        Repository and file in the hub; for weights outside a repository, their URL and the file's name.
     url : str
     place : Path
         Where timm looks for the file on this machine.
     cached : Path or None
-        The file, or an older one that timm takes in its place, where it is there.
+        The file, or an older one that timm uses instead; None if neither exists.
     """
 
     repository: str
@@ -50,12 +50,12 @@ class Source(NamedTuple):
 
 
 def pretrained_config(name: str) -> Any:
-    """Look up what timm knows of a network's weights; None for a network that it does not know.
+    """Return timm's configuration of a network's weights; None for an unknown network.
 
     Raises
     ------
     WeightsNotFoundError
-        The network has no training of this tag.
+        timm has no weights with this tag.
     """
     import timm
 
@@ -67,12 +67,12 @@ def pretrained_config(name: str) -> Any:
         network, _, tag = name.partition(".")
         known = ", ".join(timm.list_pretrained(f"{network}.*")) or "none"
         raise WeightsNotFoundError(
-            f"Backbone {name!r}: timm has no weights {tag!r} of {network!r}, but {known}. Pass one of these names."
+            f"Backbone {name!r}: timm has no weights {tag!r} of {network!r}, only {known}. Pass one of these names."
         ) from error
 
 
 def whole_name(name: str, config: Any) -> str:
-    """Return a network's name with the tag of its training, where there is one: timm's first where none is named."""
+    """Return a network's name with the tag of its training, if it has one; by default timm's first tag."""
     network, tag = name.partition(".")[0], getattr(config, "tag", None)
     return f"{network}.{tag}" if tag else network
 
@@ -80,12 +80,12 @@ def whole_name(name: str, config: Any) -> str:
 def check_training(name: str, weights: str | os.PathLike[str]) -> None:
     """Check that a file of `fewshot-ad weights` holds the training that a backbone's name asks for.
 
-    Other files do not say which training they hold, and pass.
+    Other files do not name their training, and pass.
 
     Raises
     ------
     WeightsNotFoundError
-        Names both.
+        They differ; the message names both.
     """
     with safe_open(Path(weights).expanduser(), framework="pt") as file:
         metadata = file.metadata() or {}
@@ -94,19 +94,19 @@ def check_training(name: str, weights: str | os.PathLike[str]) -> None:
     try:
         found = str(json.loads(metadata["header"])["backbone"])
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsNotFoundError(f"{weights} is damaged: its header does not say whose weights it holds.") from error
+        raise WeightsNotFoundError(f"{weights} is damaged: its header does not name the network.") from error
     asked = whole_name(name, pretrained_config(name))
     if found != asked:
-        default = f", which {name!r} stands for" if name != asked else ""
+        default = f", the default of {name!r}" if name != asked else ""
         what = "network" if found.partition(".")[0] != asked.partition(".")[0] else "training"
         raise WeightsNotFoundError(
             f"{weights} holds weights of another {what} than the backbone's: {found!r}, not {asked!r}{default}. Name "
-            f"{found!r} as the backbone, or take the weights of {asked!r}."
+            f"{found!r} as the backbone, or use the weights of {asked!r}."
         )
 
 
 def locate(config: Any) -> Source | None:
-    """Say where timm has weights; None where it has none.
+    """Return where timm has weights; None if it has none.
 
     Parameters
     ----------
@@ -131,24 +131,25 @@ def locate(config: Any) -> Source | None:
 
 
 def cached_weights(name: str, config: Any) -> Path | None:
-    """Find weights that cannot be fetched now.
+    """Find cached weights if there is no network connection.
 
     Parameters
     ----------
     name : str
-        Of the backbone, for messages.
+        Name of the backbone, for messages.
     config : timm.models.PretrainedCfg or None
-        Where timm has its weights.
+        timm's configuration of the weights.
 
     Returns
     -------
     Path or None
-        The file in the cache, where there is no network; None where timm is to look for itself.
+        The cached file, if there is no network connection; None if timm can find the weights itself.
 
     Raises
     ------
     WeightsNotFoundError
-        There is no network, and they are not in the cache. Names repository, file, and where to put it.
+        There is no network connection, and the cache does not hold them; the message names repository, file, and where
+        to put it.
     """
     source = locate(config)
     if source is None or (problem := Probe(source.url).problem()) is None:
@@ -159,13 +160,13 @@ def cached_weights(name: str, config: Any) -> Path | None:
     raise WeightsNotFoundError(
         f"Backbone {name!r} has no weights here: {source.file} of {source.repository} is not in the hub's cache, and "
         f"cannot be fetched ({problem}). Bring {source.url} from a machine with network{command}, and either put it at "
-        f"{source.place}, or pass its path by weights=FILE; so you may with another one, a safetensors file in timm's "
-        "naming, or choose a backbone from timm.list_models(pretrained=True) whose weights are here."
+        f"{source.place}, or pass its path by weights=FILE. Any other safetensors file in timm's naming works too; or "
+        "choose a backbone from timm.list_models(pretrained=True) whose weights are here."
     )
 
 
 class Probe:
-    """A try to connect to an address, or to the proxy before it, while others work.
+    """An attempt in the background to connect to an address, or to its proxy.
 
     Parameters
     ----------
@@ -179,13 +180,13 @@ class Probe:
         proxy = proxies.get(parts.scheme) or proxies.get("all")
         if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
             parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        self._said: str | None = f"no answer from {parts.hostname}"
+        self._problem: str | None = f"no answer from {parts.hostname}"
         self._parts, self._end = parts, time.monotonic() + _PATIENCE
         self._thread: threading.Thread | None = None
         if constants.HF_HUB_OFFLINE:
-            self._said = "HF_HUB_OFFLINE is set"
+            self._problem = "HF_HUB_OFFLINE is set"
         else:
-            # A thread, as looking for an address has no time limit of its own.
+            # A thread, because name resolution has no time limit.
             self._thread = threading.Thread(target=self._connect, daemon=True)
             self._thread.start()
 
@@ -194,20 +195,20 @@ class Probe:
         try:
             port = parts.port or (80 if parts.scheme == "http" else 443)
             socket.create_connection((parts.hostname or "", port), _PATIENCE).close()
-            self._said = None
+            self._problem = None
         except (OSError, ValueError) as error:
-            self._said = f"{parts.hostname}: {error}"
+            self._problem = f"{parts.hostname}: {error}"
 
     def problem(self) -> str | None:
-        """Say what hinders; None if a connection was made. Waits for 2.5 seconds from the start at most."""
+        """Return why the connection failed, or None; waits until 2.5 seconds after the start at most."""
         if self._thread is not None:
             self._thread.join(max(0.0, self._end - time.monotonic()))
-        return self._said
+        return self._problem
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep timm from printing that a classifier's weights are left over, and the hub's client that it tries again."""
+    """Silence timm's messages about unused classifier weights, and those of the hub's client about retries."""
     loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

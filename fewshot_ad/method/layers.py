@@ -1,4 +1,4 @@
-"""Which layers of a network describe an image: blocks of a transformer, stages of any other network."""
+"""Choice of the layers that describe an image: blocks of a transformer, stages of any other network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 _OfLevel = TypeVar("_OfLevel")
-# Of the teacher's layers, as many as a student imitates.
+# Number of the teacher's layers that a student imitates.
 N_SCALES = 3
 _PYRAMID_STRIDES = (4, 8, 16)
-# The upper half of a transformer, as blocks of twelve (docs/choosing.md says whose choice it is).
+# The upper half of a transformer, for a depth of twelve blocks (docs/choosing.md gives the source).
 _BLOCKS_OF_TWELVE = (4, 5, 7, 10)
-# Square root of the area that images are resized to where nobody says: pyramids, and most of transformers.
+# Default square root of the area that images are resized to: for pyramids, and the largest for transformers.
 USUAL_SIZE, _TOKENS_SIZE = 128, 448
 
 
@@ -21,42 +21,42 @@ USUAL_SIZE, _TOKENS_SIZE = 128, 448
 class Layers:
     """The layers that describe an image.
 
-    What belongs to a network's maps, or the maps themselves, is a sequence: first the layers, shallow to deep; then, of
-    a network that was asked for its embedding, what a decoder starts from; and last what the embedding is pooled from.
+    A network's maps, and lists of their properties, are in this order: the layers, shallow to deep; then, if the
+    network returns an embedding, the input of a decoder; and last the map that the embedding is pooled from.
 
     Attributes
     ----------
     numbers : tuple of int
-        In the field's numbering. Blocks of a transformer count from 1 to its depth. Stages count from 1, the first one
-        at a stride of 4 pixels or more (a ResNet's `layer1`).
+        Numbers as in the literature. Blocks of a transformer count from 1 to its depth. Stages count from 1, the first
+        one at a stride of 4 pixels or more (a ResNet's `layer1`).
     tokens : bool
-        Whether they are a plain transformer's: maps of tokens, each one normalised by the network.
+        Whether they are blocks of a plain transformer: maps of tokens, normalised by the network.
     """
 
     numbers: tuple[int, ...] = (1, 2, 3)
     tokens: bool = False
 
     def of(self, levels: Sequence[_OfLevel]) -> list[_OfLevel]:
-        """Pick the layers."""
+        """Return the entries of the layers."""
         return list(levels[: len(self.numbers)])
 
     def middle(self, levels: Sequence[_OfLevel]) -> _OfLevel:
-        """Pick the layer whose positions patches are of."""
+        """Return the entry of the middle layer, whose positions are the patches."""
         return levels[(len(self.numbers) - 1) // 2]
 
     def for_student(self, levels: Sequence[_OfLevel]) -> list[_OfLevel]:
-        """Pick the three layers that a student imitates, the deepest, and what a decoder starts from."""
+        """Return the entries of the three deepest layers, which a student imitates, and of a decoder's input."""
         n = len(self.numbers)
         return [*levels[max(0, n - N_SCALES) : n], levels[min(n, len(levels) - 1)]]
 
 
 def is_plain(strides: Sequence[int]) -> bool:
-    """Tell a plain transformer, whose blocks all have one stride, from a network of stages."""
+    """Return whether a network is a plain transformer, whose blocks all have one stride."""
     return len(strides) > 1 and len(set(strides)) == 1
 
 
 def usual_size(strides: Sequence[int]) -> int:
-    """Tell the `image_size` that is taken where none is given."""
+    """Return the default `image_size`."""
     return max(1, _TOKENS_SIZE // strides[0]) * strides[0] if is_plain(strides) else USUAL_SIZE
 
 
@@ -70,18 +70,18 @@ def choose(name: str, asked: str | Sequence[int], strides: Sequence[int]) -> tup
     asked : {"auto", "last"} or sequence of int
         The parameter `layers`.
     strides : sequence of int
-        Of each block or stage that the network has, shallow to deep.
+        Stride of each block or stage of the network, shallow to deep.
 
     Returns
     -------
     layers : Layers
     places : tuple of int
-        Of each layer in `strides`.
+        Index of each layer in `strides`.
 
     Raises
     ------
     ValueError
-        Layers that are not there, with the nearest that are; the last of a network without tokens.
+        Layers that do not exist, with the nearest that do; "last" for a network without tokens.
     """
     tokens = is_plain(strides)
     first = 0 if tokens else next((i for i, stride in enumerate(strides) if stride >= _PYRAMID_STRIDES[0]), 0)
@@ -92,7 +92,7 @@ def choose(name: str, asked: str | Sequence[int], strides: Sequence[int]) -> tup
     elif asked == "last":
         if not tokens:
             raise ValueError(
-                f"layers='last' was given, but {name!r} has no tokens: it is no plain transformer, and has {what}. "
+                f"layers='last' was given, but {name!r} has no tokens: it is not a plain transformer, and has {what}. "
                 "Pass layers='auto' or a tuple of these, or the name of a transformer as backbone."
             )
         numbers = (there[-1],)
@@ -112,13 +112,13 @@ def _upper_half(depth: int) -> tuple[int, ...]:
 
 
 def usual_stages(strides: Sequence[int]) -> tuple[int, ...]:
-    """Choose stages by strides: 4, 8 and 16; of a network that lacks these the last three before the embedding."""
+    """Choose the stages of strides 4, 8 and 16; in a network without these, the last three before the embedding."""
     chosen = tuple(strides.index(stride) for stride in _PYRAMID_STRIDES if stride in strides)
     return chosen if len(chosen) == len(_PYRAMID_STRIDES) else tuple(range(len(strides)))[-4:][:3]
 
 
 def embedding_place(places: Sequence[int], strides: Sequence[int]) -> int | None:
-    """Find the block or stage that the embedding is of: the last block, the next deeper stage; None if none is left."""
+    """Return the index of the embedding: the last block, or the next deeper stage; None if there is none."""
     last = len(strides) - 1
     if is_plain(strides):
         return last

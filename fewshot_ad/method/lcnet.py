@@ -1,4 +1,4 @@
-"""PP-LCNet, the packaged teacher's architecture: timm's `lcnet_100`, to the bit, without waiting for timm's import."""
+"""PP-LCNet, the packaged teacher's architecture: bit-identical to timm's `lcnet_100`, without importing timm."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..runtime import is_out_of_memory
 from .layers import choose, embedding_place, usual_size
 from .teacher import Backbone, no_memory, observe
 
-# What timm says of `lcnet_100`.
+# Normalisation of `lcnet_100` in timm.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STEM = 16
-# By stage: channels, kernel, stride of the first block, blocks, whether they squeeze and excite.
+# For each stage: channels, kernel of each block, stride of the first block, and whether it has squeeze-and-excite.
 _STAGES = (
     (32, (3,), 1, False),
     (64, (3, 3), 2, False),
@@ -26,7 +26,7 @@ _STAGES = (
     (256, (5, 5, 5, 5), 1, False),
     (512, (5, 5), 2, True),
 )
-# Those that end a stride, and their strides.
+# The last stages of each stride, and these strides.
 _ENDS, _STRIDES = (0, 1, 2, 4, 5), (2, 4, 8, 16, 32)
 
 
@@ -59,17 +59,17 @@ class _Block(nn.Module):
 
 
 class LCNet(nn.Module):
-    """The network without its classifier; attributes have timm's names, so that its files fit.
+    """The network without its classifier; attributes have timm's names, to match its files.
 
     Parameters
     ----------
     returned : collection of int
-        Stages whose maps are returned. Later ones are there, for their weights, and not computed.
+        Stages whose maps are returned. Later stages exist for their weights, but are not computed.
 
     Attributes
     ----------
     channels : tuple of int
-        Of each returned map, shallow to deep.
+        Channels of each returned map, shallow to deep.
     """
 
     def __init__(self, returned: Collection[int]) -> None:
@@ -108,18 +108,18 @@ def build_lcnet(
     embedding: bool,
     layers: str | Sequence[int] = "auto",
 ) -> Backbone:
-    """Make the frozen teacher that `teacher.build_backbone` makes of a file for `lcnet_100` that is known to be whole.
+    """Build the same frozen teacher as `teacher.build_backbone` does from a complete file of `lcnet_100`.
 
     Parameters
     ----------
     name : str
-        For messages.
+        Name for messages.
     image_size, square, layers
         See `teacher.build_backbone`.
     weights : Path
         safetensors file in timm's naming.
     embedding : bool
-        Whether the last returned map is the embedding that a decoder student starts from.
+        Whether to return the embedding, the input of a decoder student, as the last map.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def build_lcnet(
     Raises
     ------
     ValueError
-        The given sides are not multiples of 16, or there are no such layers.
+        The given sides are not multiples of 16, or the layers do not exist.
     OutOfMemoryError
     """
     chosen, places = choose(name, layers, _STRIDES)
@@ -139,7 +139,7 @@ def build_lcnet(
     geometry = Geometry(size, square, _STRIDES[places[-1]])
     geometry.check(name, strictly=False)
     try:
-        with torch.device("meta"):  # no weights are drawn, and so the generator is left as it is
+        with torch.device("meta"):  # draws no weights, and so leaves the generator as it is
             model = LCNet(returned)
         held = load_file(weights)
         model.load_state_dict(

@@ -26,7 +26,7 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") ->
     """
     if form == "flattened":
         a, b = a.flatten(1), b.flatten(1)
-    # Sums of products: torch's cosine_similarity takes two to five times as long over an axis that is not the last.
+    # Sums of products: torch's cosine_similarity takes two to five times as long if the axis is not the last.
     of_a, of_b = (a * a).sum(1), (b * b).sum(1)
     norms = of_a * of_b
     product = (a * b).sum(1)
@@ -35,12 +35,12 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") ->
     if not torch.compiler.is_compiling():  # a graph has no branches
         if not norms.numel() or (norms.min() >= _TINY and norms.max() < torch.inf):
             return distance
-    # Short and long vectors, whose norms' product leaves float32, are brought near length 1 first. Their gradient stays
-    # that of the line above, which is bounded: an angle's grows without end as a vector shrinks.
-    odd = ((norms < _TINY) | (norms == torch.inf)) & (of_a > 0) & (of_b > 0)
+    # Very short and very long vectors, whose product of norms leaves the range of float32, are rescaled first. Their
+    # gradient stays that of the line above, which is bounded; that of an angle is not as a vector shrinks.
+    extreme = ((norms < _TINY) | (norms == torch.inf)) & (of_a > 0) & (of_b > 0)
     by_a, by_b = (squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt() for squares in (of_a, of_b))
     angle = product * by_a * by_b * ((of_a * by_a * by_a) * (of_b * by_b * by_b)).rsqrt()
-    return distance + torch.where(odd, 1 - angle - distance.detach(), 0.0)
+    return distance + torch.where(extreme, 1 - angle - distance.detach(), 0.0)
 
 
 def distillation_loss(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], form: str) -> torch.Tensor:

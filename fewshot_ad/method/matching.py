@@ -1,4 +1,4 @@
-"""The support's memory: the teacher's patches, and pooled embeddings, that those of a query are compared with."""
+"""The memory bank: the support's patches and pooled embeddings, and nearest-neighbour search in them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.views import turned_and_mirrored
+from ..data.views import rotated_and_mirrored
 from .coreset import Patches, leading_directions
 from .layers import Layers
 
-# Directions that the quick search of patches looks along: with 64 of 448 the distance found is 0.5 % larger on average,
-# and image AUROC the same to 0.001 (docs/experiments.md).
+# Dimensions of the approximate nearest-neighbour search: with 64 of 448 the distance is 0.5 % larger on average, and
+# image AUROC the same to 0.001 (docs/experiments.md).
 SEARCHED = 64
 # Patches of a query that are compared at once.
 _TILE = 1024
@@ -22,15 +22,15 @@ _TILE = 1024
 
 @dataclass(frozen=True)
 class Match:
-    """The patch of the support that is most like a patch of an image.
+    """The support patch that is most similar to a patch of an image.
 
     Attributes
     ----------
     support_index : int
         The support image that it is in.
     row, col : float
-        Its centre in that image as it was given, neither turned nor mirrored; pixels, whole numbers being the centres
-        of pixels.
+        Its centre in the original support image, neither rotated nor mirrored; in pixels, whole numbers being the
+        centres of pixels.
     similarity : float
         Cosine of the two patches' descriptors, at most 1.
     """
@@ -48,7 +48,7 @@ def patch_features(maps: Sequence[torch.Tensor], layers: Layers = _STAGES) -> to
     """Join the teacher's layers into one descriptor for each position of the middle layer.
 
     Each stage is averaged over 3x3 neighbourhoods, normalised, and brought to the middle stage's size; the joined
-    vector is normalised again. Tokens are normalised and joined: each has seen its neighbours.
+    vector is normalised again. Tokens are normalised and joined: attention has mixed neighbours already.
 
     Parameters
     ----------
@@ -85,9 +85,9 @@ class PatchBank:
     n_support : int
         K.
     lowered : torch.dtype, optional
-        None compares all patches in full. A format makes the search a quick one: in that format, and along the
-        directions in which the patches differ most, it finds one candidate for each patch of a query; this is compared
-        in full.
+        None compares all patches exactly. A number format makes the search approximate: in that format, and along the
+        directions of largest variance, it finds one candidate for each patch of a query, whose similarity is then
+        computed exactly.
     """
 
     def __init__(self, patches: Patches, n_support: int, lowered: torch.dtype | None = None) -> None:
@@ -112,31 +112,31 @@ class PatchBank:
         query : torch.Tensor
             (..., P, D), rows of norm 1.
         left_out : torch.Tensor of bool
-            (..., K), support images that must not count.
+            (..., K), support images to leave out.
 
         Returns
         -------
         similarity : torch.Tensor
             (..., P), cosine.
         match : torch.Tensor of int
-            (..., P), the support image that it is of.
+            (..., P), the support image that the patch belongs to.
         """
-        if torch.compiler.is_compiling():  # a graph knows no copies
+        if torch.compiler.is_compiling():  # a graph leaves no support images out
             return self._nearest(query, None)
         hidden = None
         if left_out.any():
             hidden = left_out[..., self.owners]
-            hidden = hidden & ~hidden.all(-1, keepdim=True)  # where nothing else is kept
+            hidden = hidden & ~hidden.all(-1, keepdim=True)  # unless nothing would be left
         # A few at a time: the products of all patches of a large image with the bank would fill the memory.
         parts = [self._nearest(some, hidden) for some in query.split(_TILE, -2)]
         similarity, match = zip(*parts, strict=True)
         return torch.cat(similarity, -1), torch.cat(match, -1)
 
     def _nearest(self, query: torch.Tensor, hidden: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = query
+        searched = query
         if self._basis is not None:
-            seen = F.pad((query - self._centre) @ self._basis, (0, 1), value=1.0).to(self._searched.dtype)
-        products = seen @ self._searched
+            searched = F.pad((query - self._centre) @ self._basis, (0, 1), value=1.0).to(self._searched.dtype)
+        products = searched @ self._searched
         if hidden is not None:
             products = products.masked_fill(hidden[..., None, :], -torch.inf)
         if self._basis is None:
@@ -161,7 +161,7 @@ def patch_evidence(
     layers: Layers = _STAGES,
     inside: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare every teacher patch of a query with its most similar patch of the support.
+    """Compute the distance of every patch of a query to its nearest neighbour in the support.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def patch_evidence(
     bank : PatchBank
         Of K support images.
     exclude : torch.Tensor of bool
-        (N, K), support images that must not count for a query.
+        (N, K), support images to leave out for a query.
     layers : Layers, optional
         Which of the maps are layers.
     inside : torch.Tensor, optional
@@ -181,7 +181,7 @@ def patch_evidence(
     distance : torch.Tensor
         (N, H, W), as the middle layer: 1 - largest cosine.
     weights : torch.Tensor
-        (N, K): share of the query's patches that found their match in each support image.
+        (N, K): proportion of the query's patches whose nearest neighbour is in the support image.
     """
     similarity, match = bank.nearest(patch_features(maps, layers), exclude)
     found = F.one_hot(match, bank.n_support).to(similarity.dtype)
@@ -220,7 +220,7 @@ def embedding_evidence(
     bank : torch.Tensor
         (K, V, C), `pooled_embedding` of every support image in its V views.
     exclude : torch.Tensor of bool
-        (N, K), support images that must not count for a query.
+        (N, K), support images to leave out for a query.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def embedding_evidence(
     weights : torch.Tensor
         (N, K): 1 for the support image that was most similar.
     """
-    # A sum, not a matrix product: it rounds alike for any number of queries.
+    # A sum, not a matrix product: its rounding does not depend on the number of queries.
     similarity = (pooled_embedding(maps)[:, None, None] * bank).sum(-1).amax(2)
     best, match = similarity.masked_fill(exclude, -torch.inf).max(1)
     return 1 - best, F.one_hot(match, bank.shape[0]).to(best.dtype)
@@ -242,21 +242,21 @@ def support_patches(
     owner: int,
     inside: torch.Tensor | None = None,
 ) -> Patches:
-    """Say where the patches of one support image are.
+    """Locate the patches of one support image.
 
     Parameters
     ----------
     views : sequence of torch.Tensor
         `patch_features` of the image and of its other views, all eight, four or none, in the order of
-        `turned_and_mirrored`, (P, D) each.
+        `rotated_and_mirrored`, (P, D) each.
     grid : tuple of two ints
         Height and width of the image's patches.
     size : sequence of two ints
         Height and width of the image, pixels.
     owner : int
-        Its number.
+        Index of the support image.
     inside : torch.Tensor of bool, optional
-        (views P,): those that are kept.
+        (views P,): patches to keep.
 
     Returns
     -------
@@ -264,8 +264,8 @@ def support_patches(
     """
     features = torch.cat(list(views))
     cells = torch.arange(grid[0] * grid[1]).view(grid)
-    # Where each patch of each view is in the image as it was: the positions themselves, turned and mirrored.
-    grids = turned_and_mirrored(cells, quarters=len(views) != 4)
+    # The position of each view's patches in the original image: the grid of positions, rotated and mirrored alike.
+    grids = rotated_and_mirrored(cells, quarters=len(views) != 4)
     place = torch.cat([one.flatten() for one in grids[: len(views)]])
     at = place // grid[1], place % grid[1]
     spots = [(of_side + 0.5) * n / m - 0.5 for of_side, n, m in zip(at, size, grid, strict=True)]
@@ -284,7 +284,7 @@ def patch_at(
 
 
 def best_match(patches: Patches, query: torch.Tensor, left_out: torch.Tensor) -> Match | None:
-    """Find the patch of the support that is most like one of a query; all are compared in full.
+    """Find the nearest neighbour of a query patch in the support, by exact comparison with all patches.
 
     Parameters
     ----------
@@ -292,12 +292,12 @@ def best_match(patches: Patches, query: torch.Tensor, left_out: torch.Tensor) ->
     query : torch.Tensor
         (D,), norm 1, on the CPU.
     left_out : torch.Tensor of bool
-        (K,), support images that must not count.
+        (K,), support images to leave out.
 
     Returns
     -------
     Match or None
-        None where all are left out. Of equally similar ones the first.
+        None if all are left out. The first of equally similar patches.
     """
     similarity = (patches.features @ query).masked_fill(left_out[patches.owners], -torch.inf).numpy()
     place = int(similarity.argmax())

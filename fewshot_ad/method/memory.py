@@ -1,4 +1,4 @@
-"""The support -> what queries are compared with."""
+"""From the support to the memory bank and the students' maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..data.views import turned_and_mirrored
+from ..data.views import rotated_and_mirrored
 from ..runtime import Runtime
 from ..threads import computed, one_thread
 from .coreset import Patches, farthest_first, quota, thinned
@@ -20,7 +20,7 @@ from .subspace import Moments, Subspaces, subspace_features
 
 
 class Description(NamedTuple):
-    """The support as the teacher describes it, as far as that is wanted.
+    """The support described by the teacher, as far as the evidence needs it.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Description(NamedTuple):
     embeddings : torch.Tensor or None
         (K, views, C).
     moments : list of Moments, or None
-        Of each image.
+        One for each image.
     """
 
     patches: Patches | None = None
@@ -52,11 +52,11 @@ def describe_support(
         K of (3, H, W), in [0, 1].
     extract : FeatureExtractor
     wanted : set of str
-        Kinds of evidence.
+        Kinds of evidence that are needed.
     augment : bool
-        Whether its turned and mirrored views are described too.
+        Whether to add rotated and mirrored views.
     max_patches : int
-        How many patches are kept of all.
+        Largest number of patches that are kept in all.
     foreground : float or None
         See `find_foreground`; None keeps the background too.
 
@@ -68,7 +68,7 @@ def describe_support(
         return Description()
 
     def describe(owner: int) -> tuple[Patches | None, torch.Tensor, Moments | None]:
-        """Describe one image; of its patches no more are kept than stand for the rest."""
+        """Describe one image, and keep a coreset of its patches."""
         described = describe_views(support[owner], extract, augment, foreground, "subspace" in wanted)
         kept = None
         if "patch" in wanted:
@@ -89,14 +89,14 @@ def describe_support(
 
 
 def _storable(patches: Patches, extract: FeatureExtractor) -> Patches:
-    """Round a transformer's patches to numbers of float16: a file holds these, and is half as large."""
+    """Round a transformer's patches to float16, in which files store them at half the size."""
     if not extract.teacher.layers.tokens:
         return patches
     return Patches(patches.features.half().to(patches.features.dtype), patches.owners, patches.spots)
 
 
 class Described(NamedTuple):
-    """A support image and its other views, as the teacher describes them.
+    """A support image and its other views, described by the teacher.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Described(NamedTuple):
     embeddings : torch.Tensor
         (views, C).
     spanning : list of torch.Tensor
-        `subspace_features` of each view, (P, D); empty where they are not wanted.
+        `subspace_features` of each view, (P, D); empty if not needed.
     grid : tuple of two ints
         Height and width of the image's patches.
     inside : torch.Tensor of bool, or None
@@ -124,11 +124,11 @@ def describe_views(
 ) -> Described:
     """Describe a support image (3, H, W) and, with `augment`, its other views, in this thread.
 
-    The teacher's maps, which are large, are let go of one batch after the other.
+    The teacher's large maps are released after each batch.
     """
-    # A network for images of one shape may not take another.
+    # A network for images of one shape may not accept rotated ones.
     quarters = extract.teacher.geometry.fixed in (None, tuple(image.shape[:0:-1]))
-    shown = turned_and_mirrored(image, quarters=quarters) if augment else [image]
+    shown = rotated_and_mirrored(image, quarters=quarters) if augment else [image]
     patches, embeddings = [torch.empty(0)] * len(shown), [torch.empty(0)] * len(shown)
     spans: list[torch.Tensor] = []
     inside: list[torch.Tensor] = []
@@ -148,8 +148,8 @@ def describe_views(
 
 
 @torch.inference_mode()
-def show_support(expert: Expert, support: Sequence[torch.Tensor], extract: FeatureExtractor) -> Expert:
-    """Compute an expert's maps of the support; images that are new to it count as unseen."""
+def add_support_maps(expert: Expert, support: Sequence[torch.Tensor], extract: FeatureExtractor) -> Expert:
+    """Compute an expert's maps of the support; new images count as not trained on."""
     seen = torch.zeros(len(support), dtype=torch.bool)
     seen[: len(expert.seen)] = expert.seen
     runtime = extract.runtime
@@ -172,7 +172,7 @@ def prepare_memory(
     n_support: int,
     runtime: Runtime,
 ) -> Memory:
-    """Bring the support to a device, ready to be searched."""
+    """Move the support to a device, and build its search index."""
     place = runtime.device, runtime.dtype
     with one_thread():
         return Memory(

@@ -1,4 +1,4 @@
-"""The networks that come with the package: which they are, and that they are as they were made."""
+"""The packaged networks, and a check of their files."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Packaged:
     hashes: dict[str, str]
 
     def check(self, path: Path) -> Path:
-        """Return the path of one of the two files, after a look at every byte of it.
+        """Return the path of one of the two files, after a check of its sha256.
 
         Raises
         ------
         CheckpointError
-            The file is missing, or not the one that the package was made with.
+            The file is missing, or differs from the packaged one.
         """
         try:
             entry = path.stat()
@@ -55,7 +55,7 @@ class Packaged:
 
 @functools.lru_cache(maxsize=4)
 def _sha256(path: Path, modified: int, size: int) -> str:
-    """Hash a file again only if it changed: every call that scores looks for its teacher."""
+    """Hash a file, again only if it changed: every scoring call requests its teacher."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -74,12 +74,12 @@ PACKAGED = {
 
 
 def timm_name(backbone: str) -> str:
-    """Return timm's name of a backbone: its own, or that of a packaged teacher's architecture."""
+    """Return the timm name of a backbone, or of a packaged teacher's architecture."""
     return PACKAGED[backbone].network if backbone in PACKAGED else backbone
 
 
 def teacher_file(backbone: str, weights: str | os.PathLike[str] | None) -> Path | None:
-    """Return the file to take a teacher's weights from; None for the hub's."""
+    """Return the file of a teacher's weights; None if they are the hub's."""
     if weights is not None:
         return Path(weights).expanduser()
     return PACKAGED[backbone].check(PACKAGED[backbone].teacher) if backbone in PACKAGED else None

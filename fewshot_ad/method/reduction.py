@@ -1,4 +1,4 @@
-"""From distances at a network's positions to pixels, and from a map to one number."""
+"""Upsampling of distances to pixels, and reduction of a map to one number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-# Side of the square map that `sigma` is given for, pixels.
+# Side of the square map that `sigma` refers to, in pixels.
 USUAL_SIDE = 128
 
 
@@ -32,7 +32,7 @@ def to_pixels(
     shape : sequence of two ints
         Height and width of the images, pixels.
     sigma : float
-        Of a map of `USUAL_SIDE` squared pixels, in its pixels; that of a larger or smaller map is in proportion.
+        Standard deviation in pixels for a map of `USUAL_SIDE` squared; scaled in proportion for other sizes.
     blurs : sequence of two torch.Tensor, optional
         `shared_blurs` of the same shape, sigma and upsampling.
     upsampling : {"half_pixel", "align_corners"}, optional
@@ -60,7 +60,7 @@ def to_pixels(
 
 
 def shared_blurs(shape: Sequence[int], sigma: float, upsampling: str) -> list[torch.Tensor] | None:
-    """Make what `to_pixels` blurs with, for all maps of a graph that is traced; otherwise it has its matrices ready."""
+    """Return the blurring matrices of `to_pixels` for a graph that is traced; otherwise None, as they are cached."""
     if not torch.compiler.is_compiling():
         return None
     return [_blurring(n, shape[0] * shape[1], sigma, upsampling) for n in shape]
@@ -106,8 +106,7 @@ def _blurring(size: int, area: int, sigma: float, upsampling: str) -> torch.Tens
 def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
     """Multiply (..., H, W) by a weight at the edge that rises to 1 within an eighth of each side.
 
-    Features near the border are partly of the padding, and have fewer like them: they read as more anomalous than they
-    are.
+    Features near the border are affected by padding and have fewer close neighbours, which raises their anomaly scores.
     """
     if weight == 1:
         return maps
@@ -126,11 +125,11 @@ class Reduction:
     aggregation : {"max", "mean"} or float
         See `aggregate`.
     sigma : float
-        Of the map's blur: see `to_pixels`.
+        Standard deviation of the blur: see `to_pixels`.
     border_weight : float
         See `fade_border`.
     contrast : float
-        Share of a map's mean that is taken off its score.
+        Proportion of a map's mean that is subtracted from its score.
     upsampling : {"half_pixel", "align_corners"}
         See `to_pixels`.
     foreground : float or None
@@ -149,11 +148,11 @@ class Reduction:
         return self.peak(maps) - self.contrast * maps.mean((-2, -1))
 
     def fade(self, maps: torch.Tensor) -> torch.Tensor:
-        """Fade the border of maps (..., H, W) as far as the score does."""
+        """Fade the border of maps (..., H, W) as for the score."""
         return fade_border(maps, self.border_weight)
 
     def peak(self, maps: torch.Tensor) -> torch.Tensor:
-        """Reduce maps (..., H, W) to how high their hottest pixels are, (...)."""
+        """Reduce maps (..., H, W) to the level of their highest pixels, (...)."""
         return aggregate(self.fade(maps), self.aggregation)
 
 
@@ -165,7 +164,7 @@ def aggregate(maps: torch.Tensor, how: str | float) -> torch.Tensor:
     maps : torch.Tensor
         (..., H, W).
     how : {"max", "mean"} or float in (0, 1]
-        A float is the mean of that share of the pixels, the highest ones.
+        A float is the mean of that proportion of the pixels, the highest ones.
 
     Returns
     -------

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..runtime import Runtime
 from ..threads import computed
-from .evidence import WHOLE
+from .evidence import IMAGE_LEVEL
 from .features import FeatureExtractor, Maps, in_batches, run_network, split
 from .foreground import find_foreground
 from .losses import cosine_distance
@@ -24,13 +24,13 @@ from .reduction import Reduction, shared_blurs, to_pixels
 from .student import StudentNetwork
 from .subspace import Subspaces, subspace_evidence
 
-# Support images that a student compares with: of more, those that stand for the others.
+# Largest number of support images that a student compares with; from a larger support a diverse subset is chosen.
 MOST_SHOWN = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Some of the support as a student sees it, all in the shapes of one query.
+    """A student's maps of support images, resized to the shapes of one query.
 
     Attributes
     ----------
@@ -44,14 +44,15 @@ class Shown:
 
 @dataclass(eq=False)
 class Expert:
-    """A trained student, with the support as it sees it.
+    """A trained student with its maps of the support.
 
     Attributes
     ----------
     student : StudentNetwork
         In eval mode.
     seen : torch.Tensor of bool
-        (K,): the support images that it was trained on. It has no say where one of these is left out.
+        (K,): whether the student was trained on the support image. It is not used for queries that leave one of these
+        out.
     shown : tuple of int
         The support images that it compares with: all, or `MOST_SHOWN` of them.
     maps : list of Maps
@@ -65,7 +66,7 @@ class Expert:
     _prepared: OrderedDict[tuple[Any, ...], Shown] = field(default_factory=OrderedDict, init=False, repr=False)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Expert:
-        """Return the same expert on a device, in a format."""
+        """Return the expert on a device, in a number format."""
         weight, place = next(self.student.parameters()), (torch.device(device), dtype)
         if (weight.device, weight.dtype) == place:
             return self
@@ -73,9 +74,9 @@ class Expert:
         return Expert(student, self.seen, self.shown, [[m.to(*place) for m in maps] for maps in self.maps])
 
     def support(self, found: Sequence[torch.Tensor]) -> Shown:
-        """Show the support in the shapes of a query's maps; what other shape it has is resampled, bilinear."""
+        """Return the support's maps in the shapes of a query's maps, resampled bilinearly if necessary."""
         shapes = tuple(m.shape[2:] for m in found)
-        if torch.compiler.is_compiling():  # a graph's shapes may be free, and its tensors are not to be kept
+        if torch.compiler.is_compiling():  # a graph's shapes may be symbolic, and its tensors must not be kept
             return self._in_shapes(shapes)
         known = self._prepared.get(shapes)
         if known is None:
@@ -87,25 +88,25 @@ class Expert:
 
     def _in_shapes(self, shapes: Sequence[Sequence[int]]) -> Shown:
         levels = zip(*self.maps, strict=True)
-        # Neighbours of one shape together.
-        alike = ([list(of_shape) for _, of_shape in itertools.groupby(level, lambda m: m.shape)] for level in levels)
+        # Consecutive maps of one shape are resampled together.
+        grouped = ([list(of_shape) for _, of_shape in itertools.groupby(level, lambda m: m.shape)] for level in levels)
         maps = [
             torch.cat([_resampled(torch.cat(of_shape), s) for of_shape in level])
-            for level, s in zip(alike, shapes, strict=True)
+            for level, s in zip(grouped, shapes, strict=True)
         ]
         return Shown(maps, self.student.weighting.keys(maps))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is only prepared."""
+        """Leave out the cache."""
         return {**self.__dict__, "_prepared": OrderedDict()}
 
 
-# Shapes of queries that a support is held ready for.
+# Number of query shapes for which the support's maps are cached.
 _SHAPES = 32
 
 
 def _resampled(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    # A graph's free shape is compared with nothing: that would fix it.
+    # A symbolic shape of a graph must not be compared: that would fix it.
     if all(isinstance(n, int) for n in shape) and maps.shape[2:] == tuple(shape):
         return maps
     return F.interpolate(maps, size=tuple(shape), mode="bilinear", align_corners=False)
@@ -120,20 +121,21 @@ def student_evidence(
     ----------
     expert : Expert
     found, maps : list of torch.Tensor
-        The student's, and what it sees of the teacher's (`Layers.for_student`), of the queries, (N, C_l, H_l, W_l).
+        Maps of the queries, (N, C_l, H_l, W_l): the student's, and those of the teacher that it uses
+        (`Layers.for_student`).
     exclude : torch.Tensor of bool
-        (N, K), support images that must not count for a query.
+        (N, K), support images to leave out for a query.
 
     Returns
     -------
     ssd, tsd : list of torch.Tensor
         (N, H_l, W_l) for each scale: 1 - cosine at each position.
     weights : torch.Tensor
-        (N, K), the attention's, averaged over scales.
+        (N, K), weights of the attention, averaged over scales.
     """
     support, places = expert.support(found), list(expert.shown)
     hidden = exclude[:, places]
-    hidden = hidden & ~hidden.all(1, keepdim=True)  # where nothing else is shown
+    hidden = hidden & ~hidden.all(1, keepdim=True)  # unless nothing would be left
     references, weights = expert.student.weighting(found, support.maps, support.keys, hidden)
     ssd = list(map(cosine_distance, found, references))
     tsd = list(map(cosine_distance, expert.student.targets(maps), found))
@@ -145,19 +147,19 @@ def student_evidence(
 
 
 def run_student(student: StudentNetwork, images: torch.Tensor, maps: Sequence[torch.Tensor], runtime: Runtime) -> Maps:
-    """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, H, W), given what it sees of the teacher's."""
+    """Compute the student's maps (N, C_l, H_l, W_l) of images (N, 3, H, W) from the teacher's maps that it uses."""
     shapes = tuple(tuple(m.shape[2:]) for m in maps[:-1])
     return run_network(student, student.inputs(images, maps), runtime, shapes)
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """The support as queries are compared with it, on one device.
+    """What queries are compared with: the memory bank and the students, on one device.
 
     Attributes
     ----------
     experts : tuple of Expert
-        Their evidence is averaged; empty where no student is asked for.
+        Their evidence is averaged; empty if no student is needed.
     bank : PatchBank or None
         For `patch_evidence`.
     embeddings : torch.Tensor or None
@@ -173,33 +175,33 @@ class Memory:
 
 
 class Evidence(NamedTuple):
-    """What the kinds of evidence read on N images of one shape; high = anomalous.
+    """The score components of N images of one shape; high = anomalous.
 
     Attributes
     ----------
     maps : torch.Tensor
-        (N, L, H, W), blurred: of the kinds that say where, in the order of the weights.
+        (N, L, H, W), blurred maps of the localised components, in the order of the weights.
     whole : torch.Tensor
-        (N, W): of the kinds that judge an image as a whole, in the same order.
+        (N, W): the components that are one number for an image, in the same order.
     """
 
     maps: torch.Tensor
     whole: torch.Tensor
 
 
-class Read(NamedTuple):
-    """One image, as a scorer reads it.
+class QueryResult(NamedTuple):
+    """What a scorer computes for one image.
 
     Attributes
     ----------
     evidence : Evidence
-        Of this image alone, on the CPU.
+        Evidence of this image, on the CPU.
     weights : torch.Tensor
-        (K,), summing to 1: how much each support image counted. The attention's where there is a student, else the
-        share of matched patches; 1 for the most similar image where there is only "embedding" (and "subspace"); equal
-        for all where there is only "subspace".
+        (K,), summing to 1: weight of each support image. From the attention if there is a student, otherwise the
+        proportion of matched patches; with only "embedding" (and "subspace") 1 for the most similar image; with only
+        "subspace" equal for all.
     maps : Maps
-        The teacher's.
+        The teacher's maps.
     """
 
     evidence: Evidence
@@ -208,16 +210,16 @@ class Read(NamedTuple):
 
 
 class Scorer:
-    """The one way from images to evidence, fused map and score.
+    """The only path from images to evidence, fused map and score.
 
     Parameters
     ----------
     extract : FeatureExtractor
-        Of the teacher.
+        Extractor of the teacher's features.
     memory : Memory
-        On the device and in the format of `extract`.
+        On the device and in the number format of `extract`.
     weights : dict of str to float
-        Of each kind of evidence in the score, scale included.
+        Weight of each kind of evidence in the score, divided by its scale.
     reduction : Reduction
     """
 
@@ -229,11 +231,11 @@ class Scorer:
         self.memory = memory
         self.weights = weights
         self.reduction = reduction
-        self._local = [name for name in weights if name not in WHOLE]
-        self._whole = [name for name in weights if name in WHOLE]
+        self._local = [name for name in weights if name not in IMAGE_LEVEL]
+        self._image_level = [name for name in weights if name in IMAGE_LEVEL]
 
     @torch.inference_mode()
-    def read(self, images: torch.Tensor, exclude: torch.Tensor) -> list[Read]:
+    def read(self, images: torch.Tensor, exclude: torch.Tensor) -> list[QueryResult]:
         """Compute each kind of evidence of a few images of one shape, in this thread.
 
         Parameters
@@ -241,22 +243,22 @@ class Scorer:
         images : torch.Tensor
             (N, 3, H, W), in [0, 1].
         exclude : torch.Tensor of bool
-            (N, K), support images that must not count for a query.
+            (N, K), support images to leave out for a query.
 
         Returns
         -------
-        list of Read
-            Of each image.
+        list of QueryResult
+            One for each image.
         """
         maps = self.extract.batch(images)
         shown = self.layers.for_student(maps)
         seen = [split(run_student(one.student, images, shown, self.extract.runtime)) for one in self.memory.experts]
         exclude = exclude.to(maps[0].device)
         found = []
-        # One image at a time: kernels round by shape, and an image must read the same in any company.
+        # One image at a time: kernels round by shape, and a score must not depend on batch composition.
         for i, own in enumerate(split(maps)):
             evidence, weights = self.compare(own, [one[i] for one in seen], exclude[i : i + 1], images.shape[-2:])
-            found.append(Read(Evidence(evidence.maps.cpu(), evidence.whole.cpu()), weights[0].cpu(), own))
+            found.append(QueryResult(Evidence(evidence.maps.cpu(), evidence.whole.cpu()), weights[0].cpu(), own))
         return found
 
     def read_all(self, images: Sequence[torch.Tensor], exclude: torch.Tensor) -> list[Evidence]:
@@ -275,16 +277,16 @@ class Scorer:
         exclude: torch.Tensor,
         shape: Sequence[int],
     ) -> tuple[Evidence, torch.Tensor]:
-        """Do what `read` does from where the networks are done, with any number of images at once.
+        """Compute the evidence from the networks' maps, for any number of images at once.
 
         Parameters
         ----------
         maps : list of torch.Tensor
-            The teacher's, (N, C_l, H_l, W_l).
+            The teacher's maps, (N, C_l, H_l, W_l).
         seen : list of lists of torch.Tensor
-            Each student's.
+            The maps of each student.
         exclude : torch.Tensor of bool
-            (N, K), support images that must not count for a query.
+            (N, K), support images to leave out for a query.
         shape : sequence of two ints
             Height and width of the images, pixels.
 
@@ -292,7 +294,7 @@ class Scorer:
         -------
         evidence : Evidence
         weights : torch.Tensor
-            (N, K), as of `Read`; on the device of the maps.
+            (N, K), see `QueryResult`; on the device of the maps.
         """
         found: dict[str, torch.Tensor] = {}
         experts, reduction = self.memory.experts, self.reduction
@@ -314,73 +316,77 @@ class Scorer:
             found["patch"] = enlarge([distance])
         if experts:
             shown = self.layers.for_student(maps)
-            says = [student_evidence(*both, shown, exclude) for both in zip(experts, seen, strict=True)]
-            *by_kind, by_expert = zip(*says, strict=True)
-            share = self._share(exclude).to(by_expert[0])
-            for name, of_experts in zip(("ssd", "tsd"), by_kind, strict=True):
+            outputs = [student_evidence(*both, shown, exclude) for both in zip(experts, seen, strict=True)]
+            *distances, attention = zip(*outputs, strict=True)
+            expert_weights = self._expert_weights(exclude).to(attention[0])
+            for name, of_experts in zip(("ssd", "tsd"), distances, strict=True):
                 if name in self.weights:
-                    levels = [(share[..., None, None] * torch.stack(d)).sum(0) for d in zip(*of_experts, strict=True)]
+                    levels = [
+                        (expert_weights[..., None, None] * torch.stack(d)).sum(0) for d in zip(*of_experts, strict=True)
+                    ]
                     found[name] = enlarge(levels)
-            weights = (share[..., None] * torch.stack(by_expert)).sum(0)
+            weights = (expert_weights[..., None] * torch.stack(attention)).sum(0)
         n = exclude.shape[0]
         local = [found[name] for name in self._local]
-        whole = [found[name] for name in self._whole]
+        whole = [found[name] for name in self._image_level]
         return Evidence(
             torch.stack(local, 1) if local else maps[0].new_empty(n, 0, *shape),
             torch.stack(whole, 1) if whole else maps[0].new_empty(n, 0),
         ), weights
 
-    def _share(self, exclude: torch.Tensor) -> torch.Tensor:
-        """Weigh the experts for each query, (F, N): those that never saw what is left out, if there are such."""
+    def _expert_weights(self, exclude: torch.Tensor) -> torch.Tensor:
+        """Weigh the experts for each query, (F, N): only those not trained on the excluded images, if there are any."""
         seen = torch.stack([expert.seen for expert in self.memory.experts]).to(exclude.device)
         unbiased = ~(exclude[None] & seen[:, None]).any(2)
         unbiased = unbiased | ~unbiased.any(0)
         return unbiased / unbiased.sum(0)
 
     def fuse(self, evidence: Evidence) -> torch.Tensor:
-        """Combine evidence into one map (N, H, W), of the kinds that say where.
+        """Combine the localised evidence into one map (N, H, W).
 
-        Where there are none it is what the others say, at every pixel.
+        Without localised evidence, every pixel has the image's score.
         """
         if not self._local:
-            return self._of_whole(evidence)[:, None, None].expand(-1, *evidence.maps.shape[2:])
+            return self._image_level_sum(evidence)[:, None, None].expand(-1, *evidence.maps.shape[2:])
         return torch.stack([evidence.maps[:, i] * self.weights[name] for i, name in enumerate(self._local)]).sum(0)
 
     def score(self, evidence: Iterable[Evidence]) -> torch.Tensor:
-        """Combine the evidence of single images into their anomaly scores (N,)."""
-        return torch.cat(list(map(self.judge, evidence)))
+        """Compute the anomaly scores (N,) of images from the evidence of each."""
+        return torch.cat(list(map(self.image_scores, evidence)))
 
-    def judge(self, evidence: Evidence) -> torch.Tensor:
-        """Combine evidence into anomaly scores (N,): of the map, and of the image as a whole.
+    def image_scores(self, evidence: Evidence) -> torch.Tensor:
+        """Compute anomaly scores (N,) from evidence: the reduced map plus the image-level components.
 
-        Of several images at once they may differ in the last digits.
+        With several images at once the last digits may differ.
         """
         if not self._local:
-            return self._of_whole(evidence)
-        found = self.reduction.reduce(self.fuse(evidence))
-        return found + self._of_whole(evidence) if self._whole else found
+            return self._image_level_sum(evidence)
+        scores = self.reduction.reduce(self.fuse(evidence))
+        return scores + self._image_level_sum(evidence) if self._image_level else scores
 
-    def _of_whole(self, evidence: Evidence) -> torch.Tensor:
-        return torch.stack([evidence.whole[:, i] * self.weights[name] for i, name in enumerate(self._whole)]).sum(0)
+    def _image_level_sum(self, evidence: Evidence) -> torch.Tensor:
+        return torch.stack([evidence.whole[:, i] * self.weights[name] for i, name in enumerate(self._image_level)]).sum(
+            0
+        )
 
-    def mean_of(self, evidence: Iterable[Evidence], part: Sequence[str], weights: Mapping[str, float]) -> float:
-        """Tell what a part of the evidence reads on images on average, as the score would take it.
+    def mean_component(self, evidence: Iterable[Evidence], part: Sequence[str], weights: Mapping[str, float]) -> float:
+        """Return the mean of a score component over images, reduced as in the score.
 
         Parameters
         ----------
         evidence : iterable of Evidence
-            Of single images.
+            One for each image.
         part : sequence of str
-            Kinds that are one part of the score, all of them maps or none.
+            Kinds of evidence that form the component; all of them maps or none.
         weights : dict of str to float
-            Of the kinds within their part.
+            Weights of the kinds within their component.
 
         Returns
         -------
         float
         """
-        if part[0] in self._whole:
-            of_part = [one.whole[:, self._whole.index(part[0])].double() for one in evidence]
+        if part[0] in self._image_level:
+            of_part = [one.whole[:, self._image_level.index(part[0])].double() for one in evidence]
             return torch.cat(of_part).mean().item() * weights[part[0]]
         kinds = [(i, weights[name]) for i, name in enumerate(self._local) if name in part]
         fused = (torch.stack([one.maps[:, i] * weight for i, weight in kinds]).sum(0) for one in evidence)

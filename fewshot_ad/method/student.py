@@ -1,4 +1,4 @@
-"""The trainable student: a mirrored residual decoder, or an encoder of the teacher's own architecture."""
+"""The trainable student: a residual decoder that mirrors the teacher, or an encoder of the teacher's architecture."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PAPER_BLOCKS = (3, 4, 6)
 
 
 def _norm(channels: int) -> nn.Module:
-    # Not batch norm: the statistics of episodes, each of a few images of one kind, do not describe a fresh image.
+    # Not batch norm: the statistics of an episode, a few images of one kind, do not apply to a new image.
     return nn.GroupNorm(math.gcd(channels, 16), channels)
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a shortcut; the first of a stage enlarges the map by `ratio` with a transposed convolution."""
+    """1x1, 3x3, 1x1 with a shortcut; `ratio` upsamples by a transposed convolution, in the first block of a stage."""
 
     def __init__(self, c_in: int, c_out: int, ratio: int | None = None) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Bottleneck(nn.Module):
 
 
 def _fit(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Cut or repeat the last rows and columns: odd-sized stages are rounded up or down by the teacher."""
+    """Crop or repeat the last rows and columns: the teacher may round odd sizes up or down."""
     for axis, size in ((2, height), (3, width)):
         if torch.compiler.is_compiling():  # a graph has no branches
             x = x.index_select(axis, torch.arange(size, device=x.device).clamp(max=x.shape[axis] - 1))
@@ -70,13 +70,13 @@ class Decoder(nn.Module):
     Parameters
     ----------
     channels : sequence of int
-        Of the teacher's stages, shallow to deep, the embedding last.
+        Channels of the teacher's stages, shallow to deep, the embedding last.
     shapes : sequence of (int, int)
-        Height and width of the same maps, of any one image: what counts is how much each is enlarged.
+        Height and width of the same maps for any image; only their ratios are used.
     signed : sequence of bool
-        Whether the teacher's map has negative values: the student's then ends without a ReLU.
+        Whether the teacher's map has negative values; the student's stage then ends without a ReLU.
     blocks : sequence of three ints, optional
-        Residual blocks in each stage, deep to shallow. From a stage of 0 on, there are none.
+        Residual blocks in each stage, deep to shallow. The first 0 ends the decoder.
 
     Notes
     -----
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         self.blocks = list(blocks)
         stages = []
         for level, n_blocks in list(zip((2, 1, 0), blocks, strict=True))[: count_scales(blocks)]:
-            # A teacher without a deeper stage hands its third map in as the embedding.
+            # Without a deeper stage, the teacher's third map is the embedding.
             below = min(level + 1, len(channels) - 1)
             ratio = max(round(shapes[level][i] / shapes[below][i]) for i in (0, 1))
             c = channels[level]
@@ -114,26 +114,26 @@ class Decoder(nn.Module):
 
 
 def count_scales(blocks: Sequence[int]) -> int:
-    """Tell how many scales a decoder of so many blocks has: those before the first 0."""
+    """Return the number of scales of a decoder with these blocks: those before the first 0."""
     return [*blocks, 0].index(0)
 
 
 class StudentNetwork(nn.Module):
-    """What is trained: the student's network and its learn-to-weight attention.
+    """All trained weights: the student's network and its learn-to-weight attention.
 
     Parameters
     ----------
     form : {"decoder", "encoder"}
-        Whether `net` starts from the teacher's embedding or from the image.
+        Whether the input of `net` is the teacher's embedding or the image.
     net : torch.nn.Module
-        Returns maps with the teacher's shapes: of its three scales, or of the deeper ones.
+        Network that returns maps with the teacher's shapes at its three scales, or at the deeper ones.
     weighting : LearnToWeight
-        For the same scales.
+        Attention at the same scales.
 
     Attributes
     ----------
     n_scales : int
-        How many there are.
+        Number of scales.
     """
 
     def __init__(self, form: str, net: nn.Module, weighting: LearnToWeight) -> None:
@@ -148,11 +148,11 @@ class StudentNetwork(nn.Module):
         return self.net(inputs, shapes) if self.form == "decoder" else self.net(inputs)
 
     def inputs(self, images: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Pick what this form of student starts from, of the images and of the teacher's (`Layers.for_student`)."""
+        """Return the input of this form of student: the images, or one of the teacher's maps (`Layers.for_student`)."""
         return images if self.form == "encoder" else features[-1]
 
     def targets(self, features: Sequence[_OfScale]) -> list[_OfScale]:
-        """Pick those that this student imitates, of the teacher's (`Layers.for_student`) or of what belongs to them."""
+        """Return the maps of the teacher (`Layers.for_student`), or their properties, that this student imitates."""
         return list(features[N_SCALES - self.n_scales : N_SCALES])
 
 
@@ -166,22 +166,22 @@ def build_student(
     sharpness: float,
     seed: int,
 ) -> StudentNetwork:
-    """Make an untrained student for a teacher.
+    """Build an untrained student for a teacher.
 
     Parameters
     ----------
     form : {"decoder", "encoder"}
         See `StudentNetwork`.
     teacher : Backbone
-        Made with `embedding=True` for a decoder.
+        Built with `embedding=True` for a decoder.
     name : str
-        As the teacher was made with.
+        Name that the teacher was built with.
     blocks : sequence of three ints, optional
         See `Decoder`.
     attention, sharpness
         See `LearnToWeight`.
     seed : int
-        Of the random weights; torch's global generator is left as it was.
+        Seed of the random weights; torch's global generator is not changed.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The principal subspace of the support's patches: what patches of an image have beyond it is anomalous."""
+"""The principal subspace of the support's patches; the residual of a query's patches is its anomaly score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .layers import Layers
 from .matching import patch_features
 
-# Share of the patches' variance that lies in the subspace; with all of it nothing would be beyond.
+# Proportion of the patches' variance in the subspace; with all of it, no residual would be left.
 _VARIANCE = 0.99
 
 
@@ -22,11 +22,11 @@ class Moments:
     Attributes
     ----------
     n : int
-        How many patches.
+        Number of patches.
     total : torch.Tensor
         (D,).
     products : torch.Tensor
-        (D, D): of each patch with itself.
+        (D, D): sum of the outer products of each patch with itself.
     """
 
     n: int
@@ -42,21 +42,21 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Subspaces:
-    """Principal subspaces of the support's patches: of all images, and without each image and its copies.
+    """Principal subspaces of the support's patches: of all images, and without each image and its near-duplicates.
 
     Attributes
     ----------
     means : torch.Tensor
         (1 + K, D).
     bases : torch.Tensor
-        (1 + K, D, R): orthonormal columns, then columns of zeros. Its values are numbers of float16, as files hold it.
+        (1 + K, D, R): orthonormal columns, then columns of zeros. Values are rounded to float16, as in files.
     """
 
     means: torch.Tensor
     bases: torch.Tensor
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Subspaces:
-        """Return the same on a device, in a format."""
+        """Return the subspaces on a device, in a number format."""
         return Subspaces(self.means.to(device, dtype), self.bases.to(device, dtype))
 
 
@@ -72,7 +72,7 @@ def subspace_features(maps: Sequence[torch.Tensor], layers: Layers) -> torch.Ten
     Returns
     -------
     torch.Tensor
-        (N, P, D). Of tokens the mean over layers, each of norm 1; of stages, whose channels differ, `patch_features`.
+        (N, P, D). For tokens the mean over layers, each of norm 1; for stages, whose channels differ, `patch_features`.
     """
     if not layers.tokens:
         return patch_features(maps, layers)
@@ -81,12 +81,12 @@ def subspace_features(maps: Sequence[torch.Tensor], layers: Layers) -> torch.Ten
 
 
 def find_subspaces(moments: Sequence[Moments], left_out: torch.Tensor) -> Subspaces:
-    """Find the subspaces that hold 99 % of the variance.
+    """Compute the subspaces that contain 99 % of the variance.
 
     Parameters
     ----------
     moments : sequence of Moments
-        Of each of K support images.
+        One for each of K support images.
     left_out : torch.Tensor of bool
         (K, K): the images that are left out for each one.
 
@@ -109,16 +109,16 @@ def _principal(moments: Sequence[Moments], left_out: Sequence[bool]) -> tuple[to
     mean = torch.stack([one.total for one in kept]).sum(0) / n
     covariance = torch.stack([one.products for one in kept]).sum(0) / n - mean.outer(mean)
     values, vectors = torch.linalg.eigh(covariance)
-    shares = values.clamp(min=0).flip(0).cumsum(0)
-    # Without any variance all patches are the mean: one direction will do.
-    rank = int((shares < _VARIANCE * shares[-1]).sum()) + 1
+    explained = values.clamp(min=0).flip(0).cumsum(0)
+    # Without any variance all patches equal the mean: one direction is enough.
+    rank = int((explained < _VARIANCE * explained[-1]).sum()) + 1
     return mean, vectors.flip(1)[:, :rank]
 
 
 def subspace_evidence(
     maps: Sequence[torch.Tensor], layers: Layers, subspaces: Subspaces, exclude: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Measure what the patches of a query have beyond the support's subspace.
+    """Compute the residual of a query's patches from the support's subspace.
 
     Parameters
     ----------
@@ -126,25 +126,25 @@ def subspace_evidence(
         The teacher's maps of the queries, (N, C_l, H_l, W_l).
     layers : Layers
     subspaces : Subspaces
-        Of K support images.
+        Subspaces of K support images.
     exclude : torch.Tensor of bool
-        (N, K), support images that must not count for a query: a support image and its copies, or none.
+        (N, K), support images to leave out for a query: a support image and its near-duplicates, or none.
 
     Returns
     -------
     distance : torch.Tensor
         (N, H, W): squared length of the residual.
     weights : torch.Tensor
-        (N, K): equal for all that count, as the subspace is of them all.
+        (N, K): equal for all images that are not left out, which share one subspace.
     """
     features = subspace_features(maps, layers)
-    if torch.compiler.is_compiling():  # a graph knows no copies
+    if torch.compiler.is_compiling():  # a graph leaves no support images out
         mean, basis = subspaces.means[0], subspaces.bases[0]
     else:
         place = torch.where(exclude.any(1), exclude.int().argmax(1) + 1, 0)
         mean, basis = subspaces.means[place][:, None], subspaces.bases[place]
     centred = features - mean
-    beyond = centred - centred @ basis @ basis.mT
+    residual = centred - centred @ basis @ basis.mT
     counts = (~exclude).to(features.dtype)
-    distance = beyond.square().sum(-1).unflatten(1, layers.middle(maps).shape[2:])
+    distance = residual.square().sum(-1).unflatten(1, layers.middle(maps).shape[2:])
     return distance, counts / counts.sum(1, keepdim=True)

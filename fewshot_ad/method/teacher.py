@@ -1,4 +1,4 @@
-"""The frozen teacher: any timm backbone with named stages, and the mean and standard deviation it was trained with."""
+"""The frozen teacher: any timm backbone with feature maps, and the normalisation that it was trained with."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from .hub import cached_weights, check_training, pretrained_config, quiet
 from .layers import N_SCALES, USUAL_SIZE, Layers, choose, embedding_place, is_plain, usual_size
 
 _INIT_SEED = 0x5EED_AD
-# Begins the names of networks that only their repository describes.
+# Prefix of networks that are described by their hub repository only.
 _HUB = "hf-hub:"
 _HOOKED = Lock()
 _WAYS = (
-    "Pass the path of a safetensors file in timm's naming for this very network, or weights=None to take the "
-    "backbone's own."
+    "Pass the path of a safetensors file in timm's naming for this network, or weights=None to use the backbone's own."
 )
 _ONE_SHAPE = "It takes images of one shape only: pass aspect='square', or image_size=(H, W)."
-_FILE = "Pass weights=FILE, a safetensors file in timm's naming for this very network."
+_FILE = "Pass weights=FILE, a safetensors file in timm's naming for this network."
 
 
 class Backbone(nn.Module):
@@ -41,19 +40,18 @@ class Backbone(nn.Module):
     mean, std : sequence of three floats
         Normalisation that the network was trained with, for images in [0, 1].
     layers : Layers
-        Which of its maps are what.
+        Roles of its maps.
 
     Attributes
     ----------
     channels : tuple of int
-        Of each returned map, shallow to deep.
+        Channels of each returned map, shallow to deep.
     shapes : tuple of (int, int)
-        Height and width of each returned map of a square image; known once one has passed (`build_backbone` sees to
-        that).
+        Height and width of each returned map of a square image; set by `observe`.
     signed : tuple of bool
         Whether each returned map has negative values, that is, does not end in a ReLU.
     geometry : Geometry
-        What images are resized to; known likewise.
+        Size that images are resized to; set by `observe`.
     """
 
     mean: torch.Tensor
@@ -67,7 +65,7 @@ class Backbone(nn.Module):
         self.model = model
         self.layers = layers
         self.channels = model.channels if hasattr(model, "channels") else tuple(model.feature_info.channels())
-        # feature_info says how a transformer lays out its maps; the getter wrapper has already turned its own to NCHW.
+        # feature_info gives the layout of a transformer's maps; the getter wrapper has converted its own to NCHW.
         self.channels_last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
         self._has_hooks = any(getattr(model, name, None) is not None for name in ("hooks", "feature_hooks"))
         for name, values in (("mean", mean), ("std", std)):
@@ -75,7 +73,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Map images (N, 3, H, W) in [0, 1] to feature maps (N, C_l, H_l, W_l)."""
-        # timm's hooks leave a pass's maps in the network, for whoever comes first.
+        # timm's hooks store the maps of a pass in the network, so passes must not overlap.
         with _HOOKED if self._has_hooks else nullcontext():
             maps = self.model((images - self.mean) / self.std)
         return [m.permute(0, 3, 1, 2) if self.channels_last else m for m in maps]
@@ -102,22 +100,22 @@ def build_backbone(
     """Make a frozen teacher in eval mode.
 
     Pyramids give their stages at strides 4, 8 and 16 (paper, section 3) and, as embedding, the next deeper one.
-    Networks that have no such strides give their last three stages before the embedding. Plain transformers, whose
-    blocks share one stride, give tokens of blocks of their upper half, and the class token (`tokens.Tokens`).
+    Networks without these strides give their last three stages before the embedding. Plain transformers, whose blocks
+    share one stride, give tokens of blocks of their upper half, and the class token (`tokens.Tokens`).
 
     Parameters
     ----------
     name : str
-        timm name of a network that `features_only` serves.
+        timm name of a network that supports `features_only`.
     image_size : "auto", int or tuple of two ints
         See `Geometry`; "auto" is `layers.usual_size`.
     square : bool, default=True
-        Whether images that `image_size` does not give both sides of become squares; otherwise the network has to take
-        images of any proportions.
+        Whether images become squares unless `image_size` gives both sides; if False, the network must accept images of
+        any proportions.
     weights : path, optional
         safetensors file in timm's naming. By default timm looks in the hub's cache, then in the hub.
     embedding : bool, optional
-        Whether what a decoder student starts from, and the embedding, are returned too.
+        Whether to return the input of a decoder student and the embedding too.
     layers : {"auto", "last"} or sequence of int, optional
         See `layers.choose`.
 
@@ -131,14 +129,14 @@ def build_backbone(
     WeightsNotFoundError
         Unknown name; weights missing, unreadable, or of another network.
     ValueError
-        The network does not take images of this size, or not of any proportions; or it has no such layers.
+        The network does not accept images of this size or of any proportions, or it lacks the layers.
     OutOfMemoryError
     """
     from timm.data import resolve_model_data_config
 
     if name.startswith(_HUB):
         cached_weights(name, SimpleNamespace(hf_hub_id=name.removeprefix(_HUB), hf_hub_filename="config.json"))
-    # Which size is usual depends on the network, and some are made for one size.
+    # The default size depends on the network, and some networks accept one size only.
     fixed = Geometry(USUAL_SIZE if isinstance(image_size, str) else image_size, square).fixed
     probe = _create(name, fixed)
     strides = _strides(probe)
@@ -148,7 +146,7 @@ def build_backbone(
         fixed = geometry.fixed
         probe = _create(name, fixed)
     geometry.check(name, strictly=chosen.tokens)
-    # Blocks that take one shape take any; a large one takes long.
+    # Blocks that accept one shape accept any; large ones are slow.
     shape = geometry.usual if fixed is not None or not chosen.tokens else (2 * geometry.multiple,) * 2
     try:
         with torch.inference_mode():
@@ -178,13 +176,13 @@ def build_backbone(
     config = resolve_model_data_config(model)
     backbone = Backbone(model, config["mean"], config["std"], chosen).eval().requires_grad_(False)
     if not all(torch.isfinite(m).all() for m in observe(backbone, geometry)):
-        raise WeightsNotFoundError(f"{weights or name} holds weights that make features which are not finite. {ways}")
+        raise WeightsNotFoundError(f"{weights or name} holds weights that give features which are not finite. {ways}")
     return backbone
 
 
 @torch.inference_mode()
 def observe(backbone: Backbone, geometry: Geometry) -> list[torch.Tensor]:
-    """Let an image of noise through a teacher, note what its maps are like, and return them."""
+    """Run a teacher on an image of noise, record the shapes and signs of its maps, and return them."""
     generator = torch.Generator().manual_seed(_INIT_SEED)
     noise = torch.rand(1, 3, *geometry.usual, dtype=torch.float32, generator=generator)
     maps: list[torch.Tensor] = backbone(noise)
@@ -195,7 +193,7 @@ def observe(backbone: Backbone, geometry: Geometry) -> list[torch.Tensor]:
 
 
 def untrained_backbone(name: str, teacher: Backbone) -> Backbone:
-    """Make the layers that a student imitates with trainable weights, drawn as `seeded` around the call says."""
+    """Build the layers that a student imitates with trainable weights, drawn from the enclosing `seeded`."""
     from timm.data import resolve_model_data_config
 
     shape, numbers = teacher.geometry.fixed, teacher.layers.numbers[-N_SCALES:]
@@ -219,7 +217,7 @@ def _of_layers(
     embedding: bool,
     **options: Any,
 ) -> Any:
-    """Make a network that returns these of its layers and, if it is asked for, its embedding."""
+    """Build a network that returns the chosen layers and, on request, its embedding."""
     deepest = embedding_place(places, strides) if embedding else None
     returned = tuple(sorted({*places} | ({deepest} if deepest is not None else set())))
     if not is_plain(strides):
@@ -232,34 +230,34 @@ def _of_layers(
 
 
 def _create(name: str, shape: tuple[int, int] | None, *, seed: int | None = _INIT_SEED, **options: Any) -> Any:
-    """Make a network for images of a shape, or of any: of the size that it was trained with, and pliant."""
+    """Build a network for images of a shape; None is any shape, by a network that adapts to its input."""
     import timm
 
     cfg = pretrained_config(name)
     if cfg is not None and cfg.fixed_input_size:
         options |= {"dynamic_img_size": True} if shape is None else {"img_size": shape}
-    said = asked(shape)
+    request = asked(shape)
     try:
         with seeded(seed), quiet():
             return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # timm, the hub client and torch each raise their own
         if is_out_of_memory(error):
-            raise no_memory(name, said) from error
+            raise no_memory(name, request) from error
         options_text = (
             "weights=FILE, a safetensors file in timm's naming, or a name from timm.list_models(pretrained=True)"
         )
         if not timm.is_model(name):
             raise WeightsNotFoundError(
-                f"Backbone {name!r} is not a network that timm knows ({type(error).__name__}: {str(error)[:300]}). "
+                f"Backbone {name!r} is not known to timm ({type(error).__name__}: {str(error)[:300]}). "
                 "Pass a name from timm.list_models(), or import the module that registers it."
             ) from error
         overlay = options.get("pretrained_cfg_overlay")
         subject = f"{overlay['file']} for backbone {name!r}" if overlay else f"Backbone {name!r}"
         if not options.get("pretrained"):
             why = f": {error}." if shape is not None else f". {_ONE_SHAPE}"
-            raise ValueError(f"Backbone {name!r} cannot be used with {said}{why}") from error
+            raise ValueError(f"Backbone {name!r} cannot be used with {request}{why}") from error
         elif overlay:
-            problem = f"does not fit with {said}"
+            problem = f"does not fit with {request}"
         else:
             problem = "has no weights here: they are not in the hub's cache and could not be fetched"
         raise WeightsNotFoundError(
@@ -268,21 +266,22 @@ def _create(name: str, shape: tuple[int, int] | None, *, seed: int | None = _INI
         ) from error
 
 
-def no_memory(name: str, said: str) -> OutOfMemoryError:
-    """Say that a teacher does not fit into memory; `said` as of `geometry.asked`."""
+def no_memory(name: str, request: str) -> OutOfMemoryError:
+    """Return the error for a teacher that does not fit into memory; `request` is from `geometry.asked`."""
     return OutOfMemoryError(
-        f"Memory ran out in building {name!r} for {said}. Lower image_size, take a smaller backbone, or free memory."
+        f"Memory ran out while building {name!r} for {request}. Lower image_size, take a smaller backbone, "
+        "or free memory."
     )
 
 
 def _missing(model: nn.Module, initial: dict[str, torch.Tensor], held: set[str] | None) -> list[str]:
-    """List the weights that are as the seed made them, and (where there is a file) whose names it does not hold."""
+    """List weights that still have their initial values and, if there is a file, are missing in it."""
     untouched = [
         key
         for key, value in model.state_dict().items()
         if value.is_floating_point() and torch.equal(value, initial.get(key, value.flatten()[0].expand_as(value)))
     ]
-    if held is None:  # vectors begin as ones or zeros, and may have stayed so in training
+    if held is None:  # vectors are initialised to ones or zeros, and training may not change them
         return [key for key in untouched if key in initial and initial[key].ndim >= 2]
     return [key for key in untouched if _flat(key) not in held]
 
@@ -293,7 +292,7 @@ def _flat(key: str) -> str:
 
 
 def _tensor_names(weights: str | Path) -> set[str]:
-    """Check that a weights file can be read, and list what it holds."""
+    """Check that a weights file can be read, and list its tensors."""
     path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsNotFoundError(f"The weights file {path} does not exist. {_WAYS}")

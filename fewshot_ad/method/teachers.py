@@ -1,4 +1,4 @@
-"""Teachers ready to run, each made once."""
+"""Cache of teachers: each is built once."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def load_teacher(
     square: bool = True,
     layers: str | tuple[int, ...] = "auto",
 ) -> tuple[Backbone, str]:
-    """Make a teacher by `teacher.build_backbone`, or take one that was made: of the last four, or still in use.
+    """Return a teacher: a cached one (of the last four, or still in use), or a new one from `teacher.build_backbone`.
 
     Parameters
     ----------
     backbone : str
-        timm's name, or that of a packaged teacher.
+        Name of a timm network or of a packaged teacher.
     image_size, square, layers
         See `build_backbone`.
     weights : path or None
-        None is the packaged file, or the hub's.
+        None means the packaged file, or the hub's.
     embedding : bool
     runtime : Runtime
 
@@ -45,10 +45,10 @@ def load_teacher(
     teacher : Backbone
         On the runtime's device, its batch norms folded into the convolutions.
     fingerprint : str
-        Of the weights as they are on file.
+        sha256 of the weights in the file.
     """
     file = teacher_file(backbone, weights)
-    # A file that changes is another teacher.
+    # A changed file is a different teacher.
     stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file is not None and file.is_file() else None
     name, device, dtype = timm_name(backbone), runtime.device, runtime.dtype
     key = (name, image_size, square, layers, file, stamp, embedding, device, dtype)
@@ -63,14 +63,14 @@ def load_teacher(
 
 
 class TeacherCache:
-    """Teachers that were made, so that each is made once: the last few, and all that something still holds.
+    """Cache of teachers: the most recent ones, and all that are still referenced.
 
-    A detector holds its own. A grid search fits the same teacher many times.
+    A detector references its own. A grid search fits the same teacher many times.
 
     Parameters
     ----------
     kept : int
-        Teachers that stay although nothing holds them.
+        Number of teachers that are kept without a reference.
     """
 
     def __init__(self, kept: int) -> None:
@@ -81,10 +81,10 @@ class TeacherCache:
         self._tables, self._making = Lock(), Lock()
 
     def find(self, key: Hashable, make: Callable[[], tuple[Backbone, str]]) -> tuple[Backbone, str]:
-        """Return a teacher and its fingerprint, made by `make` unless they are known by this key."""
+        """Return the teacher and fingerprint of a key, and build them with `make` if they are not cached."""
         known = self._look_up(key)
         if known is None:
-            with self._making:  # one thread at a time: others that want the same one find it
+            with self._making:  # one thread at a time: others then find the same teacher
                 known = self._look_up(key)
                 if known is None:
                     known = make()
@@ -92,7 +92,7 @@ class TeacherCache:
         return known
 
     def clear(self) -> None:
-        """Forget all; who holds a teacher goes on with it."""
+        """Empty the cache; referenced teachers stay usable."""
         with self._tables:
             self._last.clear()
             self._alive.clear()

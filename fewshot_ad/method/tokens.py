@@ -1,4 +1,4 @@
-"""The tokens of a plain transformer, as the network itself hands them out: normalised, and without class token."""
+"""The patch tokens of a plain transformer, normalised by the network."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from timm.models._features import FeatureGetterNet
 class Tokens(FeatureGetterNet):  # type: ignore[misc]
     """Returns maps of the tokens of chosen blocks, each through the network's final norm.
 
-    Class and register tokens are no part of the maps. The embedding is the class token after the last block, normalised
-    likewise; of a network without one the mean of the last block's tokens.
+    Class and register tokens are not part of the maps. The embedding is the class token after the last block, also
+    normalised; for a network without class token, the mean of the last block's tokens.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Of timm, with a `forward_intermediates`.
+        A timm network with `forward_intermediates`.
     out_indices : sequence of int
         Blocks, counted from 0.
     **options
-        Of timm's `FeatureGetterNet`.
+        Passed on to timm's `FeatureGetterNet`.
 
     Attributes
     ----------
     channels : tuple of int
-        Of each returned map.
+        Channels of each returned map.
     """
 
     def __init__(self, model: Any, out_indices: Any, **options: Any) -> None:
@@ -42,12 +42,12 @@ class Tokens(FeatureGetterNet):  # type: ignore[misc]
         self._has_class = self._prefixed and getattr(model, "cls_token", None) is not None
 
     def return_only(self, blocks: Sequence[int], embedding: bool) -> None:
-        """Say which blocks' maps are returned; then, for the embedding, the last block's, and the embedding (C, 1, 1).
+        """Set the blocks whose maps are returned; `embedding` adds the last block's map and the embedding (C, 1, 1).
 
         Parameters
         ----------
         blocks : sequence of int
-            Among `out_indices`, the last of which is the last block where there is an embedding.
+            A subset of `out_indices`, which must include the last block for an embedding.
         embedding : bool
         """
         self._blocks, self._embedding = tuple(blocks), embedding

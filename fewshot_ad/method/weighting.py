@@ -25,7 +25,7 @@ class LearnToWeight(nn.Module):
 
     Notes
     -----
-    Runs outside autocast, in float32 at least: inner products of whole maps leave the range of float16.
+    Runs outside autocast, in at least float32: inner products of whole maps exceed the range of float16.
     """
 
     def __init__(self, channels: Sequence[int], attention: bool = True, sharpness: float = 1.0) -> None:
@@ -54,9 +54,9 @@ class LearnToWeight(nn.Module):
         support : list of (K, C_l, H_l, W_l)
             Student's maps of the support.
         keys : list of (K, C_l, H_l, W_l), optional
-            `self.keys(support)`, where it is known already.
+            `self.keys(support)`, if already computed.
         exclude : torch.Tensor of bool, (N, K), optional
-            Support images that must not count for a query.
+            Support images to leave out for a query.
 
         Returns
         -------

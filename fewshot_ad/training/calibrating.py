@@ -1,4 +1,4 @@
-"""The threshold from fresh images: what `calibrate` does, and what becomes of it when support images are added."""
+"""Calibration of the threshold on fresh images, and its update when support images are added."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def calibrated(
     """Do what `DualDistillationDetector.calibrate` does, to the state of a session; `on_error` replaces its own."""
     for name, value, rule in (("false_alarm_rate", rate, _RATE), ("goal", goal, _GOAL)):
         if not rule.holds(value):
-            raise ValueError(f"{name}={value!r} was given; accepted is {rule.accepted}.")
+            raise ValueError(f"{name}={value!r} was given; it must be {rule.accepted}.")
     items, options = session.items(X)
     labels = np.ones(len(items), bool)
     if y is not None:
@@ -66,12 +66,12 @@ def calibrated(
 
 
 def _take(fitted: FittedSupport, normal: _Scored, anomalous: _Scored, rate: float, goal: str) -> FittedSupport:
-    """Put a threshold from these scores into a state, and say what there is to doubt."""
+    """Return the state with a threshold from these scores, and warn if it is unreliable."""
     offset, found = calibration.calibrate(normal.scores, anomalous.scores, rate, goal)
     if found.how == "predictive":
         n = found.n_normal
         warn(
-            f"{n} normal image{'' if n == 1 else 's'} cannot promise false_alarm_rate={rate:g}: the threshold is "
+            f"{n} normal image{'' if n == 1 else 's'} cannot guarantee false_alarm_rate={rate:g}: the threshold is "
             f"{'a guess' if n == 1 else 'an estimate'}, from a distribution fitted to the scores. For a guarantee pass "
             f"at least {calibration.n_needed(rate)} normal images, or false_alarm_rate={_rounded_up(1 / (n + 1))}."
         )
@@ -91,7 +91,7 @@ def _rounded_up(rate: float) -> str:
 def _fresh(
     session: Session, read: Iterable[tuple[int, images.Loaded | None]], names: Sequence[str], labels: np.ndarray
 ) -> Iterator[tuple[bool, torch.Tensor]]:
-    """Yield images, each once, with whether it is normal; those of the support are left out."""
+    """Yield each image once, and whether it is normal; support images are left out."""
     known: dict[str, int] = {}
     in_support, again = [], []
     for i, loaded in read:
@@ -122,7 +122,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _score(session: Session, given: Iterable[tuple[bool, torch.Tensor]]) -> tuple[_Scored, _Scored]:
-    """Score normal and anomalous images, of which no more are in memory than are kept."""
+    """Score normal and anomalous images; only those to be kept stay in memory."""
     left, kept, are_normal, scores = iter(given), list[torch.Tensor](), list[bool](), list[float]()
     while window := list(itertools.islice(left, _WINDOW)):
         pixels = [image for _, image in window]
@@ -140,7 +140,7 @@ def _score(session: Session, given: Iterable[tuple[bool, torch.Tensor]]) -> tupl
 
 
 def carried_over(before: FittedSupport, fitted: FittedSupport, of_the_call: dict[str, Any]) -> FittedSupport:
-    """Take a calibration over into a state with more support images, and warn of what that is worth."""
+    """Update the calibration for a state with more support images, and warn if it is unreliable."""
     found = before.calibration
     if found is None:
         return fitted
@@ -158,7 +158,7 @@ def carried_over(before: FittedSupport, fitted: FittedSupport, of_the_call: dict
             return _take(fitted, normal, anomalous, found.false_alarm_rate, goal)
     factor = float(np.exp(fitted.predictive.middle - before.predictive.middle))
     warn(
-        "The images that the threshold was calibrated on are not at hand: it was only brought to the scale of the new "
+        "The images that the threshold was calibrated on are not available: it was only rescaled for the new "
         "support. Call calibrate again."
     )
     return replace(fitted, offset=before.offset * factor, calibration=found.scaled(factor))
@@ -176,9 +176,9 @@ def probabilities(session: Session, X: Any) -> np.ndarray:
     return np.column_stack([found, 1 - found])
 
 
-def _of_known(judge: Callable[[np.ndarray], np.ndarray], scores: np.ndarray) -> np.ndarray:
-    """Apply what turns scores into something else; NaN stays."""
+def _of_known(function: Callable[[np.ndarray], np.ndarray], scores: np.ndarray) -> np.ndarray:
+    """Apply a function to scores; NaN stays NaN."""
     found = np.full(len(scores), np.nan)
     known = ~np.isnan(scores)
-    found[known] = judge(scores[known])
+    found[known] = function(scores[known])
     return found

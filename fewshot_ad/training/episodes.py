@@ -20,7 +20,7 @@ class Task:
     targets : list of torch.Tensor
         Teacher's three maps, (n, C_l, H_l, W_l).
     inputs : torch.Tensor
-        What the student starts from, (n, ...).
+        Inputs of the student, (n, ...).
     sources : numpy.ndarray
         (n,) of int: views of one image share a number, and never stand on both sides of an episode if there is another.
 
@@ -74,7 +74,7 @@ def draw_episode(tasks: Sequence[Task], n_shots: int, batch_size: int, rng: np.r
     is_support = np.isin(task.sources, behind_support)
     support = rng.permutation(np.flatnonzero(is_support))
     query = rng.permutation(np.flatnonzero(~is_support))
-    if len(query) == 0:  # one image alone: its views are held against each other
+    if len(query) == 0:  # a single image: some of its views are compared with the others
         support, query = support[: len(support) // 2], support[len(support) // 2 :]
         support = support if len(support) else query
     support, query = support[:n_shots], query[:batch_size]

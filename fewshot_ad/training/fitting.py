@@ -14,7 +14,7 @@ from ..data.rows import Table
 from ..exceptions import warn
 from ..method.features import image_hash
 from ..session import Session, find_runtime, split_input
-from ..settings import OF_THE_CALL, Settings
+from ..settings import CALL_PARAMETERS, Settings
 from ..support import FittedSupport, build, find_teacher
 from .calibrating import carried_over
 from .students import make_experts
@@ -96,7 +96,7 @@ def extend_support(session: Session, X: Any, y: Any) -> Extended:
     if before.offset_given:  # a threshold that the user has set stays
         fitted = replace(fitted, offset=before.offset, offset_given=True)
     else:
-        fitted = carried_over(before, fitted, {name: getattr(session.settings, name) for name in OF_THE_CALL})
+        fitted = carried_over(before, fitted, {name: getattr(session.settings, name) for name in CALL_PARAMETERS})
     return Extended(fitted, names, there)
 
 

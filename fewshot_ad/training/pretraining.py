@@ -33,11 +33,11 @@ from .episodes import Episode, Task
 from .feature_store import store_features
 from .loop import Training
 from .stopping import Stopping
-from .validation import Best, held_out_episodes, look
+from .validation import Best, held_out_episodes, validate
 from .workers import Workers, run_on_ray
 
 _PARTIAL_FORMAT = "fewshot_ad pretraining 1"
-# How often held-out tasks are looked at.
+# Number of validations on held-out tasks.
 _VALIDATIONS = 20
 
 
@@ -88,11 +88,11 @@ def pretrain(
     image_size : int, default=128
         Side of the images, pixels.
     architecture : {"decoder", "encoder"}, default="decoder"
-        Of the student, as all up to `loss` as for `Student`.
+        Architecture of the student; this and the parameters up to `loss` are those of `Student`.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
         Residual blocks of the decoder.
     weighting : {"attention", "uniform"}, default="attention"
-        Of the support.
+        Weighting of the support.
     sharpness : float, default=1.0
         Factor on the attention's logits in training, as published; a detector scores with that of its `Student`.
     lam : float, default=0.1
@@ -106,12 +106,12 @@ def pretrain(
     batch_size : int, default=16
         Queries of an episode, B.
     learning_rate : float, default=1e-3
-        Of Adam, at the start.
+        Initial learning rate of Adam.
     held_out : float, default=0.2
-        Share of the tasks that are not trained on, in [0, 0.5]. They choose among the students that were looked at
-        twenty times in the course of the training: the one whose SSD to the support of its own task is the smallest
-        beside its SSD to the support of another task. (SSD by itself would choose a student that makes everything
-        alike.) With fewer than three tasks none is held out, and the last student is kept.
+        Proportion of the tasks that are held out for validation, in [0, 0.5]. The student is validated twenty times
+        during training, and the best one is kept: the one with the smallest ratio of SSD with the support of the same
+        task to SSD with the support of another task. (SSD alone would prefer a student with constant output.) With
+        fewer than three tasks none is held out, and the last student is kept.
     cache : path, optional
         Folder for the teacher's features, which are kept there for other runs. By default a folder beside `out`,
         removed at the end. Features are stored in float16 and read from disk as they are needed: memory does not grow
@@ -126,14 +126,14 @@ def pretrain(
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
         As for `DualDistillationDetector`.
     random_state : int, default=0
-        Of the student's weights, the held-out tasks and the episodes.
+        Seed of the student's weights, the held-out tasks and the episodes.
     engine : {"local", "ray"}, default="local"
         "ray" shares each episode's queries among the workers of a Ray cluster (extra `ray`), for
         `architecture="decoder"`: losses and student are those of one process but for rounding. A run
         that lost a worker goes on from its last checkpoint. `tasks`, `out` and `cache` must be on storage that all
         workers reach.
     num_workers : int, default=2
-        Of engine="ray": each takes one GPU where the cluster has as many, else one CPU.
+        Workers of engine="ray": each uses one GPU if the cluster has enough, otherwise one CPU.
     verbose : int, default=1
         1 shows progress bars.
 
@@ -189,7 +189,7 @@ def pretrain(
         run_on_ray(pretrain, arguments, num_workers)
         return out
     if engine not in (None, "local") and not isinstance(engine, Workers):
-        raise ValueError(f"engine={engine!r} was given; accepted are 'local' and 'ray'.")
+        raise ValueError(f"engine={engine!r} was given; it must be 'local' or 'ray'.")
     # Each of engine="ray"'s workers comes here by itself; the first one writes.
     workers = engine if isinstance(engine, Workers) else Workers()
     first = workers.rank == 0
@@ -245,9 +245,9 @@ def pretrain(
             learning_rate=learning_rate, lam=lam, loss=loss, seed=random_state, runtime=runtime, decay=True,
             workers=workers,
         )  # fmt: skip
-        looks = []
+        validation = []
         if first:
-            looks = held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
+            validation = held_out_episodes([stored[i] for i in order], n_held_out, n_shots, batch_size, random_state)
         best = Best()
         if state is not None:
             try:
@@ -255,7 +255,7 @@ def pretrain(
                 best = Best.restore(*state, network)
             except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
                 raise CheckpointError(
-                    f"{partial} cannot be right ({type(error).__name__}: {error}). Remove it to start anew."
+                    f"{partial} is not valid ({type(error).__name__}: {error}). Remove it to start again."
                 ) from error
 
         def keep() -> str:
@@ -264,7 +264,7 @@ def pretrain(
             checkpoints.save(partial, {**tensors, **best.tensors}, _PARTIAL_FORMAT, header)
             return f"after step {len(training.curve)} of {n_steps}, kept in {partial}"
 
-        _run(training, looks, best, keep, stopping, checkpoint_minutes * 60 if first else math.inf, verbose)
+        _run(training, validation, best, keep, stopping, checkpoint_minutes * 60 if first else math.inf, verbose)
 
     if not first:
         return out
@@ -307,14 +307,14 @@ def _stamp(items: Sequence[Any], geometry: Geometry) -> str:
         if isinstance(item, (str, os.PathLike, images.Frame)):
             path = Path(item.path if isinstance(item, images.Frame) else item)
             entry = path.stat() if path.exists() else None
-            said = f"{path.absolute()} {entry.st_size} {entry.st_mtime_ns}" if entry else f"{path.absolute()}"
-            said += f" {item.index}" if isinstance(item, images.Frame) else ""
+            stamp = f"{path.absolute()} {entry.st_size} {entry.st_mtime_ns}" if entry else f"{path.absolute()}"
+            stamp += f" {item.index}" if isinstance(item, images.Frame) else ""
         else:
             try:
-                said = image_hash(images.load(item, index, geometry))
+                stamp = image_hash(images.load(item, index, geometry))
             except ImageError:  # left out, with a warning, when its turn comes
-                said = f"unreadable {index}"
-        digest.update(said.encode())
+                stamp = f"unreadable {index}"
+        digest.update(stamp.encode())
     return digest.hexdigest()[:16]
 
 
@@ -329,7 +329,7 @@ def _run(
 ) -> None:
     """Make the steps that are left; look at held-out tasks and write checkpoints in between."""
     n_steps = training.n_steps
-    looks = {round(n_steps * (i + 1) / _VALIDATIONS) for i in range(_VALIDATIONS)} if episodes else set()
+    validations = {round(n_steps * (i + 1) / _VALIDATIONS) for i in range(_VALIDATIONS)} if episodes else set()
     written = time.monotonic()
     done = len(training.curve)
     with tqdm(total=n_steps, initial=done, desc="pretraining", disable=not verbose) as bar:
@@ -337,8 +337,8 @@ def _run(
             stopping.check(keep)
             loss = training.step()
             done += 1
-            if done in looks:
-                best.add(done, look(training.student, episodes, training.loss, training.runtime), training.student)
+            if done in validations:
+                best.add(done, validate(training.student, episodes, training.loss, training.runtime), training.student)
             shown = {"loss": f"{loss:.4f}"}
             if best.entries:
                 shown |= {"held-out SSD": f"{best.entries[-1]['ssd']:.4f}"}
@@ -355,7 +355,8 @@ def _find_existing(out: Path, partial: Path, resume: bool) -> Path | None:
     existing = next((path for path in (out, partial) if path.exists()), None)
     if existing is not None and not resume:
         raise CheckpointError(
-            f"{existing} exists already. Pass resume=True (--resume) to go on from there, or remove it to start anew."
+            f"{existing} exists already. Pass resume=True (--resume) to continue from there, or remove it to start "
+            "again."
         )
     return existing
 

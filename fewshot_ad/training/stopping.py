@@ -1,4 +1,4 @@
-"""Signals that stop a training where it can be gone on with."""
+"""Signals that stop a training, delayed until a checkpoint is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The students of a fit: which are trained, on what, and what they start from."""
+"""The students of a fit: which ones are trained, on which data, and from which weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .loop import train
 
 # Training steps of a student that is not pretrained.
 _STEPS = 100
-# Views that the student learns from: as many as make about this many images in all, at most 16 of each.
+# Approximate number of training images including augmented views, of which each image has at most 16.
 _TRAINING_VIEWS = 64
 _MOST_SHOTS = 8
 
@@ -130,8 +130,8 @@ def _curricula(
         yield _auxiliary_tasks(settings, auxiliary, extract), nothing
     else:
         bank = _support_task(settings, support, extract, seed)
-        # Cross-fitting: each student is trained on one half and judges the other, so that a support image reads as
-        # a fresh one would. Fresh images are judged by both.
+        # Cross-fitting: each student is trained on one half and scores the other, so that support images score like
+        # fresh ones. Both score fresh images.
         half = torch.arange(len(support)) % 2 == 0
         for seen in [half, ~half] if len(support) > 1 else [half]:
             yield [bank.select(seen.numpy()[bank.sources])], seen
@@ -185,7 +185,7 @@ def _check_student(settings: Settings, file: Path, header: Mapping[str, Any], fi
 
 
 def _support_task(settings: Settings, support: Sequence[torch.Tensor], extract: FeatureExtractor, seed: int) -> Task:
-    """Make the support a task of its own, of slightly changed views."""
+    """Make a task of the support and its augmented views."""
     support = in_one_shape(support, extract.teacher.geometry)
     n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16)) if settings.augment else 0
     rng = np.random.default_rng(seed)
@@ -223,7 +223,7 @@ def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[tor
 def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
     if not isinstance(auxiliary, Mapping) or not auxiliary:
         raise ValueError(
-            f"auxiliary={auxiliary!r:.80} was given; accepted is a mapping of at least one task's name to its normal "
+            f"auxiliary={auxiliary!r:.80} was given; it must be a mapping of at least one task's name to its normal "
             "images."
         )
     options: dict[str, Any] = {"geometry": extract.teacher.geometry, "value_range": settings.value_range}

@@ -1,4 +1,4 @@
-"""Held-out tasks of a pretraining: which student does best on them."""
+"""Validation on held-out tasks of a pretraining, and selection of the best student."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..method.student import StudentNetwork
 from ..runtime import Runtime
 from .episodes import Episode, Task, draw_episode
 
-# Held-out tasks that are looked at; each costs one student pass of K + B images.
+# Largest number of held-out tasks that are used; each costs one student pass of K + B images.
 _EPISODES = 24
 
 
@@ -31,8 +31,8 @@ def held_out_episodes(
 
 
 @torch.inference_mode()
-def look(student: StudentNetwork, episodes: Sequence[Episode], form: str, runtime: Runtime) -> dict[str, float]:
-    """Read a student on held-out tasks: SSD, TSD, and SSD as a share of that to another task's support."""
+def validate(student: StudentNetwork, episodes: Sequence[Episode], form: str, runtime: Runtime) -> dict[str, float]:
+    """Compute SSD, TSD, and the ratio of SSD to that with another task's support, on held-out tasks."""
     student.eval()
     sums = np.zeros(3)
     for episode, other in itertools.pairwise(episodes):
@@ -49,7 +49,7 @@ def look(student: StudentNetwork, episodes: Sequence[Episode], form: str, runtim
 
 
 class Best:
-    """The best student so far by held-out tasks, and what was read on the way."""
+    """The best student so far on held-out tasks, and the history of their losses."""
 
     def __init__(
         self, entries: Sequence[dict[str, float]] = (), tensors: dict[str, torch.Tensor] | None = None
@@ -68,7 +68,7 @@ class Best:
         return cls([{"step": int(old["step"]), **new} for old, new in zip(header["best"], entries, strict=True)], kept)
 
     def add(self, step: int, found: dict[str, float], student: StudentNetwork) -> None:
-        """Note what was read; keep a copy of the student if it is the best."""
+        """Record the losses; keep a copy of the student if it is the best so far."""
         self.entries.append({"step": step, **found})
         if found["contrast"] <= min(entry["contrast"] for entry in self.entries):
             self.tensors = {f"best.{key}": value.detach().clone() for key, value in student.state_dict().items()}

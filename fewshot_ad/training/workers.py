@@ -77,7 +77,7 @@ def run_on_ray(function: Callable[..., Any], arguments: dict[str, Any], num_work
         What `function` raised.
     """
     if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers} was given; accepted is an integer of at least 1.")
+        raise ValueError(f"num_workers={num_workers} was given; it must be an integer of at least 1.")
     ray = connect()
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
