@@ -31,7 +31,7 @@ from fewshot_ad.data import images
 from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.data.masks import read_mask
 from fewshot_ad.draws import N_ANOMALOUS, N_NORMAL, PIXELS
-from fewshot_ad.method.evidence import WHOLE
+from fewshot_ad.method.evidence import IMAGE_LEVEL
 from fewshot_ad.method.features import image_hash
 from fewshot_ad.method.scoring import Evidence, Scorer
 from fewshot_ad.method.teachers import load_teacher
@@ -342,12 +342,12 @@ def evaluate(
 
 def located_kinds(det: DualDistillationDetector) -> list[str]:
     """Score components that have a map, in the detector's order."""
-    return [name for name in det.scales_ if name not in WHOLE]
+    return [name for name in det.scales_ if name not in IMAGE_LEVEL]
 
 
 def whole_kinds(det: DualDistillationDetector) -> list[str]:
     """Score components of the whole image, in the detector's order."""
-    return [name for name in det.scales_ if name in WHOLE]
+    return [name for name in det.scales_ if name in IMAGE_LEVEL]
 
 
 def scored(

@@ -22,7 +22,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "student against its weighted support and the teacher": [(scoring, "student_evidence")],
     "embedding": [(scoring, "embedding_evidence")],
     "upsampling, blurring": [(scoring, "to_pixels")],
-    "score: border, highest pixels, mean": [(scoring.Scorer, "judge")],
+    "score: border, highest pixels, mean": [(scoring.Scorer, "image_scores")],
     "reading, resizing": [(images, "_load")],
     "detecting copies of the support": [(support.FittedSupport, "exclude")],
     "copying maps": [(scoring, "split"), (features, "plain")],

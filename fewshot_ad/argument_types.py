@@ -22,7 +22,7 @@ def positive(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} was given; accepted is a number above 0")
+        raise argparse.ArgumentTypeError(f"{text} was given; it must be a number above 0")
     return number
 
 
@@ -32,7 +32,7 @@ def size(text: str) -> str | int | tuple[int, int]:
         return text
     if not (match := re.fullmatch(r"(-?\d+)(?:x(\d+))?", text)):
         raise argparse.ArgumentTypeError(
-            f"{text} was given; accepted is auto, a number, or height and width such as 96x256"
+            f"{text} was given; it must be auto, a number, or height and width such as 96x256"
         )
     return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
 
@@ -42,7 +42,7 @@ def layers(text: str) -> str | tuple[int, ...]:
     if text in ("auto", "last"):
         return text
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text} was given; accepted is auto, last, or numbers such as 4,5,7,10")
+        raise argparse.ArgumentTypeError(f"{text} was given; it must be auto, last, or numbers such as 4,5,7,10")
     return tuple(map(int, text.split(",")))
 
 
@@ -50,7 +50,7 @@ def parameter(text: str) -> tuple[str, Any]:
     """Parse a parameter of the detector and its value."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text} was given; accepted is NAME=VALUE, such as aspect=square")
+        raise argparse.ArgumentTypeError(f"{text} was given; it must be NAME=VALUE, such as aspect=square")
     if name in ("image_size", "layers"):
         return name, size(value) if name == "image_size" else layers(value)
     try:
@@ -62,7 +62,7 @@ def parameter(text: str) -> tuple[str, Any]:
 def length(text: str) -> int:
     """Parse an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} was given; accepted is an integer of at least 1")
+        raise argparse.ArgumentTypeError(f"{text} was given; it must be an integer of at least 1")
     return int(text)
 
 

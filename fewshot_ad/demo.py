@@ -41,7 +41,7 @@ def write_images(
     """
     kinds = {"photograph": _photograph, "metal": metal, "retina": retina}
     if kind not in kinds:
-        raise ValueError(f"kind={kind!r} was given; accepted is one of {', '.join(map(repr, kinds))}.")
+        raise ValueError(f"kind={kind!r} was given; it must be one of {', '.join(map(repr, kinds))}.")
     folder = Path(folder)
     rng = np.random.default_rng(0)
     for name in ("good", "bad", "masks"):

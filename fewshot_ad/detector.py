@@ -929,7 +929,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     def offset_(self, value: float) -> None:
         check_is_fitted(self)
         if not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"offset_={value!r} was given; accepted is a finite number.")
+            raise ValueError(f"offset_={value!r} was given; it must be a finite number.")
         self.fitted_ = self.fitted_.with_offset(float(value))
 
     @property

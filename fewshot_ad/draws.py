@@ -74,14 +74,14 @@ def draw(root: Any, n_shots: Sequence[int], n_seeds: int, left_out: LeftOut | No
 
 def _sequence(name: str, value: Any) -> list[Any]:
     if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str) or len(value) == 0:
-        raise ValueError(f"{name}={value!r} was given; accepted is a sequence of integers, such as (2, 4).")
+        raise ValueError(f"{name}={value!r} was given; it must be a sequence of integers, such as (2, 4).")
     return list(value)
 
 
 def at_least_one(name: str, value: Any) -> int:
     """Check that a number of shots, seeds and so on is a positive integer, and return it."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} was given; accepted is an integer of at least 1.")
+        raise ValueError(f"{name}={value!r} was given; it must be an integer of at least 1.")
     return int(value)
 
 

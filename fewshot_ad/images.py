@@ -27,7 +27,7 @@ class _Images(ModuleType):
     def MAX_PIXELS(self, value: int | None) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(
-                f"MAX_PIXELS={value!r} was given; accepted is an integer of at least 1, or None for no limit."
+                f"MAX_PIXELS={value!r} was given; it must be an integer of at least 1, or None for no limit."
             )
         reading.MAX_PIXELS = value
 

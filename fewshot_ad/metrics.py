@@ -129,7 +129,7 @@ def recall_at(y: Any, scores: Any, *, false_alarm_rate: float = 0.05) -> float:
     0.5
     """
     if not isinstance(false_alarm_rate, Real) or isinstance(false_alarm_rate, bool) or not 0 <= false_alarm_rate <= 1:
-        raise ValueError(f"false_alarm_rate={false_alarm_rate!r} was given; accepted is a number in [0, 1].")
+        raise ValueError(f"false_alarm_rate={false_alarm_rate!r} was given; it must be a number in [0, 1].")
     _, true_positives, positives, total = _counts(y, scores, "recall_at")
     normal = len(np.ravel(y)) - total
     if not normal:
@@ -202,7 +202,7 @@ def per_region_overlap(masks: Any, maps: Any, threshold: float) -> float:
     """
     truth, values = _checked(masks, maps)
     if not isinstance(threshold, Real) or isinstance(threshold, bool) or np.isnan(threshold):
-        raise ValueError(f"threshold={threshold!r} was given; accepted is a number.")
+        raise ValueError(f"threshold={threshold!r} was given; it must be a number.")
     if not truth.any():
         raise ValueError("per_region_overlap needs an anomalous pixel; the masks are all False.")
     overlaps: list[float] = []
@@ -261,7 +261,7 @@ def aupro(masks: Any, maps: Any, *, max_fpr: float = 0.3) -> float:
     """
     truth, scores = _checked(masks, maps)
     if not 0 < max_fpr <= 1:
-        raise ValueError(f"max_fpr={max_fpr!r} was given; accepted is a number above 0, at most 1.")
+        raise ValueError(f"max_fpr={max_fpr!r} was given; it must be a number above 0, at most 1.")
     normal = np.count_nonzero(~truth)
     if normal in (0, truth.size):
         raise ValueError("aupro needs normal and anomalous pixels; the masks are all True or all False.")

@@ -174,10 +174,10 @@ class SyntheticAnomalyScorer(BaseEstimator):
             estimator, X = estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X
         if not isinstance(estimator, DualDistillationDetector):
             raise TypeError(
-                f"{type(estimator).__name__} was given; accepted is a DualDistillationDetector, or a Pipeline that "
+                f"{type(estimator).__name__} was given; it must be a DualDistillationDetector, or a Pipeline that "
                 "ends in one."
             )
         if self.n_views < 1:
-            raise ValueError(f"n_views={self.n_views!r} was given; accepted is an integer of at least 1.")
+            raise ValueError(f"n_views={self.n_views!r} was given; it must be an integer of at least 1.")
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         return estimator.session().synthetic_auroc(X, y, self.n_views, np.random.default_rng(seed))

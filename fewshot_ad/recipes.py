@@ -50,5 +50,5 @@ def parameters_of(name: str) -> dict[str, Any]:
         There is no recipe of this name.
     """
     if name not in RECIPES:
-        raise ValueError(f"recipe={name!r} was given; accepted is one of {', '.join(map(repr, RECIPES))}.")
+        raise ValueError(f"recipe={name!r} was given; it must be one of {', '.join(map(repr, RECIPES))}.")
     return dict(RECIPES[name].parameters)

@@ -65,9 +65,9 @@ def check_options(min_area: Any, level: Any) -> None:
         `min_area` is not a number of at least 0, or `level` is neither None nor a finite number.
     """
     if not _is_number(min_area) or min_area < 0:
-        raise ValueError(f"min_area={min_area!r} was given; accepted is a number of pixels, 0 or more.")
+        raise ValueError(f"min_area={min_area!r} was given; it must be a number of pixels, 0 or more.")
     if level is not None and not _is_number(level):
-        raise ValueError(f"level={level!r} was given; accepted is a finite number (1 is the threshold), or None.")
+        raise ValueError(f"level={level!r} was given; it must be a finite number (1 is the threshold), or None.")
 
 
 def _is_number(value: Any) -> bool:

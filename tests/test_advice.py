@@ -306,10 +306,10 @@ def test_a_damaged_element_is_mended(tmp_path, name):
 
 
 @follows(
-    "If other programs show it, let one of them convert it, for instance to Explicit VR Little Endian.",
+    "If another program opens it, convert it there, for instance to Explicit VR Little Endian.",
     "which pydicom does not decode. Convert the file, for instance to Explicit VR Little Endian.",
     "Convert it, for instance to Explicit VR Little Endian.",
-    "has compressed pixels, and {self._tag('TransferSyntaxUID')}",
+    "has compressed pixels, but {self._tag('TransferSyntaxUID')}",
     "no decoder for that is installed. Install the extra",
 )
 @pytest.mark.parametrize("why", ["undecodable", "unknown", "deflated", "unnamed", "no decoder"])
@@ -384,7 +384,7 @@ def labelled(tmp_path) -> Path:
 
 @follows("Pass a folder with {LAYOUTS}.")
 def test_a_folder_of_labelled_images(labelled):
-    refusal(lambda: images_of(labelled / "good" / "good.png"), "Pass a folder with good/ with bad/")
+    refusal(lambda: images_of(labelled / "good" / "good.png"), "Pass a folder with good/, optionally with bad/")
     refusal(lambda: images_of(labelled / "none"), "or train/good/ and test/good/ with test/DEFECT/")
     assert images_of(labelled).y.tolist() == [1, -1]
     for part in ("train/good", "test/good", "test/scratch"):
@@ -422,7 +422,7 @@ def test_masks_are_told_apart_by_kind_and_name(labelled):
     assert _masks_of(labelled) == [None, None, "0.png", None]
 
 
-@follows("and there is none. Rename or remove the mask.")
+@follows(" in {kind}/'}. Rename or remove the mask.")
 @pytest.mark.parametrize("how", ["rename", "remove"])
 def test_a_mask_of_no_image(labelled, how):
     _mask(labelled / "masks" / "typo.png")
@@ -478,7 +478,7 @@ def test_masks_are_written_anew(tmp_path):
 # ---- the detector
 
 
-@follows("Write numpy.where(is_normal, 1, -1), or leave y out if all images are normal.")
+@follows("Use numpy.where(is_normal, 1, -1), or leave y out if all images are normal.")
 def test_labels(make, normal, anomalous):
     X, is_normal = np.concatenate([normal[:3], anomalous[:2]]), np.array([True, True, True, False, False])
     refusal(lambda: make().fit(X, is_normal), "numpy.where(is_normal, 1, -1)", error=ValueError)

@@ -270,7 +270,7 @@ def test_fit_keeps_what_is_there(model, pictures, capsys, monkeypatch):
 
 def test_fit_passes_its_settings_on(pictures, capsys):
     out = pictures / "model.fsad"
-    settings = "--evidence patch tsd --lam auto --contamination 0.2 --value-range 0 200 --no-augment --keep-support"
+    settings = "--evidence patch tsd --lam 0.3 --contamination 0.2 --value-range 0 200 --no-augment --keep-support"
     command = ["fit", str(pictures / "support"), "-o", str(out), "--image-size", "64", "--json", "--quiet"]
     assert cli.main([*command, *settings.split()]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -279,7 +279,7 @@ def test_fit_passes_its_settings_on(pictures, capsys):
     scores = relative_score(det.support_scores_, det.offset_)
     assert [entry["score"] for entry in said["support"]] == scores.tolist()
     assert det.support_.shape == (4, 3, 64, 64)
-    expected = {"lam": "auto", "contamination": 0.2, "augment": False, "image_size": 64, "random_state": 0}
+    expected = {"lam": 0.3, "contamination": 0.2, "augment": False, "image_size": 64, "random_state": 0}
     assert {name: det.get_params()[name] for name in expected} == expected
     assert list(det.evidence) == ["patch", "tsd"]
     assert list(det.value_range) == [0, 200]
@@ -407,7 +407,7 @@ def test_report_knows_labels_by_their_folders(model, pictures, capsys):
     assert '"size":[30,30]' in out.read_text()
     with pytest.raises(SystemExit, match="2"):
         cli.main([*small[:-1], "0"])
-    assert "argument --max-side: 0 was given; accepted is an integer of at least 1" in capsys.readouterr().err
+    assert "argument --max-side: 0 was given; it must be an integer of at least 1" in capsys.readouterr().err
     several = [Image.fromarray(pixels) for pixels in corrupted(stripes(3, seed=4))]
     several[0].save(labelled / "bad" / "several.tif", save_all=True, append_images=several[1:])
     assert cli.main(["report", str(model), str(labelled), "-o", str(out), "--quiet", "--force"]) == 0
@@ -504,7 +504,7 @@ def test_evaluate_against_what_is_no_setting(pictures, capsys, against, said):
     assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(pictures), "--against", "1=2"])
-    assert "1=2 was given; accepted is NAME=VALUE" in capsys.readouterr().err
+    assert "1=2 was given; it must be NAME=VALUE" in capsys.readouterr().err
 
 
 @pytest.fixture

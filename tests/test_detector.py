@@ -477,7 +477,7 @@ def test_unreadable_files(make, normal, tmp_path):
 
 def test_max_pixels(make, normal, monkeypatch):
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
-    with pytest.raises(ImageError, match="40 x 40 = 1600 pixels, more than the 1000"):
+    with pytest.raises(ImageError, match="40 x 40 = 1600 pixels, more than the limit of 1000"):
         make().fit([Image.fromarray(image) for image in normal[:2]])
 
 

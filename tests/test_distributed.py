@@ -180,7 +180,7 @@ def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
 def test_the_size_that_is_refused_is_the_callers(ray, fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
     rows = distributed.score(fitted, write_images(tmp_path / "images", 2), num_actors=1).take_all()
-    assert all("more than the 1000" in row["error"] for row in rows)
+    assert all("more than the limit of 1000" in row["error"] for row in rows)
 
 
 @pytest.mark.slow

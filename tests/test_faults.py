@@ -147,8 +147,8 @@ def test_killed_in_pretrain(toy, tmp_path):
     out = tmp_path / "student.safetensors"
 
     def run(place: Path = out, **options) -> bytes:
-        network = {name: toy[name] for name in ("backbone", "weights", "image_size", "batch_size")}
-        return pretrain(tasks, place, n_steps=40, verbose=0, checkpoint_minutes=0, **network, **options).read_bytes()
+        network = {name: toy[name] for name in ("backbone", "weights", "image_size")}
+        return pretrain(tasks, place, n_steps=40, batch_size=4, verbose=0, checkpoint_minutes=0, **network, **options).read_bytes()
 
     expected = run(tmp_path / "whole.safetensors")
     longest = seconds(lambda: run(tmp_path / "timed.safetensors"))

@@ -154,7 +154,7 @@ def test_small_batches_that_do_not_fit_are_not_taken():
         def forward(self, batch):
             raise torch.OutOfMemoryError("no room")
 
-    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match="on 4 images at once"):
+    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match="with batches of 4 images"):
         run_network(Full(), torch.zeros(1, 3, 4, 4), resolve_runtime("cpu", "float32"))
 
 

@@ -213,7 +213,7 @@ def test_samples_of_one_colour_picture_load_alike(kind):
         ("reportsi.dcm", ["without an image", "Basic Text SR", "Leave it out"]),
         ("rtplan.dcm", ["without an image", "RT Plan"]),
         ("no_meta.dcm", ["not a DICOM file", "Leave it out"]),
-        ("MR_truncated.dcm", ["could not be read", "whole files"]),
+        ("MR_truncated.dcm", ["could not be read", "files in these formats"]),
         ("JPGExtended.dcm", ["could not be decoded", "12-bit", "convert it"]),
         ("badVR.dcm", ["'1A' as NumberOfFrames (0028,0008)", "not a number"]),
     ],
@@ -567,7 +567,7 @@ def test_large_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch, 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(nibabel.arrayproxy.ArrayProxy, "__getitem__", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 20)
-    assert_refused(Frame(path, 1), f"{path}[1]", "more than the 20", "MAX_PIXELS")
+    assert_refused(Frame(path, 1), f"{path}[1]", "more than the limit of 20", "MAX_PIXELS")
 
 
 def test_files_are_found_by_their_endings(tmp_path):

@@ -565,7 +565,7 @@ def test_too_many_pixels(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "1000", True])
 def test_no_limit_but_a_number_of_pixels(value):
-    with pytest.raises(ValueError, match=rf"MAX_PIXELS={value!r} was given; accepted is an integer"):
+    with pytest.raises(ValueError, match=rf"MAX_PIXELS={value!r} was given; it must be an integer"):
         fewshot_ad.images.MAX_PIXELS = value
     assert fewshot_ad.images.MAX_PIXELS == 50_000_000
 

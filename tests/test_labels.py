@@ -48,7 +48,7 @@ def test_a_draw_is_a_fit_on_those_images_and_all_of_them_is_no_draw(make, normal
 
 def test_more_than_there_are(make, normal):
     y = [1, 1, 1, -1]
-    with pytest.raises(ValueError, match="n_support=4 was given, and there are 3 normal images") as caught:
+    with pytest.raises(ValueError, match="n_support=4 was given, but there are only 3 normal images") as caught:
         make(n_support=4).fit(normal[:4], y)
     assert str(caught.value).endswith("Pass more of them, or set n_support to at most 3.")
     assert len(drawn(make(n_support=3).fit(normal[:4], y))) == 3

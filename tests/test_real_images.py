@@ -53,7 +53,7 @@ def test_quickstart_writes_a_picture(real_data, real_weights, tmp_path, monkeypa
     pytest.importorskip("matplotlib")
     script, out = ROOT / "examples" / "01_quickstart.py", tmp_path / "maps.png"
     command = [script, real_data / "magnetic_tile", "--backbone", "mobilenetv2_100", "--weights", real_weights]
-    monkeypatch.setattr(sys, "argv", [*map(str, command), "--evidence", "patch", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", [*map(str, command), "--out", str(out)])
     runpy.run_path(str(script), run_name="__main__")
     assert "AUROC 0." in capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG")

@@ -205,10 +205,10 @@ def test_thresholds_that_are_not_below_zero(fitted, anomalous, offset):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"min_area": -1}, "min_area=-1 was given; accepted is a number of pixels, 0 or more"),
+        ({"min_area": -1}, "min_area=-1 was given; it must be a number of pixels, 0 or more"),
         ({"min_area": np.nan}, "min_area=nan"), ({"min_area": np.inf}, "min_area=inf"), ({"min_area": "5"}, "'5'"),
         ({"min_area": None}, "min_area=None"), ({"min_area": True}, "min_area=True"),
-        ({"level": np.inf}, "level=inf was given; accepted is a finite number"), ({"level": np.nan}, "level=nan"),
+        ({"level": np.inf}, "level=inf was given; it must be a finite number"), ({"level": np.nan}, "level=nan"),
         ({"level": "1"}, "level='1'"), ({"level": False}, "level=False"),
     ],
 )  # fmt: skip

@@ -43,6 +43,6 @@ def test_the_default_detector_finds_what_is_anomalous_and_where(tmp_path, kind):
 
 
 def test_an_unknown_kind(tmp_path):
-    with pytest.raises(ValueError, match="kind='lung' was given; accepted is one of 'photograph', 'metal', 'retina'"):
+    with pytest.raises(ValueError, match="kind='lung' was given; it must be one of 'photograph', 'metal', 'retina'"):
         write_images(tmp_path / "images", kind="lung")
     assert list(tmp_path.iterdir()) == []

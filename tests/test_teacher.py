@@ -133,7 +133,7 @@ def refusal(**options) -> str:
 def assert_two_ways_out(message: str) -> None:
     hub = "weights=None" in message or "timm.list_models" in message
     assert hub
-    assert "a safetensors file in timm's naming" in message
+    assert "safetensors file in timm's naming" in message
 
 
 def test_unknown_backbone(toy_weights):

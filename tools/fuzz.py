@@ -606,7 +606,7 @@ def run(name: str, n: int, seed: int, keep: Path) -> collections.Counter[str]:
             try:
                 FORMATS[name].read(path)
             except FewShotADError as error:
-                if "images, and one entry" not in str(error):
+                if "each entry must be one image" not in str(error):
                     raise RuntimeError(f"seed {number} of {name} is no such file") from error
     while start < n:
         with tempfile.TemporaryDirectory() as folder:
