@@ -148,7 +148,8 @@ def test_killed_in_pretrain(toy, tmp_path):
 
     def run(place: Path = out, **options) -> bytes:
         network = {name: toy[name] for name in ("backbone", "weights", "image_size")}
-        return pretrain(tasks, place, n_steps=40, batch_size=4, verbose=0, checkpoint_minutes=0, **network, **options).read_bytes()
+        course = {"n_steps": 40, "batch_size": 4, "verbose": 0, "checkpoint_minutes": 0, **network}
+        return pretrain(tasks, place, **course, **options).read_bytes()
 
     expected = run(tmp_path / "whole.safetensors")
     longest = seconds(lambda: run(tmp_path / "timed.safetensors"))

@@ -46,9 +46,7 @@ def test_a_network_without_tokens(toy, normal):
 
 
 def test_no_such_recipe():
-    with pytest.raises(
-        ValueError, match="recipe='patchcore' was given; it must be one of 'anomalydino', 'subspacead'"
-    ):
+    with pytest.raises(ValueError, match="recipe='patchcore' was given; it must be one of 'anomalydino', 'subspacead'"):
         DualDistillationDetector.recipe("patchcore")
 
 
