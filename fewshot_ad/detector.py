@@ -136,7 +136,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         Cache of the teacher's features, shared by all fits. joblib stores pickles there: use a folder that only you can
         write to.
     device : str or torch.device, default="auto"
-        torch device of the networks; "auto" is CUDA if available, else the CPU.
+        Torch device of the networks; "auto" is CUDA if available, else the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
         Precision of the networks. "auto" scores in float32, and trains in bfloat16 if the hardware supports it
         natively. The nearest-neighbour search is exact in "float64" and "float32"; in the others it is approximate, and

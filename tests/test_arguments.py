@@ -70,7 +70,7 @@ def test_layers(command, capsys):
     for text in ("4;5", "first", "", "4,", "-1"):
         with pytest.raises(SystemExit):
             parse([*command.split(), f"--layers={text}"])
-        assert "accepted is auto, last, or numbers such as 4,5,7,10" in capsys.readouterr().err
+        assert "it must be auto, last, or numbers such as 4,5,7,10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [

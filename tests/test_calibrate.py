@@ -594,7 +594,7 @@ def test_a_threshold_of_the_command_line(base, folders, images, capsys):
     for wrong in ("0", "-1", "nan", "inf", "much"):
         with pytest.raises(SystemExit):
             cli.main(["score", "m.fsad", *paths, "--threshold", wrong])
-        assert "accepted is a number above 0" in capsys.readouterr().err
+        assert "it must be a number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("offset", [-2.0, -1e-9, 0.0, 3.0])

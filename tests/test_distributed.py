@@ -100,7 +100,7 @@ def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
     paths = write_images(tmp_path / "images", 60)
     broken = tmp_path / "images" / "0007.png"
     broken.write_bytes(b"no image")
-    mortal = Mortal(**fitted.get_params())
+    mortal = Mortal(**fitted.get_params(deep=False))
     mortal.__dict__.update(vars(fitted), marker=tmp_path / "died")
     rows = distributed.score(mortal, paths[::-1], num_actors=2, batch_size=10).take_all()
     assert mortal.marker.exists()
