@@ -102,7 +102,7 @@ def test_painted_defects_are_found_and_placed(make, evidence):
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16", "float16"])
-def test_nothing_depends_on_batch_size_order_or_company(make, normal, anomalous, precision):
+def test_nothing_depends_on_batch_size_order_or_other_images(make, normal, anomalous, precision):
     det = make(precision=precision).fit(normal[:4])
     queries = np.concatenate([normal[4:], anomalous])
     scores, maps, weights = det.score_samples(queries), det.anomaly_map(queries), det.support_weights(queries)

@@ -100,7 +100,7 @@ def test_summary():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("corrupt", "reason"),
     [
         (lambda mask: Image.new("L", (10, 10)).save(mask), "a mask of another size than its image"),
         (lambda mask: mask.write_bytes(b"no picture"), "a mask that cannot be read"),
@@ -110,11 +110,11 @@ def test_summary():
         (lambda mask: mask.rename(mask.with_name("7.png")), "a mask of another size than its image"),
     ],
 )
-def test_a_wrong_mask_is_named_before_anything_is_scored(det, root, spoil, reason, monkeypatch):
+def test_a_wrong_mask_is_named_before_anything_is_scored(det, root, corrupt, reason, monkeypatch):
     (whole,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
     if "size" in reason:
         Image.fromarray(stripes(1, size=50)[0]).save(root / "good" / "7.png")
-    spoil(root / "masks" / "1.png")
+    corrupt(root / "masks" / "1.png")
     left_out: list = []
     with monkeypatch.context() as patch:
         patch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)

@@ -165,7 +165,7 @@ def test_one_image_and_no_turned_views(toy, normal, anomalous, augment):
         assert 0 <= min(e.matches.row, e.matches.col) <= max(e.matches.row, e.matches.col) < 32
 
 
-def test_company_of_other_shapes_does_not_matter(fitted, normal, anomalous):
+def test_a_batch_of_other_shapes_does_not_matter(fitted, normal, anomalous):
     mixed = [image[: 40 - 4 * i, i:] for i, image in enumerate(anomalous)]
     found = fitted.explain(mixed)
     assert len({e.map.shape for e in found}) > 1
@@ -175,10 +175,10 @@ def test_company_of_other_shapes_does_not_matter(fitted, normal, anomalous):
             np.testing.assert_equal(getattr(e, name), value, err_msg=name)
 
 
-def test_company_does_not_matter(fitted, normal, anomalous):
-    alone, in_company = fitted.explain(anomalous[2:3])[0], fitted.explain([*normal, *anomalous])[len(normal) + 2]
+def test_the_batch_does_not_matter(fitted, normal, anomalous):
+    alone, in_batch = fitted.explain(anomalous[2:3])[0], fitted.explain([*normal, *anomalous])[len(normal) + 2]
     for name, value in vars(alone).items():
-        np.testing.assert_equal(getattr(in_company, name), value, err_msg=name)
+        np.testing.assert_equal(getattr(in_batch, name), value, err_msg=name)
 
 
 def test_unreadable_images_are_none_or_an_error(toy, normal, anomalous, tmp_path):

@@ -39,7 +39,7 @@ def extractor(teacher, memory=None, precision="float32") -> FeatureExtractor:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_features_do_not_depend_on_company(teacher, images, precision):
+def test_features_do_not_depend_on_the_batch(teacher, images, precision):
     extract = extractor(teacher, precision=precision)
     together = joined(extract(images))
     backwards = [m.flip(0) for m in joined(extract(images.flip(0)))]

@@ -67,7 +67,7 @@ def test_files_are_read_or_refused(fuzz, name, n, tmp_path):
 
 @linux
 def test_the_tool_finds_what_it_looks_for(fuzz, tmp_path, monkeypatch):
-    """A reader that crashes, raises what it likes, or takes a gigabyte or for ever: each is found."""
+    """A reader that crashes, raises what it likes, or takes a gigabyte or forever: each is found."""
 
     def faulty(path: Path) -> None:
         match path.read_bytes()[0] % 4:

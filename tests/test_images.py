@@ -362,7 +362,7 @@ def assert_refused(X, *words: str, **options) -> None:
         assert word in str(caught.value)
 
 
-def _spoilt(value) -> np.ndarray:
+def _with_value(value) -> np.ndarray:
     image = np.full((8, 8), 0.5)
     image[3, 4] = value
     return image
@@ -371,12 +371,14 @@ def _spoilt(value) -> np.ndarray:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("value_range", [None, (0, 1)])
 def test_non_finite_values(bad, value_range):
-    assert_refused([_spoilt(0), _spoilt(bad)], "image 1", "NaN or infinity", "nan_to_num", value_range=value_range)
+    assert_refused(
+        [_with_value(0), _with_value(bad)], "image 1", "NaN or infinity", "nan_to_num", value_range=value_range
+    )
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, 255.0])
 def test_floats_beyond_one(bad):
-    assert_refused([GREY, _spoilt(bad)], "image 1", "float64", str(bad), "value_range=(low, high)")
+    assert_refused([GREY, _with_value(bad)], "image 1", "float64", str(bad), "value_range=(low, high)")
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int64", "uint32"])
@@ -515,9 +517,9 @@ def test_advice_about_a_folder_is_good(tmp_path):
 
 
 def test_advice_about_nan_is_good():
-    image = _spoilt(np.nan)
+    image = _with_value(np.nan)
     assert_refused([image], "numpy.nan_to_num")
-    assert_same([np.nan_to_num(image)], [_spoilt(0)])
+    assert_same([np.nan_to_num(image)], [_with_value(0)])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -82,7 +82,7 @@ def patch(toy):
     return DualDistillationDetector(**{**toy, "evidence": "patch"})
 
 
-def test_spoilt_images_are_told_apart(normal):
+def test_corrupted_images_are_recognised(normal):
     patch = DualDistillationDetector(evidence="patch", random_state=0)
     scorer = SyntheticAnomalyScorer(n_views=4)
     fitted = patch.fit(normal[:4])

@@ -98,13 +98,13 @@ def flip(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("which", ["teacher", "student"])
 @pytest.mark.parametrize(
-    "spoil",
+    "corrupt",
     [flip, lambda data: data[:-1], lambda _: b"", lambda _: pickle.dumps(Bomb())],
     ids="flip cut empty pickle".split(),
 )
-def test_altered_files_are_refused(altered, which, spoil):
+def test_altered_files_are_refused(altered, which, corrupt):
     path = getattr(altered, which)
-    path.write_bytes(spoil(path.read_bytes()))
+    path.write_bytes(corrupt(path.read_bytes()))
     with pytest.raises(CheckpointError) as caught:
         DualDistillationDetector(student_weight=0.1).fit(stripes(3))
     assert str(path) in str(caught.value)
@@ -120,11 +120,11 @@ def test_the_users_own_files_are_refused_by_name(tmp_path):
     save_file({"no.such.weight": torch.zeros(1)}, other)
     with pytest.raises(WeightsNotFoundError, match=r"other\.safetensors.*are missing, among them"):
         DualDistillationDetector(weights=other).fit(stripes(3))
-    for spoil in (lambda data: data[:-1], lambda _: pickle.dumps(Bomb())):
-        other.write_bytes(spoil(entry.teacher.read_bytes()))
+    for corrupt in (lambda data: data[:-1], lambda _: pickle.dumps(Bomb())):
+        other.write_bytes(corrupt(entry.teacher.read_bytes()))
         with pytest.raises(WeightsNotFoundError, match=r"other\.safetensors"):
             DualDistillationDetector(weights=other).fit(stripes(3))
-        other.write_bytes(spoil(entry.student.read_bytes()))
+        other.write_bytes(corrupt(entry.student.read_bytes()))
         with pytest.raises(CheckpointError, match=r"other\.safetensors"):
             DualDistillationDetector(init=other).fit(stripes(3))
 

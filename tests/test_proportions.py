@@ -53,7 +53,7 @@ def test_each_image_has_its_own_shape(fitted, support, queries):
         fitted.anomaly_map(queries, size="large")
 
 
-def test_an_image_reads_the_same_in_any_company(fitted, queries):
+def test_an_image_has_the_same_score_in_any_batch(fitted, queries):
     scores, weights, maps = (ask(queries) for ask in (fitted.score_samples, fitted.support_weights, fitted.anomaly_map))
     assert np.isfinite(scores).all()
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)

@@ -32,7 +32,7 @@ def test_patch_evidence_finds_anomalies(real_data, real_weights, task, at_least)
     # Where bfloat16 is emulated it is very slow: few images, and no student.
     [("float32", 11, ("ssd", "tsd", "patch", "embedding")), ("bfloat16", 3, "patch")],
 )
-def test_scores_do_not_depend_on_company(real_data, real_weights, two_threads, precision, n, evidence):
+def test_scores_do_not_depend_on_the_batch(real_data, real_weights, two_threads, precision, n, evidence):
     good = sorted((real_data / "busi" / "good").iterdir())
     det = DualDistillationDetector(
         "mobilenetv2_100",

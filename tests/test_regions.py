@@ -325,7 +325,7 @@ def test_commands_write_regions(folder, fitted, command, capsys, tmp_path):
     assert cli.main([*words, "--force"]) == 1
 
 
-def test_the_same_image_has_the_same_regions_in_any_company(fitted, anomalous, normal):
+def test_the_same_image_has_the_same_regions_in_any_batch(fitted, anomalous, normal):
     alone = fitted.regions(anomalous[:1])[0]
     among = fitted.regions([*normal[4:7], anomalous[0], stripes(1, size=64, seed=9)[0]])[3]
     assert all(same(one, other) for one, other in zip(alone, among, strict=True))

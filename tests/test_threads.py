@@ -1,4 +1,4 @@
-"""Images in threads: one torch thread each, results in order, nobody waits for ever."""
+"""Images in threads: one torch thread each, results in order, nobody waits forever."""
 
 from __future__ import annotations
 

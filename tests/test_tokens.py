@@ -165,7 +165,7 @@ def test_a_file_of_a_transformer_holds_half_as_many_bytes(options, tmp_path):
     assert torch.equal(held.float(), det.patches_)
 
 
-def test_scores_do_not_depend_on_company(options, queries):
+def test_scores_do_not_depend_on_the_batch(options, queries):
     det = DualDistillationDetector(**options).fit(stripes(3, size=70))
     together = det.score_samples([*queries, *stripes(5, size=70, seed=7)])
     assert [det.score_samples([query])[0] for query in queries] == together[:2].tolist()
