@@ -69,10 +69,8 @@ for number, folder in enumerate(folders):
     y = np.repeat([1, -1], [len(normal), len(bad)])
     false, true = (np.mean(decision[y == label] < 0) for label in (1, -1))
     auroc = roc_auc_score(y, decision)
-    print(
-        f"{folder.name}: fitted on {len(support)} normal images; AUROC {auroc:.3f} of {len(y)} others. At the default"
-    )
-    print(f"  default threshold {true:.0%} of the anomalous images are found, with {false:.0%} false alarms")
+    print(f"{folder.name}: fitted on {len(support)} normal images; AUROC {auroc:.3f} of {len(y)} others.")
+    print(f"  At the default threshold {true:.0%} of the anomalous images are found, with {false:.0%} false alarms.")
     shown = bad[: args.shown]
     masks = [mask if (mask := folder / "masks" / f"{path.stem}.png").exists() else None for path in shown]
     own = axes[number * args.shown :][: len(shown)]
