@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from fewshot_ad import DualDistillationDetector
-from fewshot_ad.drift import compare, see
+from fewshot_ad.drift import compare, describe
 
 # Support images, and whether there is a reference.
 SETTINGS = ((4, False), (8, False), (4, True))
@@ -66,9 +66,9 @@ def main() -> None:
             sets[OTHER] = [read(path) for path in rng.permutation(sorted((root / other / "good").iterdir()))[:FRESH]]
             for shots in SHOTS:
                 session = DualDistillationDetector(random_state=0).fit(good[:shots]).session()
-                seen = {name: see(session, images) for name, images in sets.items()}
+                seen = {name: describe(session, images) for name, images in sets.items()}
                 for with_reference in (one for n, one in SETTINGS if n == shots):
-                    reference = see(session, further) if with_reference else None
+                    reference = describe(session, further) if with_reference else None
                     for name, one in seen.items():
                         said = compare(session.fitted, one, reference).drifted  # as `drift` does
                         found.setdefault((task, shots, with_reference, name), []).append(said)

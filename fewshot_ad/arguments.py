@@ -209,17 +209,17 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     options.common(add)
 
     add = _command(
-        commands, "drift", "say whether images, as a whole, left the range of the normal ones",
-        "Compares new images, five or more, as a whole with the support and, where it is given, a reference: "
-        "brightness, highlights, clipping, contrast, focus, and the anomaly score. Says drift where p is below 0.01: "
-        "another light, focus, camera or product, for which the detector was not fitted. Single anomalous images are "
-        "no drift. Exit status 1 says that some images could not be read, 0 nothing of drift.",
+        commands, "drift", "test whether images, as a whole, differ from the normal ones",
+        "Compares new images, five or more, as a whole with the support and the reference, if one is given: "
+        "brightness, highlights, clipping, contrast, focus, and the anomaly score. Drift is p below 0.01: another "
+        "light, focus, camera or product. Single anomalous images are not drift. The exit status is 1 if some images "
+        "could not be read; it does not depend on drift.",
         "fewshot-ad drift model.fsad new/ --reference fresh/",
     )  # fmt: skip
     options.model_and_paths(add)
     add(
         "--reference", type=Path, nargs="+", default=None, metavar="PATH",
-        help="further normal images, or folders, to compare with beside the support",
+        help="further normal images, or folders, to compare with in addition to the support",
     )  # fmt: skip
     options.common(add, seed=True)
 

@@ -848,25 +848,25 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self.session().explain(X, max_side)
 
     def drift(self, X: Any, reference: Any = None) -> Drift:
-        """Tell whether new images, as a whole, left the range of the support: another light, focus, camera or product.
+        """Test whether new images, as a whole, differ from normal ones: another light, focus, camera or product.
 
-        Each of six statistics is compared with those of normal images by a t-test (docs/method.md). An anomaly or two
-        among many images are no drift.
+        Each of six statistics is compared by a t-test (docs/method.md). One or two anomalies among many images are not
+        drift.
 
         Parameters
         ----------
         X : images, or array-like of shape (n_samples, n_features)
-            As for `fit`: at least 5 that can be read, better 20, as they come.
+            As for `fit`: a random sample of at least 5 readable images, better 20.
         reference : images, or array-like of shape (n_samples, n_features), optional
-            Further normal images, fresh ones as for `calibrate`, to be compared with beside the support: of four images
-            it is hardly known how much normal ones differ. Those in the support, and repeated ones, count once.
+            Further normal images, as for `calibrate`, to compare with in addition to the support: four images hardly
+            tell how much normal ones differ. Images of the support, and repeated ones, count once.
 
         Returns
         -------
         drift.Drift
-            `p_value`, `drifted` (p below 0.01), which `statistic` says so, and `text`. Unreadable images are left out
-            with on_error="skip". Without a reference light and focus are NaN, and not compared, after `load` from a
-            file without support images; "score" is NaN where the support is a single image.
+            `p_value`, `drifted` (p below 0.01), the `statistic` with the smallest p-value, and `text`. Unreadable
+            images are left out with on_error="skip". Light and focus are NaN, and not compared, after `load` from a
+            file without support images, unless a reference is given; "score" is NaN if the support is one image.
 
         Raises
         ------
@@ -876,8 +876,8 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
             There is nothing to compare with: a single support image, it is not in the file, and no reference.
         """
         session = self.session()
-        seen = drift.see(session, X)
-        return drift.compare(session.fitted, seen, None if reference is None else drift.see(session, reference))
+        new = drift.describe(session, X)
+        return drift.compare(session.fitted, new, None if reference is None else drift.describe(session, reference))
 
     def session(self, **overrides: Any) -> Session:
         """Open a session on the current fitted state, for tools and for several calls on one state.

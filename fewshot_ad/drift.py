@@ -1,8 +1,8 @@
-"""Whether new images, as a whole, left the range of the support: another camera, light, focus or product.
+"""Drift: whether new images, as a whole, differ from normal ones by another camera, light, focus or product.
 
-A two-sample t-test for each of six statistics: how bright, how bright where it is bright, how much of it clipped, how
-contrasty and how sharp images are, and how anomalous they score. A support is small, so the new images help to tell how
-much images differ, and further normal images may.
+One two-sample t-test for each of six statistics of an image: brightness, highlights, clipping, contrast, focus and the
+anomaly score. The support is small, so the new images, and a reference of further normal ones, help to estimate the
+spread.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LEAST_IMAGES = 5
 CLIPPING = "clipping"
 LIGHT = ("brightness", "highlights", CLIPPING, "contrast", "focus")
 SCORE = "score"
-# Standard deviations, on the scale of comparison, that are believed in before any image is seen, as much as in one
-# image: of light and focus what is hardly seen, so that no difference counts that nobody sees.
+# Prior standard deviations on the scale of comparison, with the weight of one image. Those of light and focus are just
+# visible differences, so that invisible ones do not count.
 _PRIOR = {**dict.fromkeys(LIGHT, 0.02), CLIPPING: 0.05, SCORE: PRIOR_SD}
-# What black, a plain image and one without detail are taken for: a step of 8 bits or less, in [0, 1].
+# Added to the statistics of black, plain and smooth images: a step of 8 bits or less, in [0, 1].
 _BLACK, _PLAIN, _SMOOTH = 0.02, 0.01, 3e-4
-# Share of the pixels that highlights are above; what counts as full scale; and the clipped share that is half-way
-# between none and much.
+# Quantile that is called highlights; value above which a pixel is clipped; clipped fraction at the middle of the scale
+# of comparison.
 _HIGH, _FULL, _SOME = 0.95, 0.99, 0.003
 
 
@@ -45,12 +45,12 @@ class Compared(NamedTuple):
     Attributes
     ----------
     support, new : float
-        Geometric means: of "brightness" (mean of an image), "highlights" (its 95th percentile) and "contrast" (its
-        standard deviation), in [0, 1]; of "focus", detail of the finest scale over that of the next; of "score", on the
-        scale of tables, where 1 is the threshold. Of "clipping", the share of values at full scale, likewise a mean on
-        the scale that it is compared on. NaN where that of normal images is not known.
+        Means over images, on the scale of comparison (geometric means, except for "clipping"). "brightness" is the mean
+        of an image, "highlights" its 95th percentile and "contrast" its standard deviation, in [0, 1]; "clipping" is
+        the fraction of values at full scale; "focus" is the detail of the finest scale over that of the next; "score"
+        is on the scale of tables, where 1 is the threshold. NaN if unknown for the normal images.
     p_value : float
-        How often so large a difference comes about by chance; NaN where the statistic could not be compared.
+        Probability of so large a difference by chance; NaN if the statistic could not be compared.
     """
 
     support: float
@@ -60,19 +60,19 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Drift:
-    """Whether new images, as a whole, left the range of the support.
+    """Result of a comparison of new images with normal ones.
 
     Attributes
     ----------
     p_value : float
-        How often images like the normal ones would differ so much: the smallest of the statistics' p-values, times
-        their number.
+        Probability that images like the normal ones differ so much: the smallest p-value of the statistics, times their
+        number (Bonferroni).
     drifted : bool
-        Whether that is below 0.01.
+        Whether `p_value` is below 0.01.
     statistic : str
-        The one that differs most clearly.
+        The statistic with the smallest p-value.
     n_images, n_support, n_reference : int
-        Images that were compared. Near-duplicates in the support count as one.
+        Numbers of images that were compared. Near-duplicates in the support count as one.
     statistics : dict of str to Compared
         "brightness", "highlights", "clipping", "contrast", "focus", and "score".
     """
@@ -87,19 +87,19 @@ class Drift:
 
     @property
     def text(self) -> str:
-        """The same in a sentence."""
+        """The result in a sentence."""
         further = f" and {self.n_reference} reference" if self.n_reference else ""
         one, here = self.statistics[self.statistic], f"the {self.n_support} support{further} images"
         whose = "normal images" if self.n_reference else "the support"
         differ = f"p = {self.p_value:.2g}; {self.statistic} {one.new:.3g}, of {whose} {one.support:.3g}"
         if self.drifted:
-            return f"Drift: {self.n_images} images, as a whole, left the range of {here} ({differ})."
+            return f"Drift: {self.n_images} images, as a whole, differ from {here} ({differ})."
         return f"No drift: {self.n_images} images, as a whole, are like {here} ({differ})."
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What is compared, of some images.
+class Statistics:
+    """Statistics of some images.
 
     Attributes
     ----------
@@ -113,8 +113,8 @@ class Seen:
     hashes: list[str]
 
 
-def see(session: Session, X: Any, on_error: OnError | None = None) -> Seen:
-    """Measure images.
+def describe(session: Session, X: Any, on_error: OnError | None = None) -> Statistics:
+    """Compute the statistics of images.
 
     Parameters
     ----------
@@ -125,8 +125,8 @@ def see(session: Session, X: Any, on_error: OnError | None = None) -> Seen:
 
     Returns
     -------
-    Seen
-        Of those that can be read.
+    Statistics
+        One row per readable image.
     """
 
     def reduce(scorer: Scorer, one: QueryResult, loaded: Loaded) -> tuple[np.ndarray, str]:
@@ -134,28 +134,27 @@ def see(session: Session, X: Any, on_error: OnError | None = None) -> Seen:
 
     read = [found for _, found in session.each(X, on_error or session.settings.on_error, reduce)]
     values = np.array([row for row, _ in read]).reshape(-1, len(LIGHT) + 1)
-    return Seen(values, [key for _, key in read])
+    return Statistics(values, [key for _, key in read])
 
 
-def compare(fitted: FittedSupport, seen: Seen, reference: Seen | None = None) -> Drift:
+def compare(fitted: FittedSupport, new: Statistics, reference: Statistics | None = None) -> Drift:
     """Compare new images, as a whole, with the support and a reference; see `DualDistillationDetector.drift`.
 
     Parameters
     ----------
     fitted : FittedSupport
-    seen : Seen
-        Of the new images.
-    reference : Seen, optional
-        Of further normal images. Those in the support, and repeated ones, count once.
+    new : Statistics
+        Statistics of the new images.
+    reference : Statistics, optional
+        Statistics of further normal images. Images of the support, and repeated ones, count once.
 
     Returns
     -------
     Drift
     """
-    if len(seen.values) < LEAST_IMAGES:
+    if len(new.values) < LEAST_IMAGES:
         raise ImageError(
-            f"Drift is of images as a whole: {LEAST_IMAGES} that can be read are needed at least, and there are "
-            f"{len(seen.values)}. Pass more of them."
+            f"Drift needs at least {LEAST_IMAGES} readable images, and there are {len(new.values)}. Pass more of them."
         )
     normal, n_reference = _of_support(fitted), 0
     if reference is not None:
@@ -170,12 +169,12 @@ def compare(fitted: FittedSupport, seen: Seen, reference: Seen | None = None) ->
             "There is nothing to compare with: the support is a single image, and it is not in the file. Save the "
             "detector with support=True where it was fitted, fit on several images, or pass normal images as reference."
         )
-    new = dict(zip((*LIGHT, SCORE), seen.values.T, strict=True))
-    compared = {name: _compare(name, normal.get(name), values, fitted.offset) for name, values in new.items()}
+    columns = zip((*LIGHT, SCORE), new.values.T, strict=True)
+    compared = {name: _compare(name, normal.get(name), values, fitted.offset) for name, values in columns}
     statistic = min(normal, key=lambda name: compared[name].p_value)
     p_value = min(1.0, compared[statistic].p_value * len(normal))
     n_support = len(set(fitted.groups))
-    return Drift(p_value, p_value < LEVEL, statistic, len(seen.values), n_support, n_reference, compared)
+    return Drift(p_value, p_value < LEVEL, statistic, len(new.values), n_support, n_reference, compared)
 
 
 def light(image: torch.Tensor) -> np.ndarray:

@@ -11,9 +11,8 @@ from .data.listing import SUFFIXES, LeftOut, list_images, say_left_out
 from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, warn
 from .explanation import moved_offset
 from .files import model_file
-from .files.header import LEFT_OUT
+from .files.header import SAVED
 from .session import Session
-from .settings import RULES, STUDENT_PREFIX
 from .support import FittedSupport
 
 # Only for types: scikit-learn takes a second to import, and scoring with a model file does not need it.
@@ -63,8 +62,7 @@ def open_session(
     """Do the same as `open_detector`, but return a session; a model file is read without scikit-learn."""
     model = _model(paths, support)
     stored = None if model is None else _parameters(model)
-    needed = {name for name in RULES if name not in (*LEFT_OUT, "student") and not name.startswith(STUDENT_PREFIX)}
-    if model is None or stored is None or needed - stored:
+    if model is None or stored is None or SAVED - stored:
         # A detector to fit, no model file, or one of a release that lacked a parameter: the detector knows its default.
         det, given = open_detector(paths, support, settings)
         return det.session(), given

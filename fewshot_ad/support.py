@@ -209,8 +209,8 @@ def find_teacher(
         )
     if settings.foreground and not teacher.layers.tokens:
         raise ValueError(
-            f"foreground={settings.foreground!r} was given, but {settings.backbone!r} has no tokens to tell it by: it "
-            "is no plain transformer. Pass foreground=False, or the name of a transformer as backbone."
+            f"foreground={settings.foreground!r} was given, but {settings.backbone!r} is not a plain "
+            "transformer, so it has no tokens. Pass foreground=False, or the name of a transformer as backbone."
         )
     memory = settings.memory
     if memory is not None and not hasattr(memory, "cache"):

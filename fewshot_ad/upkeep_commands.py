@@ -40,19 +40,19 @@ def update(model: Path, images: Sequence[Path], out: Path | None, force: bool, *
 def drift(
     paths: Sequence[Path], support: Sequence[Path] | None, reference: Sequence[Path] | None, **settings: Any
 ) -> Outcome:
-    """Say whether images, as a whole, left the range of the support."""
-    from .drift import Seen, compare, see
+    """Test whether images, as a whole, differ from the normal ones."""
+    from .drift import Statistics, compare, describe
 
     check_existence(reference or ())
     session, given = open_session(paths, support, settings)
     failed: dict[str, str] = {}
 
-    def look(items: Sequence[Any]) -> Seen:
-        return see(session, items, lambda i, error: failed.update({str(items[i]): str(error)}))
+    def statistics(items: Sequence[Any]) -> Statistics:
+        return describe(session, items, lambda i, error: failed.update({str(items[i]): str(error)}))
 
     listed = [list_given(some) for some in (given, reference) if some is not None]
     of_kind = [[item for item, _ in one.items] for one in listed]
-    done = compare(session.fitted, *map(look, of_kind))
+    done = compare(session.fitted, *map(statistics, of_kind))
     found = {
         "drifted": done.drifted, "p_value": done.p_value, "statistic": done.statistic, "n_images": done.n_images,
         "n_support": done.n_support, "n_reference": done.n_reference,

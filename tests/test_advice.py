@@ -1267,11 +1267,11 @@ ELSEWHERE = {
     "Save the detector with support=True where it was fitted, or": (
         "test_update::test_a_model_without_its_images_is_refused"
     ),
-    "{len(seen.values)}. Pass more of them.": "test_drift::test_few_images_are_too_few",
+    "{len(new.values)}. Pass more of them.": "test_drift::test_few_images_are_too_few",
     "detector with support=True where it was fitted, fit on several images, or pass normal images as reference.": (
         "test_drift::test_a_single_support_image"
     ),
-    "is no plain transformer. Pass foreground=False, or the name of a transformer as backbone.": (
+    "so it has no tokens. Pass foreground=False, or the name of a transformer as backbone.": (
         "test_foreground::test_a_network_without_tokens"
     ),
     "which a DICOM object that refers to it needs. Set it with pydicom": (

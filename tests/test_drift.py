@@ -1,4 +1,4 @@
-"""Whether new images, as a whole, left the range of the support."""
+"""Whether new images, as a whole, differ from the normal ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy import stats
 
 from fewshot_ad import DualDistillationDetector, cli
 from fewshot_ad.data.images import load
-from fewshot_ad.drift import CLIPPING, LEAST_IMAGES, LIGHT, SCORE, compare, light, see
+from fewshot_ad.drift import CLIPPING, LEAST_IMAGES, LIGHT, SCORE, compare, describe, light
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning
 from fewshot_ad.method.duplicates import one_of_each
 
@@ -62,7 +62,7 @@ def test_light_focus_and_product_are_drift(det, fresh):
     assert dull.statistics["contrast"].p_value < 1e-3
     assert noise.statistics[SCORE].p_value < 1e-3
     assert noise.statistics[SCORE].new > 1  # on the scale where 1 is the threshold
-    assert soft.text.startswith("Drift: 10 images, as a whole, left the range of the 5 support images (p = ")
+    assert soft.text.startswith("Drift: 10 images, as a whole, differ from the 5 support images (p = ")
     assert f"; {soft.statistic} " in soft.text
 
 
@@ -105,7 +105,7 @@ def test_the_order_does_not_matter_and_the_same_is_the_same(det, fresh):
 
 
 def test_few_images_are_too_few(det, fresh):
-    with pytest.raises(ImageError, match="5 that can be read are needed at least, and there are 4") as caught:
+    with pytest.raises(ImageError, match="Drift needs at least 5 readable images, and there are 4") as caught:
         det.drift(fresh[:4])
     assert str(caught.value).endswith("Pass more of them.")
     assert det.drift(fresh[:LEAST_IMAGES]).n_images == LEAST_IMAGES
@@ -162,7 +162,7 @@ def test_a_reference_is_more_normal_images(det, normal, fresh):
     """It is as if there were so many more support images, but that nothing is compared with their patches."""
     found = det.drift(fresh, reference=normal[6:])
     session = det.session()
-    assert found == compare(det.fitted_, see(session, fresh), see(session, normal[6:]))
+    assert found == compare(det.fitted_, describe(session, fresh), describe(session, normal[6:]))
     assert (found.n_support, found.n_reference) == (5, len(normal) - 6)
     support = [np.log(light(image)[0]) for image in det.fitted_.images]
     rest = [np.log(light(load(image, i, det.fitted_.geometry))[0]) for i, image in enumerate(normal[6:])]

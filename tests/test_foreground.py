@@ -191,7 +191,7 @@ def test_it_is_in_graphs(network, tmp_path):
 
 def test_a_network_without_tokens(toy, normal):
     det = DualDistillationDetector(backbone=toy["backbone"], weights=toy["weights"], foreground=True)
-    with pytest.raises(ValueError, match="'toy_resnet' has no tokens to tell it by") as caught:
+    with pytest.raises(ValueError, match="'toy_resnet' is not a plain transformer") as caught:
         det.fit(normal[:2])
     assert "Pass foreground=False, or the name of a transformer as backbone." in str(caught.value)
     DualDistillationDetector(

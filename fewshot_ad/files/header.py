@@ -13,13 +13,14 @@ from .. import __version__
 from ..exceptions import CheckpointError
 from ..history import is_history
 from ..method.packaged import PACKAGED
-from ..settings import RULES, STUDENT_RULES, Rule
+from ..settings import RULES, STUDENT_PREFIX, STUDENT_RULES, Rule
 from .calibration_entry import is_entry, is_predictive
 
 # Parameters that belong to a machine, not to a detector.
 LEFT_OUT = ("device", "n_jobs", "memory", "verbose")
-# A student's parameters stand by themselves, as `student__...`.
-_EXPECTED = RULES.keys() - {*LEFT_OUT, "student"}
+_OF_STUDENT = {STUDENT_PREFIX + name for name in STUDENT_RULES}
+# Parameters that every file of this release has; those of a student are in it only if one was given.
+SAVED = RULES.keys() - {*LEFT_OUT, "student"} - _OF_STUDENT
 # An image of this side is 200 MB; a header that asks for more is not believed.
 _MAX_SIDE = 4096
 _ALWAYS = {"backbone", "weights", "image_size"}
@@ -146,7 +147,7 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
 
 
 def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], version: str) -> None:
-    unknown = sorted(given.keys() - _EXPECTED)
+    unknown = sorted(given.keys() - SAVED - _OF_STUDENT)
     if unknown:
         raise CheckpointError(
             f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} cannot take from a file. "
