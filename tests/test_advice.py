@@ -1208,8 +1208,8 @@ def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "bring check choose convert copy correct download export fetch fit fix free give go import install leave let lower "
-    "make mend name open pass put raise read remove rename replace resize save score set take use write"
+    "bring check choose continue convert copy correct download export fetch fit fix free give import install leave let "
+    "lower make mend name open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
@@ -1258,7 +1258,7 @@ ELSEWHERE = {
     "Accept them at {": "test_fetching::test_terms_that_are_to_be_accepted",
     "Remove it, and run the command again.": "test_fetching::test_what_is_not_what_the_hub_has",
     "Bring {source.url} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
-    "Go on with the same arguments and resume.": "test_pretraining::test_signals_write_a_checkpoint",
+    "Continue with the same arguments and resume=True.": "test_pretraining::test_signals_write_a_checkpoint",
     "Pass the name of a new folder with -o.": "test_cli::test_demo",
     "fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",
     "Give one of them a weight above 0": "test_evidence::test_something_must_have_a_weight",
@@ -1296,7 +1296,7 @@ ELSEWHERE = {
 }
 # Nothing that a test could do.
 EXEMPT = {
-    "Go on from the last checkpoint": "workers of a cluster that are lost several times",
+    "Continue from the last checkpoint": "workers of a cluster that are lost several times",
     "Install the release that wrote it": "another release",
 }
 

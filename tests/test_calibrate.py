@@ -372,7 +372,7 @@ def test_added_support_images_calibrate_anew(det, both, images, tmp_path):
     det.save(tmp_path / "m.fsad", support=True)
     again = DualDistillationDetector.load(tmp_path / "m.fsad")
     for one in (det, again):
-        with pytest.warns(SupportWarning, match="calibrated anew, on the 27 images"):
+        with pytest.warns(SupportWarning, match="recalibrated on the 27 images"):
             one.partial_fit([normal[30], normal[6]])  # the second was calibrated on
         assert one.calibration_.n_normal == 19
         expected = copy.copy(one).calibrate([*X[:2], *X[3:]], [*y[:2], *y[3:]], false_alarm_rate=0.1)
