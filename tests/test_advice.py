@@ -520,7 +520,7 @@ def test_no_steps_need_a_student(make, normal, tmp_path, auxiliary):
     make(evidence="patch", student__n_steps=0).fit(normal[:3], auxiliary=auxiliary)
 
 
-@follows("Pass auxiliary= to fit, images of other kinds, to train one that can be used elsewhere.")
+@follows("Pass auxiliary= to fit, images of other kinds, to train one for other detectors.")
 def test_a_student_that_can_be_used_elsewhere(make, normal, tmp_path):
     student = tmp_path / "student.safetensors"
     det = make(evidence="ssd").fit(normal[:3])
@@ -752,7 +752,7 @@ def test_a_tag_that_there_is(tmp_path):
     build_backbone(named, 32, weights=weights)
 
 
-@follows("Pass {options_text}, on a machine with network or with the file in the hub's cache.")
+@follows("Pass {options_text}, on a machine with network access or with the file in the hub's cache.")
 def test_weights_that_do_not_fit(tmp_path):
     wide = write_random_weights("toy_resnet", tmp_path / "wide.safetensors", channels=(8, 16, 24, 40))
     refusal(lambda: build_backbone("toy_resnet", 32, weights=wide), "Pass weights=FILE")
@@ -817,7 +817,7 @@ def test_a_place_with_rights_and_room(make, normal, tmp_path, monkeypatch):
     det.save(tmp_path / "m.fsad")
 
 
-@follows("Copy it again from where it came from, or save the detector again.", "Write one with {made_by}.")
+@follows("Copy it again from its source, or save the detector again.", "Write one with {made_by}.")
 def test_a_damaged_file(make, normal, tmp_path):
     det = make().fit(normal[:2])
     path, whole = tmp_path / "m.fsad", tmp_path / "whole.fsad"
@@ -825,7 +825,7 @@ def test_a_damaged_file(make, normal, tmp_path):
     data = bytearray(whole.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    refusal(lambda: det.load(path), "Copy it again from where it came from, or save the detector again")
+    refusal(lambda: det.load(path), "Copy it again from its source, or save the detector again")
     shutil.copy(whole, path)
     det.load(path)
     path.write_bytes(data)
@@ -1208,7 +1208,7 @@ def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "bring check choose continue convert copy correct download export fetch fit fix free give import install leave let "
+    "check choose continue convert copy correct download export fetch fit fix free give import install leave let "
     "lower make mend name open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
@@ -1252,12 +1252,12 @@ ELSEWHERE = {
     "or name the folders good/ and bad/.": "test_layouts::test_folders_of_realiads_names",
     "{named}. Pass one of them.": "test_layouts::test_the_root_of_a_data_set",
     "Run `fewshot-ad weights {name} --to DIR` on a machine": "test_fetching::test_the_way_out_leads_out",
-    "Name {found} as the backbone, or use the weights": "test_fetching::test_weights_of_another_training",
+    "Name {stored} as the backbone, or use the weights": "test_fetching::test_weights_of_another_training",
     "Name a folder with --to.": "test_fetching::test_places_that_are_taken",
     "Pass a name from timm.list_pretrained()": "test_fetching::test_names_that_have_no_weights",
     "Accept them at {": "test_fetching::test_terms_that_are_to_be_accepted",
     "Remove it, and run the command again.": "test_fetching::test_what_is_not_what_the_hub_has",
-    "Bring {source.url} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
+    "Download {source.url} on a machine with network access": "test_hub::test_the_place_that_is_named_is_a_good_one",
     "Continue with the same arguments and resume=True.": "test_pretraining::test_signals_write_a_checkpoint",
     "Pass the name of a new folder with -o.": "test_cli::test_demo",
     "fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",

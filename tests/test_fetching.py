@@ -190,7 +190,7 @@ def test_without_a_network_the_way_out_is_named_at_once(off_line, tmp_path, monk
     began = time.monotonic()
     said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), NAME, "Name or service not known")
     assert time.monotonic() - began < 5
-    assert f"Run `fewshot-ad weights {NAME} --to DIR` on a machine with network" in said
+    assert f"Run `fewshot-ad weights {NAME} --to DIR` on a machine with network access" in said
     assert not (tmp_path / "w").exists()
 
 
@@ -201,7 +201,7 @@ def test_the_way_out_leads_out(hub, tmp_path, monkeypatch, capsys):
     assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert "HF_HUB_OFFLINE is set" in said
-    assert "pass its path by --weights FILE" in said
+    assert "pass its path with --weights FILE" in said
     name = re.search(r"copy DIR/(\S+) here", said)[1]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert cli.main(command) == 0
@@ -222,9 +222,11 @@ def test_what_is_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch):
 
 def test_what_is_not_what_the_hub_has(hub, cache, tmp_path):
     path = hub.put(NAME, write_random_weights(NAME, tmp_path / "w.safetensors").read_bytes(), digest="0" * 64)
-    said = refusal(lambda: fetch_weights(NAME, tmp_path / "out"), "is not what the hub has: sha256", "not 00000")
+    said = refusal(
+        lambda: fetch_weights(NAME, tmp_path / "out"), "differs from the file in the hub: sha256", "not 00000"
+    )
     assert list((tmp_path / "out").iterdir()) == []
-    damaged = Path(re.match(r"(\S+) is not what", said)[1])
+    damaged = Path(re.match(r"(\S+) differs from", said)[1])
     assert damaged.is_file()
     damaged.unlink()
     hub.sums[path] = hashlib.sha256(hub.files[path]).hexdigest()
@@ -242,7 +244,7 @@ def test_small_files_have_gits_sum(hub, tmp_path, digest):
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     hub.put(NAME, content, digest=git if digest is None else "W-odd")
     checked = fetch_weights(NAME, tmp_path).checked
-    assert checked == f"{len(content)} bytes" + (f", git's sum {git}" if digest is None else "")
+    assert checked == f"{len(content)} bytes" + (f", git checksum {git}" if digest is None else "")
 
 
 def test_weights_of_another_network(hub, tmp_path):
@@ -295,7 +297,7 @@ def test_weights_that_are_no_repositorys(hub, tmp_path, monkeypatch):
 
 def test_terms_that_are_to_be_accepted(hub, tmp_path, monkeypatch):
     hub.gated = True
-    said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), "accept their terms", f"{hub.url}/timm/{NAME}")
+    said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), "terms must be accepted", f"{hub.url}/timm/{NAME}")
     assert "set the environment variable HF_TOKEN" in said
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     fetch_weights(NAME, tmp_path / "w")
@@ -304,7 +306,9 @@ def test_terms_that_are_to_be_accepted(hub, tmp_path, monkeypatch):
 def test_a_hub_that_fails(hub, tmp_path):
     hub.files.clear()
     refusal(
-        lambda: fetch_weights(NAME, tmp_path / "w"), "could not be fetched", "the repository has no model.safetensors"
+        lambda: fetch_weights(NAME, tmp_path / "w"),
+        "could not be downloaded",
+        "the repository has no model.safetensors",
     )
 
 

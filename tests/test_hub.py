@@ -98,7 +98,7 @@ def test_the_hubs_client_does_not_tell_that_it_tries_again(monkeypatch, off_line
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: fail() if k.get("pretrained") else create(*a, **k))
-    assert "could not be fetched" in refusal("resnet18")
+    assert "could not be downloaded" in refusal("resnet18")
     assert not caplog.records
 
 

@@ -533,7 +533,7 @@ def test_tensors_that_cannot_be_right(forged, change, name):
 @pytest.mark.parametrize("owner", [-1, 4])
 def test_patches_of_no_support_image(forged, owner):
     path = forged(replaced("patch_owners", lambda t: torch.full_like(t, owner)))
-    assert "its patches are not of 4 support images" in refusal(path)
+    assert "its patches are not those of 4 support images" in refusal(path)
 
 
 @pytest.mark.parametrize(("value", "said"), [(float("nan"), "not finite"), (1e30, "longer than 1")])
