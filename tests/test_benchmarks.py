@@ -62,7 +62,7 @@ def here(script: str, monkeypatch, capsys, *arguments: object) -> tuple[str, str
 
 
 @pytest.mark.slow
-def test_calibrate_from_scores_that_are_kept(data, tmp_path, monkeypatch, capsys):
+def test_calibrate_reuses_stored_scores(data, tmp_path, monkeypatch, capsys):
     script = importlib.import_module("calibrate")
     monkeypatch.setattr(script, "SIZES", (5, 8))
     command = data, "--out", tmp_path, "--seeds", 2, "--shots", 2, 4
@@ -81,7 +81,7 @@ def test_calibrate_from_scores_that_are_kept(data, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
+def test_quality_resumes(data, network, tmp_path, monkeypatch, capsys):
     methods = ("--methods", "memory", "memory-rotated", "paper", "patchcore", "steps")
     command = (data, "--out", tmp_path, "--quick", "--leaky", "--corrupted", *network, *methods)
     done = subprocess.run(
@@ -120,7 +120,7 @@ def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_quality_of_one_shot_and_own_patches(data, tmp_path, monkeypatch, capsys):
+def test_quality_with_one_shot_and_max_patches(data, tmp_path, monkeypatch, capsys):
     size = ("--image-size", 64, "--jobs", 1, "--seeds", 1, "--shots", 1, 3, "--tasks", "busi")
     here("quality", monkeypatch, capsys, data, "--out", tmp_path / "one", *size, "--methods", "memory-rotated")
     alone = json.loads((tmp_path / "one" / "quality.json").read_text())["results"]
@@ -138,7 +138,7 @@ def test_quality_of_one_shot_and_own_patches(data, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_quality_of_images_of_several_shapes(tmp_path, monkeypatch, capsys):
+def test_quality_with_images_of_several_shapes(tmp_path, monkeypatch, capsys):
     task = write_task(tmp_path / "data" / "busi", 0)
     masks = corrupted(np.zeros((12, 40, 40, 3), np.uint8))[..., 0]
     write_images(task / "masks", np.where(masks > 0, 255, 0).astype(np.uint8))
@@ -171,7 +171,7 @@ def test_quality_of_images_of_several_shapes(tmp_path, monkeypatch, capsys):
         assert own["patchcore"]["fused"]["pixel"] != own["patchcore-keep"]["fused"]["pixel"]
 
 
-def test_results_of_other_code_are_others(tmp_path, monkeypatch):
+def test_results_of_other_code_are_not_reused(tmp_path, monkeypatch):
     (tmp_path / "method").mkdir()
     (tmp_path / "__init__.py").touch()
     monkeypatch.setattr(protocol.fewshot_ad, "__file__", str(tmp_path / "__init__.py"))
@@ -203,7 +203,7 @@ def measured(*arguments: object) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_speed_stands_beside_its_goals():
+def test_speed_table_states_targets():
     rows = measured("--earlier", BENCHMARKS.parent)
     goals = [row for row in rows if row[1].startswith("at ")]
     assert len(goals) >= 14
@@ -218,7 +218,7 @@ def test_speed_stands_beside_its_goals():
 
 
 @pytest.mark.slow
-def test_speed_tells_where_the_time_goes():
+def test_speed_profile():
     rows = {part: (spent, share) for part, spent, share in measured("--profile")}
     total = float(rows.pop("all")[0])
     parts = {part: float(spent) for part, (spent, _) in rows.items()}
@@ -229,7 +229,7 @@ def test_speed_tells_where_the_time_goes():
 
 
 @pytest.mark.slow
-def test_speed_refuses_what_holds_no_package(tmp_path):
+def test_speed_without_a_package(tmp_path):
     done = subprocess.run(
         [*SPEED, "--earlier", tmp_path, "--rows", "earlier"], capture_output=True, text=True, check=False
     )
@@ -238,7 +238,7 @@ def test_speed_refuses_what_holds_no_package(tmp_path):
 
 
 @pytest.mark.slow
-def test_paper_holds_each_domain_out(data, network, tmp_path, monkeypatch, capsys):
+def test_paper_holds_out_each_domain(data, network, tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
     root.mkdir()
     for name in ("busi", "his_toy"):
@@ -265,7 +265,7 @@ def test_paper_holds_each_domain_out(data, network, tmp_path, monkeypatch, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", peers.PEERS)
-def test_a_peer_scores_the_same_twice(peer, data, network):
+def test_peers_are_deterministic(peer, data, network):
     pytest.importorskip("anomalib")
     drawn = protocol.draw(data / "busi", 4, 0)
     parameters = {"backbone": network[1], "weights": network[3], "image_size": 32, "seed": 0}
@@ -275,7 +275,7 @@ def test_a_peer_scores_the_same_twice(peer, data, network):
     assert 0 <= one["image"] <= 1
 
 
-def test_draws_are_the_protocols(tmp_path):
+def test_draws_follow_the_protocol(tmp_path):
     task = tmp_path / "busi"
     for folder, n in (("good", 160), ("bad", 104)):
         (task / folder).mkdir(parents=True)
@@ -296,13 +296,13 @@ def test_draws_are_the_protocols(tmp_path):
     assert not set(few.bad) & set(few.support)
 
 
-def test_pixel_auroc_is_scikit_learns():
+def test_pixel_auroc_equals_scikit_learn():
     rng = np.random.default_rng(0)
     truth, maps = rng.random((3, 16, 16)) < 0.2, rng.integers(0, 20, (3, 16, 16)).astype(np.float32)
     assert protocol.pixel_auroc(truth, maps) == pytest.approx(roc_auc_score(truth.ravel(), maps.ravel()))
 
 
-def test_means_are_over_seeds_and_their_error_too():
+def test_means_and_errors_over_seeds():
     mean, error = protocol.mean_and_error(np.array([[0.5, 0.7], [0.9, 0.9]]))
     assert mean == pytest.approx(0.75)
     assert error == pytest.approx(0.05)  # of the tasks' means .7 and .8, by seed
@@ -310,7 +310,7 @@ def test_means_are_over_seeds_and_their_error_too():
     assert protocol.shown(np.array([[0.5]])) == ".500"
 
 
-def test_blur_across_images_makes_a_score_of_its_own():
+def test_blur_across_images_leaks_labels():
     # Constant maps: a blur within an image changes none of them.
     anomalous, normal = np.tile([0.0, 2.0], 16), np.full(16, 0.5)
     maps = np.concatenate([normal, anomalous])[:, None, None] * np.ones((1, 8, 8), np.float32)
@@ -330,7 +330,7 @@ def test_blur_across_images_makes_a_score_of_its_own():
 
 
 @pytest.mark.parametrize("make", [layouts.ad, layouts.ad2, layouts.loco, layouts.visa, layouts.realiad])
-def test_mvtec_reads_the_fields_data_sets(make, network, tmp_path, monkeypatch, capsys):
+def test_mvtec_reads_standard_data_sets(make, network, tmp_path, monkeypatch, capsys):
     for name in ("bottle", "cable"):
         make(tmp_path / "data" / name)
     command = (tmp_path / "data", "--out", tmp_path / "out", "--shots", 1, 2, "--draws", 2, *network)
@@ -348,7 +348,7 @@ def test_mvtec_reads_the_fields_data_sets(make, network, tmp_path, monkeypatch, 
     assert (again.out, "nothing was computed" in again.err) == (said.out, True)
 
 
-def test_mvtec_draws_measures_and_goes_on(network, tmp_path, monkeypatch, capsys):
+def test_mvtec_resumes(network, tmp_path, monkeypatch, capsys):
     root = tmp_path / "data" / "stripes"
     kinds = {"train/good": stripes(6), "test/good": stripes(5, seed=1), "test/square": corrupted(stripes(5, seed=2))}
     for kind, pictures in kinds.items():
@@ -401,7 +401,7 @@ def test_mvtec_draws_measures_and_goes_on(network, tmp_path, monkeypatch, capsys
     assert [(entry["n_normal"], entry["n_anomalous"]) for entry in results()] == [(2, 2)] * 2
 
 
-def test_mvtec_says_what_is_missing(network, tmp_path, monkeypatch, capsys):
+def test_mvtec_errors(network, tmp_path, monkeypatch, capsys):
     layouts.ad(tmp_path / "data" / "bottle")
     for further, message in (
         (("--categories", "cable"), "no category cable, but bottle"),

@@ -34,17 +34,17 @@ def check(trial: Trial, near: float) -> None:
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=by_name)
-def test_black_white_and_their_neighbours(trial):
+def test_extreme_and_neighbouring_values(trial):
     check(trial, trial.near)
 
 
 @pytest.mark.parametrize("trial", [trial for trial in TRIALS if trial.format == "TIFF"], ids=by_name)
-def test_without_tifffile_it_is_right_warned_of_or_refused(trial, monkeypatch):
+def test_without_tifffile(trial, monkeypatch):
     monkeypatch.setattr(tiff, "open_tiff", lambda _: None)
     check(trial, 1e-6 if outcome(trial)[0] == "read" else 1 / 255)
 
 
-def test_the_page_says_what_becomes_of_each():
+def test_page_lists_all_formats():
     """Made anew by `python tests/format_trials.py`."""
     found = re.search(r"^\| format \| read \| read, with a warning .*?(?=\n\n)", PAGE.read_text("utf-8"), re.M | re.S)
     assert found

@@ -96,7 +96,7 @@ class MortalSession:
 
 
 @pytest.mark.slow
-def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
+def test_each_image_is_scored_once_if_an_actor_dies(ray, fitted, tmp_path):
     paths = write_images(tmp_path / "images", 60)
     broken = tmp_path / "images" / "0007.png"
     broken.write_bytes(b"no image")
@@ -119,7 +119,7 @@ def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
     assert failed["error"].startswith(f"{broken} could not be read")
 
 
-def test_regions_go_through_a_table_and_come_back(fitted, tmp_path):
+def test_regions_round_trip_through_a_table(fitted, tmp_path):
     """What an actor does, here."""
     pyarrow = pytest.importorskip("pyarrow")
     paths = write_images(tmp_path / "images", 4)
@@ -177,14 +177,14 @@ def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_size_that_is_refused_is_the_callers(ray, fitted, tmp_path, monkeypatch):
+def test_max_pixels_of_the_caller_applies(ray, fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
     rows = distributed.score(fitted, write_images(tmp_path / "images", 2), num_actors=1).take_all()
     assert all("more than the limit of 1000" in row["error"] for row in rows)
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_same_table_and_regions_on_ray(ray, fitted, tmp_path, capsys):
+def test_command_writes_the_same_table_with_ray(ray, fitted, tmp_path, capsys):
     paths = write_images(tmp_path / "images", 6)
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     det = copy.copy(fitted)
@@ -203,7 +203,7 @@ def test_the_command_writes_the_same_table_and_regions_on_ray(ray, fitted, tmp_p
 
 
 @pytest.mark.slow
-def test_a_grid_search_on_ray_finds_the_same(ray, options, tmp_path):
+def test_grid_search_with_ray(ray, options, tmp_path):
     from ray.util.joblib import register_ray
 
     register_ray()
@@ -263,7 +263,7 @@ def mortal_pretrain(marker: Path, **arguments) -> None:
 
 
 @pytest.mark.slow
-def test_pretraining_on_two_workers_of_which_one_is_killed_is_that_of_one_process(ray, course, tmp_path, monkeypatch):
+def test_pretraining_with_a_killed_worker_equals_one_process(ray, course, tmp_path, monkeypatch):
     local = pretrain(out=tmp_path / "local.safetensors", **course)
 
     def with_a_death(function, arguments, num_workers):
@@ -283,14 +283,14 @@ def test_pretraining_on_two_workers_of_which_one_is_killed_is_that_of_one_proces
 
 
 @pytest.mark.slow
-def test_an_error_of_the_workers_is_raised_here(ray, course, tmp_path, monkeypatch):
+def test_errors_of_workers_are_raised(ray, course, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_MAX_FAILURES", 0)
     course["tasks"] = tmp_path / "nowhere"
     with pytest.raises(ImageError, match="nowhere is not a folder"):
         pretrain(out=tmp_path / "ray.safetensors", engine="ray", num_workers=1, **course)
 
 
-def test_without_ray_the_extra_is_named(fitted, course, tmp_path, monkeypatch):
+def test_missing_ray(fitted, course, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r'pip install "fewshot-ad\[ray\]"'):
         distributed.score(fitted, ["a.png"])
@@ -307,7 +307,7 @@ def test_wrong_arguments_of_pretrain(course, tmp_path, wrong, named):
         pretrain(out=tmp_path / "student.safetensors", **{"engine": "ray", **course, **wrong})
 
 
-def test_files_of_a_folder(tmp_path):
+def test_list_files(tmp_path):
     paths = write_images(tmp_path / "b", 2)
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "0.png").touch()
@@ -321,7 +321,7 @@ def test_files_of_a_folder(tmp_path):
         distributed.list_files([])
 
 
-def test_folders_of_the_users_are_left_alone(tmp_path):
+def test_other_folders_are_kept(tmp_path):
     """Whatever they are called."""
 
     class Dataset:

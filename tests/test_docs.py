@@ -40,7 +40,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
-def test_links_lead_somewhere(page):
+def test_links_are_valid(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         name, _, anchor = target.partition("#")
@@ -54,7 +54,7 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=by_name)
-def test_python_is_python(page):
+def test_python_blocks_are_valid(page):
     for block in blocks(page, "python"):
         compile(block, by_name(page), "exec")
 
@@ -104,7 +104,7 @@ def test_commands_exist(page):
         assert build_parser().parse_args(arguments).run == arguments[0]
 
 
-def test_every_module_has_its_line():
+def test_every_module_is_described():
     listed = re.findall(r"^\| `([\w/]+\.py)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
     package = Path(fewshot_ad.__file__).parent
     assert sorted(listed) == sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
@@ -119,7 +119,7 @@ def test_public_names_are_in_the_reference():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstrings_examples_run(name, monkeypatch):
+def test_docstring_examples_run(name, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

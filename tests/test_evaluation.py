@@ -38,7 +38,7 @@ def det(toy):
     return DualDistillationDetector(**toy, evidence="patch")
 
 
-def test_a_draw_is_what_its_seed_says(det, root):
+def test_draws_follow_the_seed(det, root):
     rows = evaluation.evaluate(det, root, n_shots=(2, 3), n_seeds=2)
     assert [(row["shots"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 0), (3, 1)]
     assert not hasattr(det, "offset_")
@@ -110,7 +110,7 @@ def test_summary():
         (lambda mask: mask.rename(mask.with_name("7.png")), "a mask of another size than its image"),
     ],
 )
-def test_a_wrong_mask_is_named_before_anything_is_scored(det, root, corrupt, reason, monkeypatch):
+def test_invalid_mask_is_named_before_scoring(det, root, corrupt, reason, monkeypatch):
     (whole,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
     if "size" in reason:
         Image.fromarray(stripes(1, size=50)[0]).save(root / "good" / "7.png")
@@ -132,7 +132,7 @@ def test_a_wrong_mask_is_named_before_anything_is_scored(det, root, corrupt, rea
         assert row["image_auroc"] == whole["image_auroc"]
 
 
-def test_values_of_masks_do_not_matter(det, root):
+def test_values_of_masks(det, root):
     (expected,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
     for mask in (root / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(mask)) > 0).astype(np.uint8)).save(mask)
@@ -141,7 +141,7 @@ def test_values_of_masks_do_not_matter(det, root):
     assert [row[name] for name in names] == [expected[name] for name in names]
 
 
-def test_what_is_no_image_is_named(det, root):
+def test_other_files_are_named(det, root):
     (root / "good" / "notes.txt").touch()
     (root / "more").mkdir()
     left_out: list = []
@@ -173,17 +173,17 @@ def test_unreadable_images_are_named(det, root):
         ({"n_seeds": 1.0}, "n_seeds=1.0 was given"), ({"n_seeds": None}, "n_seeds=None was given"),
     ],
 )  # fmt: skip
-def test_impossible_numbers(det, root, options, said):
+def test_invalid_numbers(det, root, options, said):
     with pytest.raises(ValueError, match=said):
         evaluation.evaluate(det, root, **options)
 
 
-def test_a_number_of_shots_counts_once(det, root):
+def test_repeated_shots_count_once(det, root):
     rows = evaluation.evaluate(det, root, n_shots=np.array([2, 2]), n_seeds=1)
     assert [row["shots"] for row in rows] == [2]
 
 
-def test_maps_of_several_shapes_are_compared_with_their_masks(det, root):
+def test_maps_of_several_shapes(det, root):
     """Images keep their proportions: so do their maps."""
     for kind, name in (("good", "8.png"), ("bad", "2.png"), ("masks", "2.png")):
         file = root / kind / name
@@ -234,7 +234,7 @@ def compared(toy, tmp_path_factory):
     return root, det, dull
 
 
-def test_a_comparison_is_of_the_same_draws_and_images(compared):
+def test_comparison_uses_the_same_draws_and_images(compared):
     root, det, dull = compared
     found = evaluation.compare(det, dull, root, n_shots=4, n_seeds=2, n_resamples=500)
     for one, rows in zip((det, dull), found.rows, strict=True):
@@ -247,7 +247,7 @@ def test_a_comparison_is_of_the_same_draws_and_images(compared):
     assert len(found.samples) == 500
 
 
-def test_a_detector_is_no_better_than_itself(compared):
+def test_comparison_with_itself(compared):
     root, det, _ = compared
     found = evaluation.compare(det, det, root, n_shots=2, n_seeds=2, n_resamples=100)
     assert (found.low, found.difference, found.high) == (0, 0, 0)
@@ -268,7 +268,7 @@ def made_up(*, swapped: bool) -> list[evaluation.Pairs]:
     return pairs
 
 
-def test_a_bootstrap_is_the_same_each_time_and_either_way():
+def test_bootstrap_is_deterministic_and_antisymmetric():
     difference, samples = evaluation.bootstrap(made_up(swapped=False), 100)
     np.testing.assert_array_equal(evaluation.bootstrap(made_up(swapped=False), 100)[1], samples)
     back = evaluation.bootstrap(made_up(swapped=True), 100)
@@ -276,7 +276,7 @@ def test_a_bootstrap_is_the_same_each_time_and_either_way():
     np.testing.assert_array_equal(back[1], -samples)
 
 
-def test_a_clear_difference_is_called_so():
+def test_clear_difference():
     pairs = made_up(swapped=False)
     difference, samples = evaluation.bootstrap(pairs, 1000)
     one = evaluation.Comparison(0.5, 1.0, difference, *np.quantile(samples, (0.025, 0.975)), samples, ([], []))
@@ -291,7 +291,7 @@ def test_a_clear_difference_is_called_so():
     assert several.samples.std() == pytest.approx(samples.std() / 2)
 
 
-def test_images_that_one_of_both_cannot_read_do_not_count():
+def test_images_unreadable_by_one_detector_are_left_out():
     y = np.array([1, 1, -1, -1])
     whole, broken = ([Scored("", value, 0.0, None, None, None) for value in values]
                      for values in ([4.0, 1.0, 2.0, 3.0], [4.0, np.nan, 2.0, 3.0]))  # fmt: skip
@@ -302,7 +302,7 @@ def test_images_that_one_of_both_cannot_read_do_not_count():
 
 
 @pytest.mark.parametrize("options", [{"n_shots": 0}, {"n_shots": (2, 4)}, {"n_seeds": 0}, {"n_resamples": 0}])
-def test_impossible_comparisons(compared, options):
+def test_invalid_comparisons(compared, options):
     root, det, dull = compared
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} was given")):

@@ -99,7 +99,7 @@ def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-def test_the_graph_is_the_detector_for_any_number_size_and_proportions_of_images(fitted, exported, normal, anomalous):
+def test_graph_equals_the_detector(fitted, exported, normal, anomalous):
     queries = np.concatenate([normal[3:7], anomalous[:4]])
     few, large = queries[3:5], tiled(queries[3:5], 6, 6)
     batches = [
@@ -133,7 +133,7 @@ def test_the_graph_is_the_detector_for_any_number_size_and_proportions_of_images
     ],
     ids=["students", "no student, one pixel", "squares", "one shape"],
 )  # fmt: skip
-def test_whatever_the_settings_the_graph_is_in_float32(toy, normal, anomalous, tmp_path, changed):
+def test_graph_is_float32_for_all_settings(toy, normal, anomalous, tmp_path, changed):
     det = make_detector(**{**toy, **changed}).fit(normal[:1])
     det.export(tmp_path / "model.onnx")
     assert det.precision == changed.get("precision", "auto")
@@ -146,7 +146,7 @@ def test_whatever_the_settings_the_graph_is_in_float32(toy, normal, anomalous, t
 @pytest.mark.parametrize(
     "geometry", [Geometry(32, False, 16), Geometry(129, False, 14), Geometry((48, 80)), Geometry(24)], ids=str
 )
-def test_the_graph_resizes_as_the_package_does(geometry):
+def test_graph_resizes_like_the_package(geometry):
     generator = torch.Generator().manual_seed(0)
     for name, run in runtimes(resizing(geometry, 10).SerializeToString()).items():
         for size in ((301, 97), (32, 32), (20, 33), (64, 48), (1, 300), (90, 500), (1000, 1500)):
@@ -158,7 +158,7 @@ def test_the_graph_resizes_as_the_package_does(geometry):
 
 
 @pytest.mark.parametrize(("image_size", "multiple"), [(128, 16), (160, 32), (224, 14), (100, 1), (16, 32)])
-def test_the_graph_takes_the_shape_that_the_package_takes(image_size, multiple):
+def test_graph_with_a_fixed_shape(image_size, multiple):
     geometry = Geometry(image_size, False, multiple)
     run = onnxruntime.InferenceSession(resizing(geometry, 10).SerializeToString()).run
     rng = np.random.default_rng(0)
@@ -173,11 +173,11 @@ def test_the_graph_takes_the_shape_that_the_package_takes(image_size, multiple):
 
 
 @pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed: graphs are run in onnxruntime alone")
-def test_graphs_are_run_in_openvino_too(exported):
+def test_openvino(exported):
     assert list(runtimes(exported)) == ["onnxruntime", "OpenVINO"]
 
 
-def test_a_copy_of_a_support_image_finds_itself(fitted, exported, normal):
+def test_copy_of_a_support_image_matches_itself(fitted, exported, normal):
     found = runtimes(exported)["onnxruntime"](tensor(normal[:2]))[0]
     fresh = DualDistillationDetector(**fitted.get_params(deep=False))
     fresh.fitted_ = replace(fitted.fitted_, hashes=("", "", ""))
@@ -185,7 +185,7 @@ def test_a_copy_of_a_support_image_finds_itself(fitted, exported, normal):
     assert (found > fitted.score_samples(normal[:2]) + 1e-3).all()  # the package leaves the copy out
 
 
-def test_the_file_says_what_it_is(fitted, exported):
+def test_metadata(fitted, exported):
     said = metadata(exported)
     sign = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
     assert (said["format"], said["sign"]) == ("fewshot_ad onnx 2", sign)
@@ -201,7 +201,7 @@ def test_the_file_says_what_it_is(fitted, exported):
     assert sizes == [["n", 3, "height", "width"], ["n"], ["n", "rows", "columns"]]
 
 
-def test_means_are_taken_axis_by_axis(exported):
+def test_means_are_computed_axis_by_axis(exported):
     """Some exporters pass over our way without a word; only at scores above 10 would it be seen."""
     graph = onnx.load(exported).graph
     held = {tensor.name: tensor for tensor in graph.initializer}
@@ -210,7 +210,7 @@ def test_means_are_taken_axis_by_axis(exported):
     assert {len(found) for found in axes} == {1}
 
 
-def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy, normal, tmp_path):
+def test_file_has_no_paths_and_is_deterministic(toy, normal, tmp_path):
     folder = tmp_path / "secret folder"
     folder.mkdir()
     for i, image in enumerate(normal[:2]):
@@ -228,7 +228,7 @@ def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy
     np.testing.assert_array_equal(det.score_samples(normal[2:4]), scores)
 
 
-def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
+def test_errors(toy, fitted, normal, tmp_path, monkeypatch):
     with pytest.raises(NotFittedError):
         DualDistillationDetector(**toy).export(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_text("mine")
@@ -245,7 +245,7 @@ def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
     assert not (tmp_path / "other.onnx").exists()
 
 
-def test_a_network_that_pads_by_size_is_exported_for_one_shape_only(normal, tmp_path):
+def test_network_with_padding_by_size(normal, tmp_path):
     name = "tf_mobilenetv3_small_minimal_100"
     weights = write_random_weights(name, tmp_path / "weights.safetensors")
     det = DualDistillationDetector(name, weights=weights, image_size=32, evidence="embedding", precision="float32")
@@ -258,7 +258,7 @@ def test_a_network_that_pads_by_size_is_exported_for_one_shape_only(normal, tmp_
 
 
 @pytest.mark.slow
-def test_the_command_and_the_script(tmp_path, capsys):
+def test_command_and_script(tmp_path, capsys):
     """`fewshot-ad export`, and the stand-alone script on what it wrote: packaged networks, files of several kinds."""
 
     folder = write_images(tmp_path / "made", n_normal=6, n_anomalous=2)
@@ -307,7 +307,7 @@ def stub(tmp_path, score):
 
 
 @pytest.mark.parametrize(("score", "said"), [("nan", "nan -1"), ("-3", "1.5 -1"), ("-2", "1.0 1"), ("-1", "0.5 1")])
-def test_the_example_calls_normal_what_is_known_to_be(tmp_path, score, said):
+def test_example_treats_known_images_as_normal(tmp_path, score, said):
     command = stub(tmp_path, score).split()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
@@ -315,7 +315,7 @@ def test_the_example_calls_normal_what_is_known_to_be(tmp_path, score, said):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
-def test_nobody_reads_the_example_on(tmp_path):
+def test_example_with_closed_output(tmp_path):
     command = f"{stub(tmp_path, '-1')} | head -1"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     start = ["bash", "-o", "pipefail", "-c", command]

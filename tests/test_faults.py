@@ -193,7 +193,7 @@ def limited(function: Callable[[], object], megabytes: int) -> int:
 
 @needs_fork
 @needs_limits
-def test_an_image_that_memory_does_not_hold(folder, network, capfd):
+def test_image_too_large_for_memory(folder, network, capfd):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
     Image.new("L", (7000, 7000)).save(folder / "new" / "3_huge.png")
@@ -209,7 +209,7 @@ def test_an_image_that_memory_does_not_hold(folder, network, capfd):
 
 @needs_fork
 @needs_limits
-def test_no_memory_at_all(folder, network, capfd):
+def test_no_memory(folder, network, capfd):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
     teachers.TEACHERS.clear()
@@ -222,7 +222,7 @@ def test_no_memory_at_all(folder, network, capfd):
     assert not out.exists()
 
 
-def test_what_was_scored_before_memory_ran_out_is_kept(folder, network, monkeypatch):
+def test_scored_rows_are_kept_when_memory_runs_out(folder, network, monkeypatch):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
     for i in range(6, 20):
@@ -315,7 +315,7 @@ def test_two_threads_write_one_file(tmp_path):
 
 @pytest.mark.parametrize("form", ["decoder", "encoder"])
 @pytest.mark.usefixtures("cold")
-def test_fits_in_threads_are_those_one_after_the_other(toy, normal, anomalous, form):
+def test_fits_in_threads_equal_serial_fits(toy, normal, anomalous, form):
     """They all draw weights, and train, from torch's one generator."""
     kinds = [{"random_state": seed, "student__n_steps": 2 + seed % 3} for seed in range(8)]
 

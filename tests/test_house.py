@@ -75,7 +75,7 @@ def imports(module: str) -> set[str]:
     return found - {"__init__", module}
 
 
-def test_every_room_has_its_floor():
+def test_every_module_has_a_layer():
     assert {room(module) for module in MODULES} - {"__init__"} == set(FLOOR)
 
 
@@ -89,7 +89,7 @@ def test_imports_run_downwards(module):
     assert not upwards
 
 
-def test_there_are_no_circles():
+def test_no_circular_imports():
     left = {module: imports(module) for module in MODULES if module != "__init__"}
     while left:
         free = {module for module, needed in left.items() if not needed & left.keys()}
@@ -103,7 +103,7 @@ def test_modules_are_short(module):
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_private_parts_are_left_alone(module):
+def test_private_names_are_not_used_across_modules(module):
     """What begins with an underscore is touched on `self`, or in the module that gives it its name."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_self(node.value)}
@@ -145,7 +145,7 @@ def is_self(node: ast.expr) -> bool:
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_detector_has_a_type(module):
+def test_detectors_are_annotated(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -66,14 +66,14 @@ def test_patch_evidence_against_a_loop(maps):
     torch.testing.assert_close(weights.sum(1), torch.ones(3, dtype=torch.float64))
 
 
-def test_a_support_image_finds_itself_unless_it_is_left_out(maps):
+def test_support_image_matches_itself_unless_left_out(maps):
     bank = bank_of(matching.patch_features(maps))
     nothing = torch.zeros(3, 3, dtype=torch.bool)
     assert matching.patch_evidence(maps, bank, nothing)[0].abs().max() < 1e-12
     assert matching.patch_evidence(maps, bank, torch.eye(3, dtype=torch.bool))[0].min() > 1e-3
 
 
-def test_searching_in_bfloat16_finds_what_is_as_near():
+def test_search_in_bfloat16():
     generator = torch.Generator().manual_seed(0)
     # As those of a network: alike, around a common mean.
     patches = F.normalize(1 + 0.3 * torch.randn(5, 200, 48, generator=generator), dim=-1)
@@ -95,7 +95,7 @@ def test_searching_in_bfloat16_finds_what_is_as_near():
 
 
 @pytest.mark.parametrize("lowered", [None, torch.bfloat16])
-def test_a_query_of_many_patches_is_searched_in_tiles(monkeypatch, lowered):
+def test_many_patches_are_searched_in_tiles(monkeypatch, lowered):
     patches = F.normalize(1 + torch.randn(2, 50, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
     bank, nothing = bank_of(patches[:1], lowered), torch.zeros(1, dtype=torch.bool)
     whole = bank.nearest(patches[1], nothing)
@@ -104,7 +104,7 @@ def test_a_query_of_many_patches_is_searched_in_tiles(monkeypatch, lowered):
         torch.testing.assert_close(one, other)
 
 
-def test_where_all_that_is_kept_is_left_out_all_of_it_counts(maps):
+def test_all_patches_left_out(maps):
     bank = bank_of(matching.patch_features(maps[:3])[:1])
     left_out = torch.ones(16, 1, dtype=torch.bool)
     best, _ = bank.nearest(matching.patch_features(maps)[0], left_out[0])
@@ -112,7 +112,7 @@ def test_where_all_that_is_kept_is_left_out_all_of_it_counts(maps):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 80), (80, 32)])
-def test_support_patches_know_where_they_are(size):
+def test_positions_of_support_patches(size):
     """Each patch of each view is at the place of the image whose patch it shows."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij")
     image = torch.stack([torch.ones(size, dtype=torch.float64), rows / size[0], columns / size[1]])

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("task", "at_least"), [("magnetic_tile", 0.70), ("his_colon_lc25000", 0.70)])
-def test_patch_evidence_finds_anomalies(real_data, real_weights, task, at_least):
+def test_patch_evidence_detects_anomalies(real_data, real_weights, task, at_least):
     good = sorted((real_data / task / "good").iterdir())
     order = np.random.default_rng(0).permutation(len(good))
     queries = [good[i] for i in order[4:44]] + sorted((real_data / task / "bad").iterdir())[:40]

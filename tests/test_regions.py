@@ -63,7 +63,7 @@ def check(values: np.ndarray, level: float) -> list[Region]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_outlines_fill_again_to_random_blobs(seed):
+def test_outlines_of_random_blobs(seed):
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=rng.integers(20, 120, 2))
     values = ndimage.gaussian_filter(noise, rng.uniform(0.3, 8), mode="reflect").astype(np.float32)
@@ -94,7 +94,7 @@ def test_large_outlines_have_few_corners():
     assert len(region.polygon) < 40
 
 
-def test_the_least_area_and_the_order():
+def test_min_area_and_order():
     values = np.zeros((9, 9))
     values[0, 0], values[2:4, 2:4], values[6:, 6:] = 3, 2, 1
     assert [region.area for region in find_regions(values, 0.5)] == [1, 4, 9]
@@ -113,7 +113,7 @@ def fitted(toy, normal) -> DualDistillationDetector:
     return det
 
 
-def test_normal_images_have_no_region_and_others_have_their_hot_spot_in_one(fitted, normal, anomalous):
+def test_regions_contain_the_hot_spot(fitted, normal, anomalous):
     images = [*normal[4:8], *anomalous[:4]]
     labels, found = fitted.predict(images), fitted.regions(images)
     assert -1 in labels
@@ -131,7 +131,7 @@ def same(one: Region, other: Region) -> bool:
     return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Region))
 
 
-def test_explanations_and_rows_tell_the_same(fitted, normal, anomalous):
+def test_explanations_and_rows_agree(fitted, normal, anomalous):
     images = [*normal[4:6], *anomalous[:3]]
     found = fitted.regions(images)
     told = [
@@ -161,7 +161,7 @@ def test_one_level_for_all_images(fitted, normal, anomalous):
 
 
 @pytest.mark.parametrize("shape", [(90, 150), (300, 120)])
-def test_places_are_in_the_pixels_of_the_file_upright(tmp_path, shape):
+def test_coordinates_are_in_upright_pixels_of_the_file(tmp_path, shape):
     normal, marked, (down, across) = plain_and_marked(*shape)
     det = DualDistillationDetector(image_size=64, evidence="patch").fit(normal)
     det.offset_ = float(det.score_samples([marked])[0]) * 0.9
@@ -177,7 +177,7 @@ def test_places_are_in_the_pixels_of_the_file_upright(tmp_path, shape):
         assert np.isfinite(maps[0][region.peak_at])
 
 
-def test_unreadable_images_have_none(fitted, anomalous, tmp_path):
+def test_unreadable_images_have_no_regions(fitted, anomalous, tmp_path):
     lenient = fitted.session(on_error="skip")
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.warns(ImageSkippedWarning):
@@ -186,7 +186,7 @@ def test_unreadable_images_have_none(fitted, anomalous, tmp_path):
     assert found[1]
 
 
-def test_a_map_that_is_the_same_everywhere_is_one_region(toy, normal):
+def test_constant_map_is_one_region(toy, normal):
     det = DualDistillationDetector(**toy | {"evidence": "embedding", "border_weight": 1.0}).fit(normal[:3])
     det.offset_ = 10.0  # all are anomalous, and no threshold is below 0
     ((region,),) = det.regions(normal[3:4])
@@ -195,7 +195,7 @@ def test_a_map_that_is_the_same_everywhere_is_one_region(toy, normal):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
-def test_thresholds_that_are_not_below_zero(fitted, anomalous, offset):
+def test_nonnegative_offsets(fitted, anomalous, offset):
     det = DualDistillationDetector(**fitted.get_params(deep=False))
     det.fitted_ = fitted.fitted_
     det.offset_ = offset
@@ -212,7 +212,7 @@ def test_thresholds_that_are_not_below_zero(fitted, anomalous, offset):
         ({"level": "1"}, "level='1'"), ({"level": False}, "level=False"),
     ],
 )  # fmt: skip
-def test_options_that_are_none(fitted, normal, options, said):
+def test_invalid_options(fitted, normal, options, said):
     with pytest.raises(ValueError, match=said):
         fitted.regions(["nowhere.png"], **options)
     with pytest.raises(ValueError, match=said):
@@ -264,7 +264,7 @@ def check_coco(found: dict) -> None:
             assert max(outline[1::2]) == y + height
 
 
-def test_coco_has_what_the_format_asks_for(tmp_path):
+def test_coco_follows_the_format(tmp_path):
     values = np.zeros((30, 50))
     values[2:5, 10:20], values[20, 49] = 2, 1
     regions = find_regions(values, 0.5)
@@ -325,7 +325,7 @@ def test_commands_write_regions(folder, fitted, command, capsys, tmp_path):
     assert cli.main([*words, "--force"]) == 1
 
 
-def test_the_same_image_has_the_same_regions_in_any_batch(fitted, anomalous, normal):
+def test_regions_do_not_depend_on_the_batch(fitted, anomalous, normal):
     alone = fitted.regions(anomalous[:1])[0]
     among = fitted.regions([*normal[4:7], anomalous[0], stripes(1, size=64, seed=9)[0]])[3]
     assert all(same(one, other) for one, other in zip(alone, among, strict=True))

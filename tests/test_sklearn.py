@@ -88,7 +88,7 @@ def test_grid_search_over_lam(toy, labelled, tmp_path, form):
     assert search.predict(X).shape == (14,)
 
 
-def test_auxiliary_goes_through_grid_search(toy, labelled):
+def test_auxiliary_in_grid_search(toy, labelled):
     images, y = labelled
     auxiliary = {"other": stripes(6, seed=7), "more": corrupted(stripes(5, seed=8))}
     search = GridSearchCV(
@@ -144,7 +144,7 @@ def test_clone_and_set_params(toy, normal, anomalous):
     assert list(again.scales_) == ["patch"]
 
 
-def test_a_grid_with_memory_shows_the_teacher_each_image_once(toy, normal, anomalous, tmp_path, monkeypatch):
+def test_grid_with_memory_computes_features_once(toy, normal, anomalous, tmp_path, monkeypatch):
     seen = Counter()
     compute = FeatureExtractor._compute
 

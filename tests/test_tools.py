@@ -59,7 +59,7 @@ def distil(photographs, tmp_path_factory):
     return call
 
 
-def test_a_teacher_is_distilled_and_gone_on_with(distil):
+def test_distillation_resumes(distil):
     whole = distil("whole.safetensors")
     curve = json.loads(whole.with_suffix(".curve.json").read_text())
     assert [row[0] for row in curve] == [100, 200]
@@ -73,7 +73,7 @@ def test_a_teacher_is_distilled_and_gone_on_with(distil):
     assert stopped.with_suffix(".curve.json").read_text() == whole.with_suffix(".curve.json").read_text()
 
 
-def test_a_student_is_trained(distil, photographs, tmp_path, capsys):
+def test_student_training(distil, photographs, tmp_path, capsys):
     teacher, out = distil("teacher.safetensors", "--stop", 1), tmp_path / "student.safetensors"
     network = ("--backbone", "lcnet_035", "--weights", teacher, "--size", 32)
     run("train_student", photographs, "--out", out, *network, "--rendered", 10, "--steps", 80, "--views", 6)

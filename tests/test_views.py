@@ -28,7 +28,7 @@ def smooth(size: int) -> torch.Tensor:
     return torch.linspace(0.2, 0.8, size).expand(1, 3, size, size)
 
 
-def test_eight_views_all_different():
+def test_eight_views_are_distinct():
     image = noise(1, 6)[0]
     views = rotated_and_mirrored(image)
     assert len(views) == 8
@@ -37,7 +37,7 @@ def test_eight_views_all_different():
         assert not torch.equal(one, other)
 
 
-def test_eight_views_are_turns_and_mirrors():
+def test_eight_views_are_rotations_and_reflections():
     """Each has the image's own pixels, and views of a view are the same eight."""
     image = noise(1, 5)[0]
     views = rotated_and_mirrored(image)
@@ -48,7 +48,7 @@ def test_eight_views_are_turns_and_mirrors():
     assert torch.equal(views[4], image.flip(-1))
 
 
-def test_turned_by_a_quarter_a_wide_image_is_tall():
+def test_rotation_by_90_degrees_swaps_sides():
     shapes = [tuple(view.shape) for view in rotated_and_mirrored(torch.rand(3, 4, 10))]
     assert shapes == [(3, 4, 10), (3, 10, 4)] * 4
     image = torch.rand(3, 4, 10)
@@ -57,7 +57,7 @@ def test_turned_by_a_quarter_a_wide_image_is_tall():
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (40, 10), (1, 64), (64, 1)])
-def test_views_of_any_proportions_stay_images(shape):
+def test_views_of_any_proportions(shape):
     images = [torch.rand(3, *shape), torch.rand(3, *reversed(shape))]
     rng = np.random.default_rng(0)
     normal = random_views(images, 12, rng)
@@ -71,7 +71,7 @@ def test_views_of_any_proportions_stay_images(shape):
 
 
 @pytest.mark.parametrize("size", [8, 9, 11, 32])
-def test_random_views_stay_images(size):
+def test_random_views_are_valid_images(size):
     views = stacked_views(noise(2, size), 5, np.random.default_rng(0))
     assert views.shape == (2, 5, 3, size, size)
     assert views.dtype == torch.float32
@@ -86,7 +86,7 @@ def test_random_views_of_black_and_white_stay_in_range():
     assert views.max() <= 1
 
 
-def test_the_generator_is_the_only_source_of_randomness():
+def test_generator_is_the_only_source_of_randomness():
     images = noise(2, 8)
     before = images.clone()
     torch.manual_seed(1)
@@ -105,7 +105,7 @@ def test_random_views_differ_from_each_other_and_from_the_image():
             assert (one - other).abs().max() > 0.01
 
 
-def test_random_views_keep_their_image():
+def test_order_of_random_views():
     """View (i, j) is of image i."""
     images = torch.stack([torch.full((3, 8, 8), level) for level in (0.2, 0.5, 0.8)])
     views = stacked_views(images, 4, np.random.default_rng(0))
@@ -127,7 +127,7 @@ class Extremes(np.random.Generator):
 
 
 @pytest.mark.parametrize("size", [8, 9, 10, 11, 13, 15, 32])
-def test_no_wedge_in_the_corners(size):
+def test_no_black_wedges_in_the_corners(size):
     """However far a constant image is turned, shrunk and shifted, no border shows."""
     views = stacked_views(torch.full((1, 3, size, size), 0.5), 8, Extremes())[0]
     torch.testing.assert_close(views, torch.full_like(views, 0.45), rtol=0, atol=1e-5)
@@ -164,7 +164,7 @@ def test_random_views_are_shifted_both_ways():
     assert (shifts.amin(1) < -0.9).all()
 
 
-def test_random_views_are_turned_and_scaled():
+def test_random_views_are_rotated_and_scaled():
     """A bar through the middle: its slant and its thickness vary, within the limits."""
     image = torch.zeros(1, 3, 64, 64)
     image[..., 24:40, :] = 0.8

@@ -80,7 +80,7 @@ def test_uniform_is_the_mean(maps):
 
 
 @pytest.mark.parametrize("attention", [True, False])
-def test_excluded_support_does_not_count(maps, attention):
+def test_excluded_support_is_ignored(maps, attention):
     query, support = maps
     model = weighting(attention=attention)
     exclude = torch.tensor([[True, False, False, False], [False, True, True, False], [False] * 4])
@@ -92,7 +92,7 @@ def test_excluded_support_does_not_count(maps, attention):
     torch.testing.assert_close([r[:1] for r in references], rest)
 
 
-def test_keys_may_be_known_already(maps):
+def test_precomputed_keys(maps):
     query, support = maps
     model = weighting()
     keys = model.keys(support)
