@@ -62,9 +62,7 @@ def find_tasks(data: Path, names: Sequence[str] | None = None) -> list[Path]:
     """List the tasks in a folder: those named, or all."""
     found = [p for p in sorted(data.iterdir()) if (p / "good").is_dir() or (p / "train" / "good").is_dir()]
     if unknown := set(names or ()) - {p.name for p in found}:
-        raise SystemExit(
-            f"{data} has no task {', '.join(sorted(unknown))}; it has {', '.join(p.name for p in found)}"
-        )
+        raise SystemExit(f"{data} has no task {', '.join(sorted(unknown))}; it has {', '.join(p.name for p in found)}")
     if not found:
         raise SystemExit(f"{data} holds no task: a folder with good/ and bad/, or with train/good and test/.")
     return [p for p in found if names is None or p.name in names]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calibrate import SIZES, after, called
+from calibrate import SIZES, measure_rates, rates_after
 from defaults import VALUES
 from protocol import write
 
@@ -77,8 +77,8 @@ def defaults(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Ro
 def calibrated(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Row]]:
     """Yield the rates before and after a calibration."""
     for key, found in stored(out):
-        rates = {"before": rounded(called(found, found["offset"]))}
-        rates |= {f"calibrated_{n}": rounded(after(found, n, key["seed"])) for n in SIZES}
+        rates = {"before": rounded(measure_rates(found, found["offset"]))}
+        rates |= {f"calibrated_{n}": rounded(rates_after(found, n, key["seed"])) for n in SIZES}
         yield {"task": key["task"], "shots": key["shots"]}, rates
 
 
