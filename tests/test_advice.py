@@ -1,6 +1,6 @@
-"""Advice in error messages and warnings, followed: provoke the message, do what it says, and succeed.
+"""Advice in error messages and warnings: the tests provoke a message, follow its advice, and succeed.
 
-The last tests collect the advice from the source of the package, and find for each the test that follows it.
+The last tests collect all advice from the source of the package, and look up the test that follows it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FOLLOWED: dict[str, str] = {}
 
 
 def follows(*advice: str) -> Callable[[Callable], Callable]:
-    """Mark a test as the one that follows advice; of each, a part of the message."""
+    """Mark a test as the one that follows advice, given as parts of messages."""
 
     def mark(test: Callable) -> Callable:
         FOLLOWED.update(dict.fromkeys(advice, test.__name__))
@@ -74,7 +74,7 @@ def make(toy):
 
 
 def refusal(call: Callable, *words: str, error: type[BaseException] = FewShotADError) -> str:
-    """Return what is said when a call fails."""
+    """Return the message of the error that a call raises."""
     with pytest.raises(error) as caught:
         call()
     for word in words:
@@ -83,7 +83,7 @@ def refusal(call: Callable, *words: str, error: type[BaseException] = FewShotADE
 
 
 def warning_of(call: Callable, *words: str, category: type[Warning] = SupportWarning) -> object:
-    """Return what a call returns, which has to warn."""
+    """Return the result of a call that must warn."""
     with pytest.warns(category) as caught:
         found = call()
     assert any(all(word in str(one.message) for word in words) for one in caught)
@@ -91,7 +91,7 @@ def warning_of(call: Callable, *words: str, category: type[Warning] = SupportWar
 
 
 def quietly(call: Callable) -> object:
-    """Return what a call returns, which must not warn."""
+    """Return the result of a call that must not warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return call()
@@ -213,7 +213,7 @@ WINDOW = {"WindowCenter": 128, "WindowWidth": 256}
 
 
 def altered(data: bytes, *without: str, **fields) -> bytes:
-    """Change or take out elements, and write the file as it then is."""
+    """Change or remove elements, and write the file without validation."""
     found = pydicom.dcmread(io.BytesIO(data))
     for name in without:
         del found[name]
@@ -375,7 +375,7 @@ def images_of(root: Path):
 
 @pytest.fixture
 def labelled(tmp_path) -> Path:
-    """A good image and a bad one."""
+    """A folder with a good and a bad image."""
     for kind in ("good", "bad"):
         (tmp_path / kind).mkdir()
         Image.new("L", (20, 16)).save(tmp_path / kind / f"{kind}.png")
@@ -585,7 +585,7 @@ def test_available_device(make, normal, monkeypatch, device):
 def test_diverging_loss(make, normal, monkeypatch):
     det = make(evidence="ssd", student__learning_rate=1e30, student__n_steps=60, precision="float32")
     said = refusal(lambda: det.fit(normal[:4]), "Lower learning_rate (now 1e+30)", error=TrainingError)
-    assert "precision=" not in said  # it is float32 already
+    assert "precision=" not in said  # the precision is float32 already
     det.set_params(student__learning_rate=1e-3, student__n_steps=3).fit(normal[:4])
     backward = loop.Training._backward
 
@@ -717,7 +717,7 @@ def test_invalid_weights_file(tmp_path, wrong):
 @follows("Pass weights=FILE, a safetensors file in timm's naming for this network.", "{ways}")
 @pytest.mark.parametrize("wrong", ["part", "nan"])
 def test_weights_from_the_hub(toy, tmp_path, monkeypatch, wrong):
-    """There weights=None has led to what is wrong."""
+    """With weights=None, the message has other advice."""
     tensors = load_file(toy["weights"])
     cached = tmp_path / "cached.safetensors"
     if wrong == "part":
@@ -1027,7 +1027,7 @@ def test_sources_for_a_cluster(normal, tmp_path):
 @follows("Install the extra: {INSTALL}.", 'Install the extra: pip install "fewshot-ad[plot]".')
 @pytest.mark.parametrize("module", ["pydicom", "nibabel", "matplotlib"])
 def test_missing_extra(make, normal, tmp_path, monkeypatch, module):
-    """As good as installed: the module is hidden, and shown again."""
+    """Hiding a module and restoring it stands in for its installation."""
     det = make().fit(normal[:3])
     (tmp_path / "a.dcm").write_bytes(_WHOLE)
     nibabel = pytest.importorskip("nibabel")
@@ -1046,7 +1046,7 @@ def test_missing_extra(make, normal, tmp_path, monkeypatch, module):
 
 @follows("already exists. Remove it, or pass another name.")
 def test_existing_output_of_a_cluster(make, normal, tmp_path, monkeypatch):
-    """What comes after the check needs Ray."""
+    """Only the check is tested, as the rest needs Ray."""
     det, out = make().fit(normal[:2]), tmp_path / "scores"
     out.mkdir()
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -1083,7 +1083,7 @@ def test_altered_packaged_weights(normal, tmp_path, monkeypatch):
     monkeypatch.setitem(packaged.PACKAGED, "compact", packaged.Packaged(whole.network, *copies, whole.hashes))
     copies[0].write_bytes(copies[0].read_bytes()[:-1])
     refusal(lambda: DualDistillationDetector().fit(normal[:2]), "Install fewshot-ad again", error=CheckpointError)
-    shutil.copy(whole.teacher, tmp_path)  # what an installation does
+    shutil.copy(whole.teacher, tmp_path)  # stands in for an installation
     DualDistillationDetector().fit(normal[:2])
 
 
@@ -1106,7 +1106,7 @@ def test_unusable_file_of_format_1(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, make, normal):
-    """A model, and two folders of an image of the same name."""
+    """A model, and two folders with an image of the same name."""
     make(weights=None, backbone="compact", image_size=32).fit(normal[:3]).save(tmp_path / "m.fsad")
     for name, image in zip("ab", normal[4:], strict=False):
         save_pictures(tmp_path / "new" / name, [image])
@@ -1215,7 +1215,7 @@ _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
     rf"|(?:[;:,] |[;,] or | or | either )(?:{'|'.join(_VERBS)})\b(?! of| in)"
 )
-# Followed by tests that lie with what they are about.
+# Advice that is followed in other test files.
 ELSEWHERE = {
     "It looks channels-first: pass array.transpose(0, 2, 3, 1)": "test_images::test_advice_about_channels",
     "numpy.nan_to_num": "test_images::test_advice_about_nan",
@@ -1282,7 +1282,7 @@ ELSEWHERE = {
     "For a guarantee pass at least": "test_calibrate::test_too_few_images_for_a_guarantee",
     "Call calibrate again": "test_calibrate::test_partial_fit_rescales_without_calibration_images",
 }
-# Nothing that a test could do.
+# Advice that a test cannot follow.
 EXEMPT = {
     "Continue from the last checkpoint": "workers of a cluster that are lost several times",
     "Install the release that wrote it": "another release",
@@ -1290,7 +1290,7 @@ EXEMPT = {
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Find the texts of the package that are no docstrings, with the place of each."""
+    """Yield all strings of the package except docstrings, with their places."""
     root = Path(fewshot_ad.__file__).parent
     for path in sorted(root.rglob("*.py")):
         if path.name in ("arguments.py", "demo.py"):  # help, not messages
@@ -1312,7 +1312,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def test_all_advice_is_followed():
-    """A text that asks for something has a test that does it; and no entry of the tables is about a text of old."""
+    """Every string with advice has a test that follows it, and no entry of the tables is obsolete."""
     known = {**FOLLOWED, **ELSEWHERE, **EXEMPT}
     found = [(place, text) for place, text in texts() if _IMPERATIVE.search(text)]
     assert len(found) > 100

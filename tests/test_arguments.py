@@ -1,4 +1,4 @@
-"""How the command line is read."""
+"""Parsing of the command line."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_layers(command, capsys):
 ])  # fmt: skip
 def test_jobs(command):
     assert parse([*command.split(), "--jobs", "-1"])["n_jobs"] == -1
-    assert "n_jobs" not in parse(command.split())  # what the detector has by default
+    assert "n_jobs" not in parse(command.split())  # the detector's default
 
 
 @pytest.mark.parametrize("line", [

@@ -1,4 +1,4 @@
-"""The benchmark scripts on toy data: they run, go on after a break, and score as they say."""
+"""The benchmark scripts on toy data: they run, resume, and measure what they state."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_calibrate_reuses_stored_scores(data, tmp_path, monkeypatch, capsys):
     assert "| **mean distance from 0.05** |" in first.out
     monkeypatch.setattr(script, "SIZES", (5, 12))
     line = next(line for line in here("calibrate", monkeypatch, capsys, *command).out.splitlines() if "busi" in line)
-    assert "–" not in line  # two fitted on, and two left to test on
+    assert "–" not in line  # two to fit on, and two to test on
     monkeypatch.setattr(script, "SIZES", (5, 14))
     line = next(line for line in here("calibrate", monkeypatch, capsys, *command).out.splitlines() if "busi" in line)
     assert line.endswith("| – | 0 |")
@@ -97,7 +97,7 @@ def test_quality_resumes(data, network, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "quality.png").stat().st_size > 5000
     found = json.loads((tmp_path / "quality.json").read_text())["results"]
     n_methods = 3 + (peers.version() is not None)
-    assert len(found) == 3 * 2 * (n_methods + n_methods - 2)  # tasks, seeds, methods and the corrupted ones among them
+    assert len(found) == 3 * 2 * (n_methods + n_methods - 2)  # tasks, seeds, methods, some of them corrupted
     for entry in found:
         numbers = entry["kinds"]["fused"]
         assert ("aupro" in numbers) == ("pixel" in numbers) == (entry["task"] == "busi")
@@ -114,7 +114,7 @@ def test_quality_resumes(data, network, tmp_path, monkeypatch, capsys):
     broken_off = here("quality", monkeypatch, capsys, *command)
     assert f"1 results computed, {len(found) - 1} from" in broken_off.err
     new = json.loads((tmp_path / "quality.json").read_text())["results"]
-    for entry in (*found, *new):  # all but the time it takes
+    for entry in (*found, *new):  # except for times
         entry["kinds"]["fused"].pop("fit")
     assert new == found
 
@@ -130,9 +130,9 @@ def test_quality_with_one_shot_and_max_patches(data, tmp_path, monkeypatch, caps
     found = json.loads((tmp_path / "two" / "quality.json").read_text())["results"]
     for entry, own, rotated in zip(alone, found[::2], found[1::2], strict=True):
         expected = {name: value for name, value in entry["kinds"]["fused"].items() if name != "fit"}
-        # Read from the default's pass, or by itself: the same.
+        # The same from the pass of the default, or alone.
         assert expected == {name: rotated["kinds"]["fused"][name] for name in expected}
-        # Their maps are the same; what counts at the border is of the score alone.
+        # The maps are equal; the border weight only affects the score.
         pixels = {name: value for name, value in expected.items() if name in ("pixel", "aupro")}
         assert pixels == {name: own["kinds"]["fused"][name] for name in pixels}
 
@@ -159,7 +159,7 @@ def test_quality_with_images_of_several_shapes(tmp_path, monkeypatch, capsys):
     own, _ = run()
     assert 0 <= own["default"]["fused"]["aupro"] <= 1
     squares, said = run("--aspect", "square")
-    assert f"2 results computed, {len(methods) - 2} from" in said  # ours; what a peer does is in its name
+    assert f"2 results computed, {len(methods) - 2} from" in said  # ours; a peer's behaviour is defined by its name
     assert squares["memory"]["fused"]["pixel"] != own["memory"]["fused"]["pixel"]
     few, said = run("--max-patches", 16)
     assert "2 results computed" in said
@@ -183,7 +183,7 @@ def test_results_of_other_code_are_not_reused(tmp_path, monkeypatch):
     protocol.code.cache_clear()
     seen.append(protocol.code())
     protocol.code.cache_clear()
-    assert seen[0] == seen[1]  # no figure comes of a report
+    assert seen[0] == seen[1]  # no result depends on the report
     assert len(set(seen)) == 3
 
 
@@ -191,7 +191,7 @@ SPEED = (sys.executable, str(BENCHMARKS / "speed.py"), "--quick", "--threads", "
 
 
 def measured(*arguments: object) -> list[list[str]]:
-    """Run the benchmark of speed; the cells of its rows."""
+    """Run the speed benchmark; return the cells of its rows."""
     done = subprocess.run(
         [*SPEED, *map(str, arguments)], capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -211,7 +211,7 @@ def test_speed_table_states_targets():
         value = float(found.split()[0])
         limit = float(goal.split()[-1])
         assert value > 0 or "student" in what
-        if abs(value - limit) > 0.02 * limit:  # of what is shown rounded
+        if abs(value - limit) > 0.02 * limit:  # printed values are rounded
             assert met == ("yes" if (value > limit) == ("least" in goal) else "**no**")
     assert any("the same bits" in row[-1] for row in rows)
     assert any("PatchCore" in row[0] and "not installed" in row[2] for row in rows) == (peers.version() is None)
@@ -223,7 +223,7 @@ def test_speed_profile():
     total = float(rows.pop("all")[0])
     parts = {part: float(spent) for part, (spent, _) in rows.items()}
     assert sum(parts.values()) == pytest.approx(total, abs=0.1)
-    # A function that is no longer called by the name that is known here would count for nothing.
+    # A function that is no longer called by the name in the profile would have no time.
     idle = ["student", "student against its weighted support and the teacher", "embedding"]  # not in the default
     assert [part for part, spent in parts.items() if spent == 0] == idle
 
@@ -255,7 +255,7 @@ def test_paper_holds_out_each_domain(data, network, tmp_path, monkeypatch, capsy
     assert len(found["results"]) == 3 * 2 * 2 * 2  # domains, shots, lines, seeds
     row = next(line for line in said.splitlines() if line.startswith("| HIS | 2 | paper |"))
     assert row.endswith("| 0.942 |")
-    assert row.count("–") == 0  # ours stands beside it
+    assert row.count("–") == 0  # our figure is in the same row
     students = {file.name.rsplit("-", 1)[0] for file in (tmp_path / "out" / "students").glob("*.safetensors")}
     assert students == {f"{line}-without-{name}" for line in ("paper-tsd", "paper") for name in ("HIS", "busi", "his")}
     again = here("paper", monkeypatch, capsys, *command)
@@ -305,7 +305,7 @@ def test_pixel_auroc_equals_scikit_learn():
 def test_means_and_errors_over_seeds():
     mean, error = protocol.mean_and_error(np.array([[0.5, 0.7], [0.9, 0.9]]))
     assert mean == pytest.approx(0.75)
-    assert error == pytest.approx(0.05)  # of the tasks' means .7 and .8, by seed
+    assert error == pytest.approx(0.05)  # of the means over tasks by seed, 0.7 and 0.8
     assert protocol.shown(np.array([[1.0, 1.0]])) == "1.000 ± .000"
     assert protocol.shown(np.array([[0.5]])) == ".500"
 
@@ -321,7 +321,7 @@ def test_blur_across_images_leaks_labels():
     one = np.zeros((5, 8, 8))
     one[0] = 1.0
     scores = protocol.leaky_scores(one, batch=3)
-    assert len(scores) == 3  # the incomplete batch is gone
+    assert len(scores) == 3  # the incomplete batch is dropped
     assert scores.sum() == pytest.approx(1.0)
     assert 1 > scores[0] > scores[1] > scores[2] > 0
 
@@ -354,7 +354,7 @@ def test_mvtec_resumes(network, tmp_path, monkeypatch, capsys):
     for kind, pictures in kinds.items():
         write_images(root / kind, pictures)
     masks = (corrupted(np.zeros((5, 40, 40, 3), np.uint8))[..., 0] > 0).astype(np.uint8)
-    write_images(root / "ground_truth" / "square", masks[:4] * 255)  # one has none, and does not count for pixels
+    write_images(root / "ground_truth" / "square", masks[:4] * 255)  # one has no mask: not in pixel metrics
     write_task(tmp_path / "data" / "unsplit", 7, n_good=6, n_bad=3)
     command = (
         tmp_path / "data",

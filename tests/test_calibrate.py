@@ -1,4 +1,4 @@
-"""Thresholds from fresh images: `calibrate`, p-values, probabilities, and what becomes of them."""
+"""Thresholds from fresh images: `calibrate`, p-values, probabilities, and how they are stored and updated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOTHING = np.array([])
 
 @pytest.fixture(scope="module")
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """Forty normal images, the first four to fit on, and eight painted ones."""
+    """Forty normal images, of which the first four are the support, and eight painted ones."""
     return stripes(40, seed=5), corrupted(stripes(8, seed=6))
 
 
@@ -58,7 +58,7 @@ def both(images) -> tuple[list[np.ndarray], np.ndarray]:
 
 @pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (20, 0.05), (40, 0.05), (9, 0.1), (40, 0.3), (99, 0.01), (3, 0.5)])
 def test_false_alarm_rate_is_kept(n, rate):
-    """Over draws of both kinds of images, a fresh normal one is called anomalous as often as is said, and not more."""
+    """Over draws of calibration and test images, the false-positive rate is as stated and not higher."""
     rng = np.random.default_rng(0)
     rates = []
     for _ in range(1000):
@@ -66,7 +66,7 @@ def test_false_alarm_rate_is_kept(n, rate):
         rates.append(stats.lognorm.sf(-offset, 1))
     assert found.how == "conformal"
     assert found.expected_rate <= rate
-    assert found.expected_rate + 1 / (n + 1) > rate  # no smaller than it must be
+    assert found.expected_rate + 1 / (n + 1) > rate  # no smaller than necessary
     assert np.mean(rates) == pytest.approx(found.expected_rate, abs=4 * np.std(rates) / 1000**0.5)
     low, high = found.rate_interval
     assert np.mean((np.array(rates) > low) & (np.array(rates) < high)) == pytest.approx(0.9, abs=0.035)
@@ -74,7 +74,7 @@ def test_false_alarm_rate_is_kept(n, rate):
 
 def test_tied_scores_are_normal():
     offset, _ = calibrate(np.full(19, -1.0), NOTHING, 0.05)
-    assert offset == -1.0  # nothing that scores alike is below it
+    assert offset == -1.0  # tied scores are not below it
     rng = np.random.default_rng(0)
     alarms = []
     for _ in range(1000):
@@ -134,7 +134,7 @@ def test_only_the_threshold_changes(base, det, images):
     normal, bad = images
     before = base.offset_, base.score_samples(bad), base.anomaly_map(bad)
     det.calibrate(normal[4:], false_alarm_rate=0.1)
-    assert base.offset_ == before[0] != det.offset_  # a copy of it has a state of its own
+    assert base.offset_ == before[0] != det.offset_  # a copy has its own state
     assert det.offset_ == np.sort(det.score_samples(normal[4:]))[2]  # 37 * 0.1 -> the third
     np.testing.assert_array_equal(det.score_samples(bad), before[1])
     np.testing.assert_array_equal(det.anomaly_map(bad), before[2])
@@ -148,7 +148,7 @@ def test_only_the_threshold_changes(base, det, images):
 
 
 def test_many_images_are_scored_in_windows(det, images, monkeypatch):
-    """They are scored in windows, to the same threshold; all of them are kept, or none."""
+    """Windows give the same threshold, and either all images are kept or none."""
     fresh = images[0][4:30]
     expected = copy.copy(det).calibrate(fresh, false_alarm_rate=0.1)
     monkeypatch.setattr(calibrating, "_WINDOW", 7)
@@ -258,7 +258,7 @@ def test_unusable_images(det, images, tmp_path):
 
 
 def test_advice_about_images(det, images):
-    """What the errors of the test before say is to be done."""
+    """Following the advice in the errors of the previous test succeeds."""
     normal, bad = images
     X, y = [*normal[4:24], *bad], np.repeat([1, -1], [20, 8])
     with warnings.catch_warnings():
@@ -373,7 +373,7 @@ def test_partial_fit_recalibrates(det, both, images, tmp_path):
     again = DualDistillationDetector.load(tmp_path / "m.fsad")
     for one in (det, again):
         with pytest.warns(SupportWarning, match="recalibrated on the 27 images"):
-            one.partial_fit([normal[30], normal[6]])  # the second was calibrated on
+            one.partial_fit([normal[30], normal[6]])  # the second is a calibration image
         assert one.calibration_.n_normal == 19
         expected = copy.copy(one).calibrate([*X[:2], *X[3:]], [*y[:2], *y[3:]], false_alarm_rate=0.1)
         assert (one.offset_, one.calibration_) == (expected.offset_, expected.calibration_)
@@ -476,7 +476,7 @@ def test_clones_are_not_calibrated(det, both):
 
 
 class Blind(BaseEstimator):
-    """Calls everything normal."""
+    """A detector that calls all images normal."""
 
     def fit(self, X, y=None):
         return self
@@ -491,7 +491,7 @@ class Blind(BaseEstimator):
 def test_anomalies_are_the_positive_class_of_scorers(det, both):
     X, y = both
     blind = cross_val_score(Blind(), X, y, cv=KShotSplit(4, 2, 0), scoring="f1")
-    assert (blind > 0.75).all()  # as if it were good
+    assert (blind > 0.75).all()  # although the detector is useless
     assert cross_val_score(Blind(), X, y, cv=KShotSplit(4, 2, 0), scoring=anomaly_f1).tolist() == [0, 0]
     share = [8 / 24] * 2
     found = cross_val_score(Blind(), X, y, cv=KShotSplit(4, 2, 0), scoring=anomaly_average_precision)
@@ -509,7 +509,7 @@ def test_anomalies_are_the_positive_class_of_scorers(det, both):
 
 @pytest.fixture
 def folders(base, images, tmp_path, monkeypatch):
-    """A model in a file, and folders of images."""
+    """A model file, and folders of images."""
     normal, bad = images
     for name, of in (("fresh", normal[4:24]), ("bad", bad), ("support", normal[:1])):
         (tmp_path / name).mkdir()
@@ -589,7 +589,7 @@ def test_threshold_option(base, folders, images, capsys):
     moved.offset_ = moved.offset_ * threshold
     page = (folders / "report.html").read_text("utf-8")
     assert f"{moved.offset_:.6g}" in page
-    assert f'"moved":{threshold}' in page.replace(" ", "")  # the flag to copy counts from the model's own
+    assert f'"moved":{threshold}' in page.replace(" ", "")  # the option is relative to the threshold of the model
     assert run(capsys, "score", *paths[:1], "--support", "support", "--threshold", "2")[0] == 0
     for wrong in ("0", "-1", "nan", "inf", "much"):
         with pytest.raises(SystemExit):

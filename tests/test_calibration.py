@@ -14,7 +14,7 @@ def test_auto_keeps_about_95_percent_of_fresh_normal_images(k, sd):
     for _ in range(400):
         scores = -np.exp(rng.normal(1.0, sd, k))
         passed.append(np.mean(-np.exp(rng.normal(1.0, sd, 200)) >= offset(scores, "auto")))
-    # Where images differ less than is believed beforehand, more pass.
+    # If images differ less than the prior, more are normal.
     assert np.mean(passed) >= 0.85
     if sd == 0.2:
         assert 0.93 <= np.mean(passed) <= (0.995 if k == 2 else 0.97)

@@ -1,4 +1,4 @@
-"""Students on disk: whole or not at all, and nothing but students."""
+"""Files of students: they are written atomically, and other files are refused."""
 
 import math
 import os
@@ -83,7 +83,7 @@ def test_failed_write_leaves_the_old_file(path, monkeypatch, step, old):
 
 @pytest.mark.parametrize("names", [("a", "a.b"), ("x" * 100, "x" * 100 + "y")])
 def test_leftovers_of_a_file_are_removed(tmp_path, monkeypatch, names):
-    """Names that begin alike, and are cut alike."""
+    """The names share their beginning, and are truncated to the same prefix."""
     paths = [tmp_path / name for name in names]
     with monkeypatch.context() as killed:
         killed.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -92,7 +92,7 @@ def test_leftovers_of_a_file_are_removed(tmp_path, monkeypatch, names):
             with pytest.raises(KeyboardInterrupt):
                 write_atomically(path, b"half of it")
     assert len(os.listdir(tmp_path)) == 2
-    check_destination(paths[0], force=False)  # another process may still be at it
+    check_destination(paths[0], force=False)  # another process may still be writing
     assert len(os.listdir(tmp_path)) == 2
     for left in tmp_path.iterdir():
         os.utime(left, (0, 0))
@@ -103,7 +103,7 @@ def test_leftovers_of_a_file_are_removed(tmp_path, monkeypatch, names):
 
 
 def test_other_files_are_kept(tmp_path):
-    """Whatever they are called: the check before the work leaves the folder as it was."""
+    """The early check does not remove files with any other names."""
     mine = [tmp_path / name for name in (".model.fsad.probe", ".model.fsad.tmp", ".model.fsad", "model.fsad")]
     for file in mine:
         file.write_text("mine")
@@ -144,7 +144,7 @@ def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="exists"):
         check_destination(path, force=False)
     assert victim.read_text() == "precious"
-    assert all(name.is_symlink() for name in names)  # not ours to remove
+    assert all(name.is_symlink() for name in names)  # links of other users are not removed
     assert not path.exists()
 
 

@@ -1,4 +1,4 @@
-"""The command line: quick to answer, and errors in one line."""
+"""The command line: fast responses, and errors in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_scoring_with_a_model_imports_nothing_heavy(tmp_path, normal):
-    """As `docs/performance.md` has it: scikit-learn, torchvision and timm take twice as long to import as torch."""
+    """See `docs/performance.md`: scikit-learn, torchvision and timm take twice as long to import as torch."""
     model, image = tmp_path / "m.fsad", tmp_path / "a.png"
     DualDistillationDetector(image_size=32, student=Student(n_steps=0)).fit(normal[:3]).save(model)
     Image.fromarray(normal[0]).save(image)
@@ -129,7 +129,7 @@ def test_errors_are_one_line(command, capsys, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Folders of four normal images and of three to score, one of them corrupted."""
+    """Folders with four normal images, and with three to score, one of which is corrupted."""
     for name, arrays in {"support": stripes(4), "new": [*stripes(2, seed=1), corrupted(stripes(1, seed=2))[0]]}.items():
         (tmp_path / name / "below").mkdir(parents=True)
         for i, image in enumerate(arrays):
@@ -231,7 +231,7 @@ def test_interrupted_command_says_how_to_resume(command, tmp_path, number):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A model file, from the command."""
+    """A model file written by the command."""
     root = tmp_path_factory.mktemp("fitted")
     (root / "support").mkdir()
     for i, image in enumerate(stripes(4)):
@@ -242,7 +242,7 @@ def fitted(tmp_path_factory):
 
 @pytest.fixture
 def model(pictures, fitted):
-    """The same, beside the pictures that it was fitted on."""
+    """The same model file, next to the support images."""
     return Path(shutil.copy(fitted, pictures / "model.fsad"))
 
 
@@ -260,7 +260,7 @@ def test_fit_then_score(model, pictures, capsys):
 
 def test_fit_keeps_an_existing_file(model, pictures, capsys, monkeypatch):
     before = model.read_bytes()
-    monkeypatch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)  # told before the work
+    monkeypatch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)  # reported before the work
     assert cli.main(["fit", str(pictures / "support"), "-o", str(model)]) == 2
     assert "exists. Pass --force" in capsys.readouterr().err
     assert model.read_bytes() == before
@@ -509,7 +509,7 @@ def test_evaluate_against_unknown_parameters(pictures, capsys, against, said):
 
 @pytest.fixture
 def mixed(pictures):
-    """A folder of images, and of what is none."""
+    """A folder with images and other files."""
     for name in ("notes.txt", "a.heic", ".hidden.png"):
         (pictures / "new" / name).touch()
     (pictures / "new" / "masks").mkdir()
@@ -563,7 +563,7 @@ def test_report_lists_files_left_out(model, pictures, capsys):
     assert cli.main(["report", str(model), str(root), "-o", str(out), "--quiet", "--json"]) == 0
     reasons = {entry["path"]: entry["reason"] for entry in json.loads(capsys.readouterr().out)["left_out"]}
     assert reasons.keys() == {str(root / "train" / "good" / "0.png"), str(root / "other")}
-    # A sub-folder called test/ alone is none of the layouts.
+    # A sub-folder test/ alone is not a layout.
     shutil.rmtree(root / "test" / "good")
     assert cli.main(["report", str(model), str(root), "-o", str(out), "--quiet", "--force"]) == 0
     assert "3 of 3 images" in capsys.readouterr().out
@@ -575,7 +575,7 @@ def test_fit_counts_unreadable_files(pictures, capsys):
     said, beside = capsys.readouterr()
     assert json.loads(said)["n_failed"] == 1
     assert "1.png could not be read" in beside
-    # It was the command that skipped.
+    # Only the command skips; the parameter is not changed.
     assert DualDistillationDetector.load(pictures / "m.fsad").on_error == "raise"
 
 
@@ -702,7 +702,7 @@ def test_model_without_read_permission(model, capsys, monkeypatch):
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoints, "open", refuse, raising=False)  # root may read everything
+    monkeypatch.setattr(checkpoints, "open", refuse, raising=False)  # simulated, as root can read all files
     for command in (["info", str(model)], ["score", str(model), str(model.parent / "new")]):
         assert cli.main(command) == 2
         assert f"{model} cannot be read (Permission denied)" in capsys.readouterr().err

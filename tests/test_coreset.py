@@ -1,4 +1,4 @@
-"""Patches that stand for many."""
+"""Coreset selection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_coreset_covers_the_rest():
     assert len(kept) == 40
     assert (features @ kept.features.T).amax(1).min() > 0.99
     random = features[torch.randperm(500, generator=generator)[:40]]
-    assert (features @ random.T).amax(1).min() < 0.9  # the one that is alone is lost by chance
+    assert (features @ random.T).amax(1).min() < 0.9  # random selection misses the isolated patch
 
 
 def test_kept_patches_are_unchanged():

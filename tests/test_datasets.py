@@ -1,4 +1,4 @@
-"""Folders of labelled images: what is found, what is left out, and what is refused."""
+"""Folders of labelled images: what is listed, left out and refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewshot_ad.exceptions import ImageError
 
 
 def write(root: Path, *names: str, size: tuple[int, int] = (20, 16)) -> None:
-    """Make grey pictures of this width and height."""
+    """Write grey pictures of this width and height."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", size, 128).save(root / name)
@@ -134,7 +134,7 @@ def test_damaged_images_are_listed(tmp_path):
 def test_mask_of_a_rotated_photograph(tmp_path):
     write(tmp_path, "good/1.png", "masks/2.png", size=(16, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: 20 x 16 is shown as 16 x 20
+    exif[0x0112] = 6  # rotated by 90°: 20 x 16 is displayed as 16 x 20
     (tmp_path / "bad").mkdir()
     Image.new("RGB", (20, 16)).save(tmp_path / "bad" / "2.jpg", exif=exif)
     assert names(tmp_path, load_folder(tmp_path).masks) == [None, "masks/2.png"]
@@ -247,7 +247,7 @@ def test_real_folders(real_data):
 
 
 def test_several_masks_of_an_image(tmp_path):
-    """As in MVTec LOCO: a folder for each image."""
+    """In MVTec LOCO, each image has a folder of masks."""
     write(tmp_path, "train/good/000.png", "test/good/000.png", "test/logical/000.png", "test/logical/001.png")
     write(tmp_path, "ground_truth/logical/000/000.png", "ground_truth/logical/000/001.png")
     write(tmp_path, "ground_truth/logical/001/000.png", "masks/readme/x.png")

@@ -70,7 +70,7 @@ def test_shapes_types_and_signs(fitted, normal, anomalous):
 def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, aggregation):
     det = make(evidence=evidence, aggregation=aggregation, border_weight=0.25, contrast=0.0).fit(normal[:3])
     maps = det.anomaly_map(anomalous[:3])
-    whole = np.zeros(3)  # of the embedding, which only scores, unless it is alone
+    whole = np.zeros(3)  # of the embedding, which has no map unless it is the only component
     if "embedding" in evidence and evidence != "embedding":
         queries = torch.stack([images.load(image, 0, Geometry(32)) for image in anomalous[:3]])
         read = det.session().scorer.read_all(queries, torch.zeros(3, 3, dtype=torch.bool))
@@ -84,7 +84,7 @@ def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, ag
         det.fitted_ = replace(det.fitted_, settings=settings)
         pixels = np.sort((maps * faded).reshape(3, -1).astype(float), axis=1)
         expected = whole + pixels[:, -count:].mean(1) - contrast * maps.mean((1, 2))
-        if evidence == "embedding":  # a number, however it is shown
+        if evidence == "embedding":  # one number per image
             expected = maps[:, 0, 0]
         np.testing.assert_allclose(det.anomaly_score(anomalous[:3]), expected, rtol=1e-5)
         np.testing.assert_array_equal(det.anomaly_map(anomalous[:3]), maps)
@@ -157,12 +157,12 @@ def test_input_types_give_the_same_scores(fitted, anomalous, tmp_path):
 def test_grey_images_and_2d_queries(make):
     grey = stripes(5)[..., 0]
     det = make().fit(grey[:4])
-    # Fitted on images, a 2-D array is one grey image.
+    # After fitting on images, a 2-D array is one grey image.
     np.testing.assert_array_equal(det.score_samples(grey[4]), det.score_samples(grey[4:]))
 
 
 def test_rows_are_images_of_image_shape(make):
-    images = stripes(7)[[0, 1, 2, 4, 5, 6]]  # 2 and 3 are nearly the same, which is not looked for in rows
+    images = stripes(7)[[0, 1, 2, 4, 5, 6]]  # 2 and 3 are near-duplicates, which are not searched in rows
     rows = images.reshape(6, -1)
     by_rows = make(image_shape=(40, 40, 3)).fit(rows[:4])
     by_images = make().fit(images[:4])
@@ -203,7 +203,7 @@ def test_scales_are_mean_components(make, normal):
     weighted = read.maps * torch.tensor(list(scorer.weights.values())[:3])[:, None, None]
     found = [scorer.reduction.reduce(weighted[:, kinds].sum(1)).mean().item() for kinds in ([0], [1, 2])]
     found.append(read.whole[:, 0].mean().item() * scorer.weights["embedding"])
-    assert found == pytest.approx([1 / 1.3, 0.1 / 1.3, 0.2 / 1.3], rel=1e-4)  # the shares of patch, student, embedding
+    assert found == pytest.approx([1 / 1.3, 0.1 / 1.3, 0.2 / 1.3], rel=1e-4)  # the weights of patch, student, embedding
     assert make(evidence="ssd").fit(normal[:4]).scales_ == {"ssd": 1.0}
 
 
@@ -219,7 +219,7 @@ def test_paper_setting():
 
 
 def test_paper_map_equals_the_published_code(toy, normal, anomalous):
-    """Cosine distances, enlarged with aligned corners, added, and blurred by scipy, one image at a time."""
+    """The reference sums cosine distances upsampled with aligned corners, and blurs them with scipy, per image."""
     det = DualDistillationDetector.paper(**{**toy, "precision": "float64", "blur_sigma": 16.0}).fit(normal[:4])
     scorer = det.session().scorer
     batch = torch.stack([images.load(image, 0, det.fitted_.geometry) for image in anomalous[:2]])
@@ -352,7 +352,7 @@ def test_memory_computes_features_once(make, normal, anomalous, tmp_path, monkey
     monkeypatch.setattr(FeatureExtractor, "_compute", lambda self, images: (seen.extend(images), real(self, images))[1])
     det = make().fit(normal[:4])
     assert len(seen) == len({image.numpy().tobytes() for image in seen})  # one fit, without memory
-    assert len(seen) == 4 * (1 + 16 + 7 + 2)  # image, training views, turned and mirrored ones, held-out views
+    assert len(seen) == 4 * (1 + 16 + 7 + 2)  # image, training views, rotated and mirrored views, held-out views
     plain = det.score_samples(anomalous)
     seen.clear()
     for lam in (0.01, 0.1, 1.0):

@@ -1,4 +1,4 @@
-"""DICOM: what pydicom shows is shown, else the element that stands in the way is named."""
+"""DICOM: pixels are read like pydicom's, or the element at fault is named."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refusal(item) -> str:
 
 
 def altered(data: bytes, *without: str, **fields) -> bytes:
-    """Change or take out elements, and write the file as it then is."""
+    """Change or remove elements, and write the file without validation."""
     found = pydicom.dcmread(io.BytesIO(data))
     for name in without:
         del found[name]
@@ -64,7 +64,7 @@ def altered(data: bytes, *without: str, **fields) -> bytes:
 
 
 def headerless(data: bytes) -> bytes:
-    """Leave out the header of 128 bytes and group 0002, as old scanners did."""
+    """Remove the header of 128 bytes and group 0002, as in files of old scanners."""
     return data[144 + int.from_bytes(data[140:144], "little") :]
 
 
@@ -90,7 +90,7 @@ def test_implicit_elements_in_an_explicit_syntax():
 
 @pytest.mark.parametrize("n_frames", [1, 3])
 def test_frame_of_a_compressed_file(tmp_path, monkeypatch, n_frames):
-    """One that cannot be read by itself is read from the whole file."""
+    """A frame that cannot be decoded separately is decoded from the whole file."""
     stack = _rng.integers(0, 256, (3, H, W), dtype=np.uint8)
     path = tmp_path / "a.dcm"
     path.write_bytes(dicom_bytes(stack, uid.JPEGLSLossless, NumberOfFrames=3, **WINDOW))
@@ -111,7 +111,7 @@ def test_deflated_file_of_excessive_size(monkeypatch):
 
 
 def test_advice_to_convert(tmp_path, monkeypatch):
-    """An undecodable file, converted to Explicit VR Little Endian by a program that can decode it, is read."""
+    """An undecodable file is read after conversion to Explicit VR Little Endian by another program."""
     path = tmp_path / "a.dcm"
     path.write_bytes(dicom_bytes(GREY, uid.JPEGLSLossless, **WINDOW))
     data = pydicom.dcmread(path)
@@ -198,7 +198,7 @@ def test_missing_element_is_named(tmp_path, name, how, n_frames):
     said = refusal(frames(path)[0])
     assert f"{name} ({pydicom.datadict.tag_for_keyword(name) >> 16:04X}," in said
     assert "without pixel data" not in said
-    ds = pydicom.dcmread(path)  # the advice, to the letter
+    ds = pydicom.dcmread(path)  # literally the advice
     setattr(ds, name, kept)
     ds.save_as(path)
     assert f"ds = pydicom.dcmread(path); ds.{name} = ...; ds.save_as(path)" in said
@@ -287,7 +287,7 @@ def test_spaces_and_case_of_photometric_interpretations():
     )
 
 
-# --- what is no data
+# --- padding
 
 
 @pytest.mark.parametrize("inverted", [False, True])
@@ -489,7 +489,7 @@ def test_luma_and_chroma(kind):
 
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.5, 0.998, 1.0])
 def test_one_bit_images(share):
-    """Whatever the percentiles are."""
+    """Percentiles do not matter."""
     values = (_rng.random((H, W)) < share).astype(np.uint8)
     data = altered(
         dicom_bytes(values), BitsAllocated=1, BitsStored=1, HighBit=0,

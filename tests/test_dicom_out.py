@@ -1,4 +1,4 @@
-"""Maps as DICOM objects: opened again by pydicom, and compared with their sources."""
+"""Maps as DICOM objects: they are read with pydicom, and compared with their sources."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ct(values: np.ndarray, i: int = 0, **fields: Any) -> bytes:
 
 
 def radiograph(values: np.ndarray, **fields: Any) -> bytes:
-    """As of a plate: no place in the patient, and high values are dark."""
+    """A radiograph without a position in the patient, in which high values are dark."""
     return ct(
         255 - values, PhotometricInterpretation="MONOCHROME1", SOPClassUID=uid.ComputedRadiographyImageStorage,
         Modality="CR", FrameOfReferenceUID=None, ImagePositionPatient=None, ImageOrientationPatient=None, **fields,
@@ -96,7 +96,7 @@ def model(det, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def study(tmp_path) -> Path:
-    """Two slices, the second of them with a flat square."""
+    """Two slices, the second with a flat square."""
     (tmp_path / "study").mkdir()
     values = np.stack([grey(1, 3)[0], corrupted(grey(1, 4))[0]])
     for i, image in enumerate(values):
@@ -120,7 +120,7 @@ def reference(made: Any) -> Any:
 
 
 def check_origin(made: Any, source: Any) -> None:
-    """What every object has of its source."""
+    """Check the elements that every object copies from its source."""
     assert (made.Rows, made.Columns, made.NumberOfFrames) == (source.Rows, source.Columns, 1)
     for name in PATIENT:
         if name != "SpecificCharacterSet":
@@ -169,7 +169,7 @@ def test_slices_of_a_series(det, model, study, tmp_path, form, capsys):
             np.testing.assert_array_equal(pixels(one).astype(bool), anomalous(det.explain([path])[0]))
     assert len({one.SeriesInstanceUID for one in made}) == 1
     assert len({one.SOPInstanceUID for one in made}) == 2
-    if form == "dicom-seg":  # the flat square, and nothing of the normal slice
+    if form == "dicom-seg":  # only the flat square, nothing in the normal slice
         rows, columns = np.nonzero(pixels(made[1]))
         assert 20 <= rows.mean() < 32
         assert 20 <= columns.mean() < 32

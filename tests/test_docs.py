@@ -1,4 +1,4 @@
-"""What the documentation says can be followed: links, commands, blocks of Python, examples in docstrings."""
+"""The documentation is valid: links, commands, blocks of Python, examples in docstrings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Name the headings as GitHub does."""
+    """Return the anchors of the headings, like GitHub's."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -44,7 +44,7 @@ def test_links_are_valid(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         name, _, anchor = target.partition("#")
-        # Pages of examples are made from the scripts.
+        # Pages of examples are generated from the scripts.
         if re.match(r"[a-z]+:", target) or name == "auto_examples/index.rst":
             continue
         name = re.sub(r"^auto_examples/(.*)\.rst$", r"../examples/\1.py", name)
@@ -60,7 +60,7 @@ def test_python_blocks_are_valid(page):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of an image that is missing on purpose
+@pytest.mark.filterwarnings("ignore")  # about an image that is missing on purpose
 def test_user_guide_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -99,7 +99,7 @@ def test_first_steps_run(tmp_path, monkeypatch, capfd):
 def test_commands_exist(page):
     text = re.sub(r" *\\\n +", " ", page.read_text(encoding="utf-8"))
     for line in re.findall(r"^ {4}(fewshot-ad .*)$", text, re.M):
-        # In README, what a command is for stands beside it.
+        # In README, commands are followed by comments.
         arguments = shlex.split(re.split(r" {3,}", line)[0])[1:]
         assert build_parser().parse_args(arguments).run == arguments[0]
 

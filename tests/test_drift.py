@@ -1,4 +1,4 @@
-"""Whether new images, as a whole, differ from the normal ones."""
+"""Drift: whether new images, as a whole, differ from normal ones."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_p_value_is_corrected_for_multiple_tests(det, fresh):
 
 
 def test_statistics_use_students_t():
-    """As scipy has it, but for the prior, which hardly counts among images that differ more."""
+    """It equals scipy's, except for the prior, which has little weight if images differ more."""
     rng = np.random.default_rng(0)
     images = [
         (factor * image).astype(np.uint8) for factor, image in zip(rng.uniform(0.3, 1, 16), stripes(16), strict=True)
@@ -159,7 +159,7 @@ def test_single_support_image(det, normal, fresh, tmp_path):
 
 
 def test_reference_adds_normal_images(det, normal, fresh):
-    """It is as if there were so many more support images, but that nothing is compared with their patches."""
+    """A reference acts like further support images, except that their patches are not in the memory bank."""
     found = det.drift(fresh, reference=normal[6:])
     session = det.session()
     assert found == compare(det.fitted_, describe(session, fresh), describe(session, normal[6:]))
@@ -227,7 +227,7 @@ def test_light_of_any_shape(shape):
 
 def test_light_and_focus_are_independent():
     image = torch.from_numpy(stripes(1, 64)[0]).permute(2, 0, 1) / 255
-    assert light(image)[2] == light(0.8 * image)[2] == 0  # nothing is clipped
+    assert light(image)[2] == light(0.8 * image)[2] == 0  # no clipping
     plain, darker = (np.log(np.delete(light(one), 2)) for one in (image, 0.8 * image))
     assert darker[3] == pytest.approx(plain[3], abs=0.01)  # focus
     assert (plain - darker)[:3] == pytest.approx([math.log(1.25)] * 3, abs=0.02)
@@ -243,7 +243,7 @@ def test_clipping_is_the_fraction_at_full_scale():
 
 
 def test_clipping_detects_more_light():
-    """Of images that differ much in brightness, and none of which is clipped."""
+    """Normal images differ much in brightness, and none is clipped."""
     rng = np.random.default_rng(0)
 
     def draw(n: int) -> np.ndarray:

@@ -34,7 +34,7 @@ def test_rows_are_pooled_features(make, det, normal):
     assert (found.shape, found.dtype) == ((12, 32), np.float64)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
     with_embedding = make(evidence=("patch", "embedding"), augment=False).fit(normal[:3])
-    np.testing.assert_array_equal(with_embedding.transform(normal), found)  # it depends on no evidence
+    np.testing.assert_array_equal(with_embedding.transform(normal), found)  # independent of `evidence`
     np.testing.assert_array_equal(with_embedding.embeddings_[:, 0].double().numpy(), found[:3])
     extract = with_embedding.session().scorer.extract
     pixels = [torch.from_numpy(image) for image in with_embedding.support_]

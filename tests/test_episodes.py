@@ -1,4 +1,4 @@
-"""Episodes: who is a query, who is support."""
+"""Episodes: choice of queries and support."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fewshot_ad.training.episodes import Task, draw_episode
 
 
 def make_task(n_images, n_views=1, first=0) -> Task:
-    """Make a task whose tensors hold, for each view, the number of the view (from `first` on)."""
+    """Create a task whose tensors contain the numbers of the views, from `first` on."""
     numbers = torch.arange(first, first + n_images * n_views, dtype=torch.float32)
     targets = [numbers.view(-1, 1, 1, 1).expand(-1, c, 2, 2) for c in (2, 3, 4)]
     return Task("task", targets, numbers.view(-1, 1), np.repeat(np.arange(n_images) + 100, n_views))

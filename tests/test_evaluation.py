@@ -24,7 +24,7 @@ def write(folder, pictures):
 
 @pytest.fixture
 def root(tmp_path):
-    """Nine normal and five corrupted images, four of these with a mask."""
+    """Nine normal and five corrupted images, four of which have a mask."""
     write(tmp_path / "good", stripes(9))
     write(tmp_path / "bad", corrupted(stripes(5, seed=1)))
     mask = np.zeros((40, 40), np.uint8)
@@ -43,7 +43,7 @@ def test_draws_follow_the_seed(det, root):
     assert [(row["shots"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 0), (3, 1)]
     assert not hasattr(det, "offset_")
     assert [(row["n_normal"], row["n_anomalous"], row["n_failed"]) for row in rows] == [(7, 5, 0)] * 2 + [(6, 5, 0)] * 2
-    # By hand, by the public methods alone.
+    # Computed with public methods only.
     order = np.random.default_rng(1).permutation(9)
     good, bad = ([root / kind / f"{i}.png" for i in range(n)] for kind, n in (("good", 9), ("bad", 5)))
     det.set_params(random_state=1).fit([good[i] for i in order[:2]])
@@ -184,7 +184,7 @@ def test_repeated_shots_count_once(det, root):
 
 
 def test_maps_of_several_shapes(det, root):
-    """Images keep their proportions: so do their maps."""
+    """Images and maps keep their aspect ratios."""
     for kind, name in (("good", "8.png"), ("bad", "2.png"), ("masks", "2.png")):
         file = root / kind / name
         Image.open(file).resize((40, 80)).save(file)
@@ -211,10 +211,10 @@ def test_intervals_over_draws_and_the_worst_task():
 
     (line,) = evaluation.across({"a": rows([0.9, 0.7, 0.8]), "b": rows([0.5, 0.6, 0.7], aupro=None)})
     assert (line["shots"], line["n_tasks"], line["n_seeds"], line["worst"]) == (4, 2, 3, "b")
-    # Means of the draws are .7, .65 and .75; Student's t with two degrees of freedom is 4.303 at 97.5 %.
+    # Means of the draws are 0.7, 0.65 and 0.75; Student's t with two degrees of freedom is 4.303 at 97.5 %.
     half = 4.302653 * 0.05 / np.sqrt(3)
     assert line["image_auroc"] == pytest.approx((0.7, 0.7 - half, 0.7 + half))
-    assert line["aupro"] == (0.5, 0.5, 0.5)  # of the task that has it
+    assert line["aupro"] == (0.5, 0.5, 0.5)  # only one task has it
     (wide,) = evaluation.across({"a": rows([1.0, 0.5])})
     assert wide["image_auroc"] == (0.75, 0, 1)
     (one,) = evaluation.across({"a": rows([0.9], recall=None)})
@@ -225,7 +225,7 @@ def test_intervals_over_draws_and_the_worst_task():
 
 @pytest.fixture(scope="module")
 def compared(toy, tmp_path_factory):
-    """A detector against one whose score says nothing of the square: it looks at the mean of the whole map."""
+    """A comparison with a detector that cannot detect the square, as its score is the mean of the map."""
     root = tmp_path_factory.mktemp("compared")
     write(root / "good", stripes(14))
     write(root / "bad", corrupted(stripes(8, seed=1), side=4))
@@ -256,7 +256,7 @@ def test_comparison_with_itself(compared):
 
 
 def made_up(*, swapped: bool) -> list[evaluation.Pairs]:
-    """Three draws: the second detector orders all pairs right, the first by chance; or the other way round."""
+    """Create three draws: the second detector ranks all pairs correctly, the first by chance; or vice versa."""
     rng = np.random.default_rng(0)
     pairs = []
     for draw in range(3):
@@ -284,7 +284,7 @@ def test_clear_difference():
     assert samples.mean() == pytest.approx(difference, abs=0.02)
     assert one.clear
     assert "clearly higher" in str(one)
-    # As wide as the spread of an AUROC of 20 against 30 images tells, and narrower than of one draw.
+    # As wide as expected for an AUROC of 20 versus 30 images, and narrower than for one draw.
     assert 0.02 < samples.std() < 0.1
     several = evaluation.joined([one, dataclasses.replace(one, difference=0.0, samples=samples * 0)])
     assert several.difference == pytest.approx(difference / 2)

@@ -28,7 +28,7 @@ def fitted(toy, normal) -> DualDistillationDetector:
 
 @pytest.fixture(scope="module")
 def by_patch(toy) -> DualDistillationDetector:
-    """Fitted on images without symmetry, so that each of their patches is found in one place."""
+    """A detector fitted on asymmetric images, so that each patch has a unique position."""
     return _by_patch(toy, (32, 32))
 
 
@@ -92,7 +92,7 @@ def test_image_is_the_resized_image(fitted, toy, normal):
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)], ids=str)
 @pytest.mark.parametrize("view", range(8))
 def test_match_position_in_the_original_support_image(toy, shape, view):
-    """A query that is a turned or mirrored support image matches itself: the positions say so, through the view."""
+    """A rotated or mirrored support image matches itself, with positions in the original image."""
     det = _by_patch(toy, shape)
     positions = rotated_and_mirrored(torch.arange(shape[0] * shape[1]).view(shape))[view]
     query = rotated_and_mirrored(torch.from_numpy(det.support_)[1])[view].contiguous()
@@ -112,7 +112,7 @@ def test_match_position_in_the_original_support_image(toy, shape, view):
 
 
 def test_match_is_the_nearest_neighbour(by_patch):
-    queries = corrupted(stripes(3, size=32, seed=1))  # of the detector's size, so that what it saw is known exactly
+    queries = corrupted(stripes(3, size=32, seed=1))  # of the detector's size, so that images are not resized
     read = by_patch.session().scorer.extract(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
     kept = by_patch.fitted_.patches
     for e, maps in zip(by_patch.explain(queries), read, strict=True):
@@ -214,7 +214,7 @@ def test_map_and_box_match_the_picture(toy, shape, aspect):
     normal, marked, place = plain_and_marked(*shape)
     det = DualDistillationDetector(**toy | {"evidence": "patch", "image_size": 64, "aspect": aspect, "memory": None})
     det.fit(normal)
-    det.offset_ = det.score_samples([marked])[0]  # so that only the hottest places have colour
+    det.offset_ = det.score_samples([marked])[0]  # so that only the hottest pixels have colour
     (e,) = det.explain([marked])
     height, width = e.picture.shape[:2]
     shrink = min(1, 640 / max(shape))
@@ -265,7 +265,7 @@ def test_tiny_images(fitted, shape):
 
 
 def test_scores_do_not_depend_on_the_picture_size(fitted, tmp_path):
-    """Of a JPEG more or less is decoded, as it is to be shown smaller or larger."""
+    """A JPEG is decoded at a scale that depends on the size."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).resize((1800, 1200))
     noise.save(tmp_path / "a.jpg")
@@ -287,7 +287,7 @@ def test_images_are_read_again_only_for_pictures(fitted, anomalous, monkeypatch)
 
 
 def test_picture_of_an_image_that_can_be_read_once(fitted, anomalous):
-    """A pipe, or a file that is gone a moment later."""
+    """The image is a pipe, or a file that is deleted."""
     data = io.BytesIO()
     Image.fromarray(anomalous[0]).save(data, "PNG")
 
@@ -324,7 +324,7 @@ def test_overlay_pixels(fitted, anomalous):
     ramp = np.repeat(np.linspace(0, 1, 32, dtype=np.float32)[:, None], 32, 1)
     e = dataclasses.replace(e, picture=np.zeros((64, 96, 3), np.uint8), faded=0.7 + 0.6 * ramp, level=1.0)
     np.testing.assert_allclose(opacity(e), ramp, atol=1e-6)
-    # A ramp stays one: pixels keep their places, to a fraction of one.
+    # A ramp remains a ramp: pixels keep their positions, to a fraction of a pixel.
     shares = (((np.arange(64) + 0.5) / 2 - 0.5) / 31).clip(0, 1)[:, None].repeat(96, 1)
     expected = 0.4 * shares[..., None] * warm(shares)
     np.testing.assert_allclose(overlay(dataclasses.replace(e, decision=1.0)), expected, atol=1)

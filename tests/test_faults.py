@@ -38,7 +38,7 @@ def start(function: Callable[[], object]) -> multiprocessing.Process:
 
 
 def killed(function: Callable[[], object], longest: float, seed: int, check: Callable[[], object]) -> None:
-    """Kill a process at moments drawn from [0, longest] seconds, and check after each what it left."""
+    """Kill a process after random times in [0, longest] seconds, and check what each left behind."""
     for moment in np.random.default_rng(seed).uniform(0, longest, KILLS):
         process = start(function)
         time.sleep(moment)
@@ -159,7 +159,7 @@ def test_killed_in_pretrain(toy, tmp_path):
         if out.exists():
             assert out.read_bytes() == expected
             out.unlink()
-        with contextlib.suppress(checkpoints.CheckpointError):  # killed before the first
+        with contextlib.suppress(checkpoints.CheckpointError):  # killed before the first checkpoint
             partial = checkpoints.load(out.with_name(f"{out.name}.partial"), "fewshot_ad pretraining 1", "")
             reached.append(len(partial[1]["training"]["curve"]))
 
@@ -177,7 +177,7 @@ def test_killed_in_pretrain(toy, tmp_path):
 
 
 def limited(function: Callable[[], object], megabytes: int) -> int:
-    """Run in a process that may take so much more memory than this one has; return its exit status."""
+    """Run in a process with a limit on additional memory; return its exit status."""
 
     def child() -> None:
         import resource
@@ -252,7 +252,7 @@ def test_scored_rows_are_kept_when_memory_runs_out(folder, network, monkeypatch)
 
 @pytest.fixture
 def cold():
-    """What the first call prepares is not there yet."""
+    """Clear what the first call prepares."""
     teachers.TEACHERS.clear()
     features._EQUAL_SIZES.clear()
 
@@ -305,7 +305,7 @@ def test_four_processes_with_one_file(toy, normal, anomalous, tmp_path):
 
 
 def test_two_threads_write_one_file(tmp_path):
-    """Each has its own temporary file: what stays is of one of them, whole."""
+    """Each has its own temporary file: the result is the complete file of one of them."""
     path, contents = tmp_path / "a", [bytes([i]) * 10**6 for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: checkpoints.write_atomically(path, contents[i % 4]), range(40)))
@@ -316,7 +316,7 @@ def test_two_threads_write_one_file(tmp_path):
 @pytest.mark.parametrize("form", ["decoder", "encoder"])
 @pytest.mark.usefixtures("cold")
 def test_fits_in_threads_equal_serial_fits(toy, normal, anomalous, form):
-    """They all draw weights, and train, from torch's one generator."""
+    """All fits use torch's global generator for weights and training."""
     kinds = [{"random_state": seed, "student__n_steps": 2 + seed % 3} for seed in range(8)]
 
     def fit(parameters: dict) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""A task's features on disk: what the teacher said, read row by row, computed once."""
+"""A task's features on disk: equal to the teacher's, read row by row, computed once."""
 
 import os
 import shutil

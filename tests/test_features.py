@@ -30,7 +30,7 @@ def images() -> torch.Tensor:
 
 
 def joined(found) -> list[torch.Tensor]:
-    """The maps of images of one shape, level by level."""
+    """Concatenate the maps of images of one shape, level by level."""
     return [torch.cat(level) for level in zip(*found, strict=True)]
 
 
@@ -113,7 +113,7 @@ def test_full_disk_disables_the_cache(teacher, images, tmp_path, monkeypatch):
 
 
 class RoundsAlone(torch.nn.Module):
-    """A network that rounds differently for a batch of one, and counts its batches."""
+    """A network that rounds differently for a batch of one, and records batch sizes."""
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_small_batches_are_used_if_bits_are_equal():
     network, runtime = RoundsAlone(), resolve_runtime("cpu", "float32")
     images = torch.rand(CHUNK + 3, 3, 4, 4)
     (expected,) = run_network(network, images[:CHUNK], runtime)
-    assert network.sizes == [CHUNK]  # nothing is tried where nothing is to be gained
+    assert network.sizes == [CHUNK]  # no trial without a possible gain
     (one,) = run_network(network, images[:1], runtime)
     (three,) = run_network(network, images[:3], runtime)
     (all_,) = run_network(network, images, runtime)
@@ -184,7 +184,7 @@ def test_other_errors_pass_through():
 
 
 def test_cache_key_depends_on_the_stages(tmp_path):
-    # lcnet keeps the weights of stages that are not asked for, so that the fingerprint is the same.
+    # lcnet keeps the weights of stages that are not returned, so the fingerprint is the same.
     memory = joblib.Memory(tmp_path, verbose=0)
     image = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     patch = DualDistillationDetector(image_size=32, evidence="patch", memory=memory).fit(image)
@@ -206,7 +206,7 @@ def test_loaded_teacher_is_folded(teacher, toy, images):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Note each teacher that is made."""
+    """Record each teacher that is built."""
     make, names = teachers.build_backbone, []
 
     def noting(name, size, **options):

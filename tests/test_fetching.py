@@ -1,4 +1,4 @@
-"""`fewshot-ad weights` against a hub on this machine: what is fetched, checked, written, and what is refused."""
+"""`fewshot-ad weights` with a hub on this machine: download, checks, output and errors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from fewshot_ad.files.fetching import fetch_weights
 from fewshot_ad.method.hub import WEIGHTS_FORMAT
 from fewshot_ad.method.teacher import build_backbone
 
-# A network of 0.3 MB with two trainings, and a transformer whose weights timm renames in loading.
+# A network of 0.3 MB with two tags, and a transformer whose weights timm renames on loading.
 NAME, OTHER, VIT = "test_vit.r160_in1k", "test_resnet.r160_in1k", "test_vit3.r160_in1k"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves files as the hub does: their sizes and sums in headers, some for tokens only."""
+    """Server of files like the hub, with sizes and checksums in headers; some files need a token."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -51,7 +51,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for `Hub`."""
+    """Request handler of `Hub`."""
 
     server: Hub
 
@@ -93,7 +93,7 @@ def cache(monkeypatch, tmp_path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch, cache):
-    """A hub that has the weights of three networks."""
+    """A hub with the weights of three networks."""
     server = Hub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -158,7 +158,7 @@ def test_name_without_a_tag(hub, tmp_path):
 
 
 def test_weights_with_another_tag(hub, tmp_path, monkeypatch):
-    """Of two trainings of one network, which fit as well: said, with both names."""
+    """The weights of another tag fit the network, but are refused, with both names."""
     network = "mobilenetv4_conv_small"
     first, second = f"{network}.{timm.models.get_pretrained_cfg(network).tag}", f"{network}.e1200_r224_in1k"
     content = write_random_weights(network, tmp_path / "w.safetensors").read_bytes()
@@ -195,7 +195,7 @@ def test_offline_error_is_immediate(off_line, tmp_path, monkeypatch):
 
 
 def test_offline_advice_works(hub, tmp_path, monkeypatch, capsys):
-    """Offline; the command on a machine with network; its file copied: the detector is fitted offline."""
+    """The advice works: run the command on a machine with network access, copy the file, and fit offline."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     command = ["weights", NAME, "--to", str(tmp_path / "elsewhere"), "--quiet"]
     assert cli.main(command) == 2
@@ -328,7 +328,7 @@ def test_existing_destinations(hub, tmp_path):
     found.file.unlink()
     n_asked = len(hub.asked)
     refusal(lambda: fetch_weights(NAME, tmp_path / "folder"), str(found.note), error=OutputExistsError)
-    assert len(hub.asked) == n_asked  # before anything is fetched
+    assert len(hub.asked) == n_asked  # before any download
     assert fetch_weights(NAME, tmp_path / "folder", force=True).sha256 == found.sha256
 
 
@@ -344,7 +344,7 @@ def test_header(hub, tmp_path):
 
 
 def test_page_on_offline_machines(tmp_path, monkeypatch, capsys):
-    """Its Python runs, on a file as torch writes it; and what it says of the paper's network holds."""
+    """The page's Python runs on a file from torch, and its statement about the paper's network is true."""
     page = (Path(__file__).parents[1] / "docs" / "offline.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -373,7 +373,7 @@ def test_damaged_header(tmp_path, header):
 
 
 def test_network_from_a_repository(hub, tmp_path, monkeypatch):
-    """As `docs/backbones.md` says: its own architecture and normalisation, and without a network from the cache."""
+    """See `docs/backbones.md`: architecture and normalisation are the repository's, and the cache works offline."""
     state = timm.create_model("test_vit", init_values=1e-5, num_classes=0).state_dict()
     save_file(state, tmp_path / "w.safetensors")
     trained = {

@@ -14,12 +14,12 @@ from fewshot_ad.method.layers import Layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*nearly the same")
 LAYERS = Layers((12,), True)
-# The random network has shorter tokens than DINOv2: its backgrounds are at -3, and objects at 16.
+# Tokens of the random network are shorter than those of DINOv2: backgrounds are at -3, objects at 16.
 LEAST = 5.0
 
 
 def tokens(height: int, width: int, inside: np.ndarray, seed: int = 0, strength: float = 30.0) -> torch.Tensor:
-    """Make tokens (1, 48, H, W): noise around one value, and something more in the object."""
+    """Create tokens (1, 48, H, W): noise around one value, with an offset in the object."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=48)
     found = rng.normal(size=(height, width, 48)) + 3 * rng.normal(size=48)
@@ -104,7 +104,7 @@ BESIDE = 42 - 14 - 7
 
 
 def scenes(n: int, spot: tuple[int, int] | None = None) -> np.ndarray:
-    """Make plain backgrounds with a bright object in the middle; and a cross at a spot."""
+    """Create plain backgrounds with a bright object in the middle, and a cross at a given position."""
     rng = np.random.default_rng(3)
     found = np.full((n, 140, 140, 3), 60, np.uint8) + rng.integers(0, 6, (n, 140, 140, 3), dtype=np.uint8)
     found[:, 42:98, 42:98] = rng.integers(170, 250, (n, 8, 8, 3), dtype=np.uint8).repeat(7, 1).repeat(7, 2)
@@ -129,7 +129,7 @@ def test_only_the_object_counts(det, network):
     plain = DualDistillationDetector.recipe("anomalydino", **network).fit(list(scenes(3)))
     normal, beside, upon = scenes(1), scenes(1, (14, 14)), scenes(1, (63, 63))
     assert len(det.patches_) < len(plain.patches_)
-    for images in (normal, beside, upon):  # a patch of a rim is left, and half of one that maps are enlarged by
+    for images in (normal, beside, upon):  # one patch for the dilated rim, and half a patch for upsampling
         assert (det.anomaly_map(images)[0][:BESIDE] == 0).all()
     assert plain.anomaly_map(beside)[0][:BESIDE].max() > 0.1
     with_mask, without = (

@@ -1,4 +1,4 @@
-"""Medical and industrial files: what their values become, and files of several images."""
+"""Medical and industrial files: their values, and files of several images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from fewshot_ad.data.images import (
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
 from fewshot_ad.training import pretraining
 
-# JPEG 2000 wants 32 pixels at least.
+# JPEG 2000 needs at least 32 pixels.
 H, W = 36, 40
 _rng = np.random.default_rng(0)
 GREY = _rng.integers(0, 4096, (H, W)).astype(np.uint16)
@@ -85,7 +85,7 @@ def write_nifti(path: Path, values: np.ndarray, affine=None, kind=nibabel.Nifti1
 
 
 def unit(values: np.ndarray, low: float, high: float) -> torch.Tensor:
-    """Values between black and white, as an image of three channels."""
+    """Map values between black and white to an image of three channels."""
     image = torch.from_numpy(np.clip((values.astype(float) - low) / (high - low), 0, 1)).float()
     return image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1)
 
@@ -95,7 +95,7 @@ def read(item, size: int | None = None, **options) -> torch.Tensor:
 
 
 def assert_reads(item, expected: torch.Tensor, tolerance: float = 1e-6, **options) -> None:
-    """Compare with an image of the same pixels as floats."""
+    """Compare with an image of the same pixels given as floats."""
     torch.testing.assert_close(read(item, **options), read(expected), rtol=0, atol=tolerance)
 
 
@@ -431,7 +431,7 @@ def test_extra_channels(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_honoured(tmp_path, monkeypatch, orientation):
-    """As Pillow has it."""
+    """The reference is Pillow."""
     path = write_tiff(tmp_path / "a.tif", COLOUR, extratags=[(274, 3, 1, orientation, True)])
     found = read(path)
     monkeypatch.setitem(sys.modules, "tifffile", None)
@@ -539,7 +539,7 @@ def test_frames_lists_all_images(tmp_path):
 
 
 def test_mixed_kinds_of_dicom_give_one_warning(tmp_path):
-    """Series are not compared: one image of each patient is the normal case."""
+    """Different series are one kind, as one image per patient is usual."""
     paths = [write_dicom(tmp_path / f"{i}.dcm", GREY, SeriesInstanceUID=f"1.2.{i}", Modality="MR") for i in range(4)]
     other = write_dicom(tmp_path / "ct.dcm", GREY, Modality="CT")
     dark = write_dicom(tmp_path / "dark.dcm", GREY, Modality="MR", PhotometricInterpretation="MONOCHROME1")
@@ -585,7 +585,7 @@ def test_missing_package_is_named(tmp_path, monkeypatch, name, module):
     for use in (read, lambda item: list(load_each([item], "raise", geometry=Geometry(8)))):
         with pytest.raises(MissingExtraError, match=said):
             use(path)
-    # The others go on without it.
+    # Other formats work without it.
     Image.fromarray(GREY).save(tmp_path / "b.png")
     both = [path, tmp_path / "b.png"]
     assert frames(both) == both
@@ -632,7 +632,7 @@ def test_damaged_files_raise_image_errors(tmp_path, name):
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.name)
 def test_compressed_image_of_another_size(tmp_path, monkeypatch, syntax):
-    """A few bytes could ask for any amount of memory."""
+    """Otherwise a few bytes could request any amount of memory."""
     monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *_, **__: pytest.fail("decoded"))
     path = write_dicom(tmp_path / "a.dcm", GREY, syntax)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Damaged and forged files: a few of `tools/fuzz.py`'s, and those it was made for."""
+"""Damaged and forged files: some inputs of `tools/fuzz.py`, and regressions that it found."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_files_are_read_or_refused(fuzz, name, n, tmp_path):
 
 @linux
 def test_tool_detects_failures(fuzz, tmp_path, monkeypatch):
-    """A reader that crashes, raises what it likes, or takes a gigabyte or forever: each is found."""
+    """Readers that crash, raise other errors, hang, or take a gigabyte are all detected."""
 
     def faulty(path: Path) -> None:
         match path.read_bytes()[0] % 4:
@@ -105,7 +105,7 @@ def refused(path: Path, *words: str) -> None:
 
 
 def test_more_images_than_bytes(tmp_path):
-    """An animation may say that it has two thousand million images: each was listed."""
+    """An animation can claim two thousand million images, all of which used to be listed."""
     data = io.BytesIO()
     Image.new("L", (8, 8)).save(data, "PNG")
     chunk = b"acTL" + struct.pack(">II", 2**31 - 1, 0)
@@ -136,7 +136,7 @@ def test_tiff_with_many_values_per_pixel(tmp_path):
 
 @pytest.mark.parametrize(("tag", "value"), [("TileWidth", 2**31), ("TileByteCounts", 2**32 - 1)])
 def test_tiff_with_parts_larger_than_the_file(tmp_path, tag, value):
-    """Room was made for them before they were looked for."""
+    """Memory used to be allocated before the size was checked."""
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.ones((16, 16), np.uint8), tile=(16, 16), compression="zlib")

@@ -1,4 +1,4 @@
-"""What size an image becomes."""
+"""The size that images are resized to."""
 
 from __future__ import annotations
 

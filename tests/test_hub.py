@@ -1,4 +1,4 @@
-"""Weights that timm fetches: without a network an answer at once, that names what is missing and where to put it."""
+"""Weights from timm's hub: offline, an immediate error that names the missing file and where to put it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_pickled_file_in_the_cache_is_left_to_timm(off_line):
 
 def test_no_answer(off_line, monkeypatch):
     monkeypatch.setattr(hub, "_PATIENCE", 0.1)
-    found = socket.getaddrinfo  # which fails, but not yet
+    found = socket.getaddrinfo  # it fails, but later
 
     def wait(*arguments, **options):
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Reading of images: what is accepted, what becomes of it, and what is said of the rest."""
+"""Reading of images: accepted inputs, their values, and errors for all others."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def save(folder: Path, name: str, picture, **options) -> Path:
 
 
 def opened(path: Path) -> tuple[str, str]:
-    """What Pillow makes of a file: its format and mode."""
+    """Return Pillow's format and mode of a file."""
     with Image.open(path) as picture:
         return picture.format, picture.mode
 
 
 def png_header(folder: Path, width: int, height: int) -> Path:
-    """Write a PNG whose header claims a size, and whose pixels are missing."""
+    """Create a PNG whose header claims a size, but without pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -131,7 +131,7 @@ def _stack(dtype, *channels: int) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", ">u2", "float16", "float32", ">f4", "float64"])
 @pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
 def test_arrays(dtype, channels):
-    """A stack is its images one by one, whatever the dtype; and so is the same stack as float in [0, 1]."""
+    """A stack equals its images for any dtype, and the same stack as float in [0, 1]."""
     stack = _stack(dtype, *channels)
     read_stack = read(stack)
     assert read_stack.shape == (3, 3, SIZE, SIZE)
@@ -221,7 +221,7 @@ def test_white_stays_white(shape):
 
 
 def test_resizing_is_antialiased():
-    checkerboard = np.indices((240, 240)).sum(0) % 2 == 0  # 15 to 1: without, single pixels would be picked
+    checkerboard = np.indices((240, 240)).sum(0) % 2 == 0  # a ratio of 15: needs antialiasing
     torch.testing.assert_close(load(checkerboard, 0, Geometry(16)), torch.full((3, 16, 16), 0.5), rtol=0, atol=0.01)
 
 
@@ -272,7 +272,7 @@ def test_16_and_8_bit_files_agree(tmp_path, name):
 
 
 def test_32_bit_pictures_of_16_bit_values():
-    """Only where the scale is said: 12 bits are kept in 32 as well. An array is judged alike."""
+    """They need a value range, as 12 bits are stored in 32 as well; the same holds for arrays."""
     values = GREY.astype(np.int32) * 257
     for item in (Image.fromarray(values), values):
         assert_refused([item], "int32", "value_range=(low, high)")
@@ -318,7 +318,7 @@ def test_alpha_is_composited_over_black(tmp_path):
 
 
 def test_value_range_does_not_apply_to_alpha():
-    """A value range says what is black and white, not what is transparent."""
+    """A value range defines black and white, not transparency."""
     image = np.full((SIZE, SIZE, 4), 100, np.uint8)
     image[..., 3] = 51
     torch.testing.assert_close(load(image, 0, Geometry(SIZE), value_range=(0, 100)), torch.full((3, SIZE, SIZE), 0.2))
@@ -326,7 +326,7 @@ def test_value_range_does_not_apply_to_alpha():
 
 @pytest.mark.parametrize("kind", ["L", "I;16", "RGB", "P"])
 def test_transparent_colour_becomes_black(tmp_path, kind):
-    """Formats without an alpha channel can name one colour that is transparent."""
+    """Formats without an alpha channel can declare one colour transparent."""
     grey = np.full((SIZE, SIZE), 200, np.uint8)
     grey[:, :4] = 90
     transparent = {"L": 200, "I;16": 200 * 257, "RGB": (200, 200, 200), "P": 200}[kind]
@@ -354,7 +354,7 @@ def test_float_tiff(tmp_path):
 
 
 def assert_refused(X, *words: str, **options) -> None:
-    """Ask for an ImageError whose message has all the words."""
+    """Expect an ImageError whose message contains all the words."""
     with pytest.raises(ImageError) as caught:
         read(X, **options)
     assert isinstance(caught.value, ValueError)
@@ -479,7 +479,7 @@ def test_truncated_files(tmp_path, name, kept):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 def test_truncated_pictures_opened_by_pillow(tmp_path, name):
-    """Pillow decodes late, so that a broken picture may arrive here undecoded."""
+    """Pillow decodes lazily, so that a broken picture may be passed undecoded."""
     path = save(tmp_path, name, _rng.integers(0, 256, (100, 100, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:6000])
     with Image.open(path) as picture:
@@ -573,7 +573,7 @@ def test_max_pixels_values(value):
 
 
 def test_large_file_is_refused_by_its_header(tmp_path):
-    """There are no pixels in the file: had it been decoded, the message would be another."""
+    """The file has no pixels: decoding it would give another error."""
     path = png_header(tmp_path, 8000, 8000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -586,7 +586,7 @@ def test_large_file_is_refused_by_its_header(tmp_path):
 @pytest.mark.parametrize("side", [20_000, 100_000])
 @pytest.mark.parametrize("max_pixels", [50_000_000, 10**12])
 def test_decompression_bomb(tmp_path, monkeypatch, side, max_pixels):
-    """Here Pillow's own limit decides, and the message says how to raise it."""
+    """Pillow's own limit applies, and the message says how to raise it."""
     path = png_header(tmp_path, side, side)
     words = str(path), f"({side**2} pixels)", f"MAX_PIXELS is {max_pixels}", "PIL.Image.MAX_IMAGE_PIXELS"
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", max_pixels)
@@ -596,7 +596,7 @@ def test_decompression_bomb(tmp_path, monkeypatch, side, max_pixels):
 def test_max_pixels_overrides_the_warning_of_pillow(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = save(tmp_path, "a.png", GREY)
-    with pytest.warns(Image.DecompressionBombWarning):  # Pillow's own word, which is no reason to refuse
+    with pytest.warns(Image.DecompressionBombWarning):  # Pillow's warning, which is not an error
         assert_same(path, GREY)
 
 
@@ -666,10 +666,10 @@ def test_large_jpegs_are_decoded_at_reduced_size(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(pictures, "upright", lambda values, _: sizes.append(values.shape[::-1]) or values)
     found = load(path, 0, Geometry(64))
-    assert sizes == [(400, 300)]  # never below four times what is wanted
+    assert sizes == [(400, 300)]  # never below four times the requested size
     assert (found - expected).abs().max() < 0.005
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1_000_000)
-    with pytest.raises(ImageError, match="1600 x 1200"):  # its own size is what is allowed or not
+    with pytest.raises(ImageError, match="1600 x 1200"):  # the limit applies to the size in the file
         load(path, 0, Geometry(64))
     monkeypatch.undo()
     sizes.clear()

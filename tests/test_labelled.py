@@ -1,4 +1,4 @@
-"""A detector that learns from a few labelled images."""
+"""`LabelledDetector`, which learns from a few labelled images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def images():
 
 
 def greener(images):
-    """Images as a whole of another colour, which a few patches at a time hardly show."""
+    """Change the colour of whole images, which single patches hardly show."""
     return [np.clip(image * np.array([0.75, 1.0, 0.75]), 0, 255).astype(np.uint8) for image in images]
 
 
 @pytest.fixture
 def blind():
-    """A detector whose score tells nothing."""
+    """A detector with uninformative scores."""
     return DualDistillationDetector(image_size=64, aggregation="mean", blur_sigma=64.0, contrast=1.0, random_state=0)
 
 
@@ -68,7 +68,7 @@ def test_gain_is_a_difference_of_aurocs():
     assert gain == pytest.approx(roc_auc_score(anomalous, one) - roc_auc_score(anomalous, other))
     draws = [rng.integers(0, 10, 10).tolist() + (10 + rng.integers(0, 20, 20)).tolist() for _ in range(500)]
     spread = np.std([roc_auc_score(anomalous, one[d]) - roc_auc_score(anomalous, other[d]) for d in draws])
-    assert error == pytest.approx(spread, rel=0.15)  # the bootstrap's
+    assert error == pytest.approx(spread, rel=0.15)  # of a bootstrap
     assert _compare(one, one, anomalous) == (0.0, 0.0)
 
 

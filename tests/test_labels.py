@@ -1,4 +1,4 @@
-"""Which images are fitted on: by their labels, and by `n_support`."""
+"""Selection of the support by labels and by `n_support`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_n_support_normal_images_are_drawn(make, normal):
     found = [drawn(make(n_support=3, random_state=seed).fit(normal, y)) for seed in range(30)]
     assert all(len(one) == 3 and one == sorted(one) and (y[one] == 1).all() for one in found)
     counts = np.bincount(np.concatenate(found), minlength=len(normal))[y == 1]
-    assert counts.min() > 0  # of 8 images each is drawn 11 times on average
+    assert counts.min() > 0  # each of 8 images is drawn 11 times on average
     assert counts.max() < 24
     assert drawn(make(n_support=3, random_state=7).fit(normal, y)) == found[7]
 
@@ -99,5 +99,5 @@ def test_command_draws(paths, tmp_path, capsys):
     assert "n_support=0 was given" in capsys.readouterr().err
     for path in paths[:10]:
         path.write_bytes(b"no image")
-    assert cli.main([*command, "--n-support", "2", "--force"]) == 0  # as many as asked for
+    assert cli.main([*command, "--n-support", "2", "--force"]) == 0  # exactly as many
     assert cli.main([*command, "--n-support", "3", "--force"]) == 1

@@ -1,4 +1,4 @@
-"""Which layers are taken of which network, and what is said of those that are not there."""
+"""Choice of layers for each kind of network, and errors for layers that do not exist."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ RESNET, CONVNEXT, VIT = [2, 4, 8, 16, 32], [4, 8, 16, 32], [14] * 12
         (RESNET, (1, 2, 3), (1, 2, 3), 4),
         (CONVNEXT, (1, 2, 3), (0, 1, 2), 3),
         ([1, 2, 4, 8, 16, 32], (1, 2, 3), (2, 3, 4), 5),
-        ([3, 6, 12, 24, 48], (1, 2, 3), (1, 2, 3), 4),  # none of the strides wanted
+        ([3, 6, 12, 24, 48], (1, 2, 3), (1, 2, 3), 4),  # none of the usual strides
         ([16, 32, 64], (1, 2, 3), (0, 1, 2), None),  # no stage is left for the embedding
         (VIT, (4, 5, 7, 10), (3, 4, 6, 9), 11),
         ([16] * 24, (8, 10, 14, 20), (7, 9, 13, 19), 23),
@@ -112,7 +112,7 @@ def test_layers_are_stored(toy, images, tmp_path):
 
 
 def test_cached_features_depend_on_the_layers(images, tmp_path):
-    """All blocks of a transformer have as many channels."""
+    """All blocks of a transformer have the same number of channels."""
     weights = write_random_weights("toy_dinov3", tmp_path / "weights.safetensors")
     options = {"backbone": "toy_dinov3", "weights": weights, "image_size": 32, "evidence": "patch", "augment": False}
     kept = {**options, "memory": tmp_path / "features"}

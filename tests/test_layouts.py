@@ -1,4 +1,4 @@
-"""Layouts of published data sets, on tiny trees: labels, parts, masks, and what is said of trees that nearly fit."""
+"""Layouts of published data sets, on tiny folders: labels, splits, masks, and errors for incomplete layouts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def visa(root: Path) -> Path:
 
 
 def realiad(root: Path) -> Path:
-    """Write into realiad_1024/ beside realiad_jsons/, as the data set has it."""
+    """Write realiad_1024/ next to realiad_jsons/, as in the data set."""
     root = root.parent / "realiad_1024" / root.name
     normal = [f"OK/S000{i}/{root.name}_000{i}_OK_C1_2023.jpg" for i in range(3)]
     bad, mask = (f"NG/AK/S0001/{root.name}_0001_NG_AK_C1_2023.{ending}" for ending in ("jpg", "png"))
@@ -116,7 +116,7 @@ def realiad(root: Path) -> Path:
     return root
 
 
-# What each has: kinds, masks by image, names of what is left out.
+# Contents of each layout: kinds, masks by image, names of files that are left out.
 EXPECTED = {
     ad: (["good"] * 3 + ["hole"], ["000_mask.png"], []),
     ad2: (["good"] * 3 + ["bad"], ["000_regular_mask.png"], ["test_private", "test_private_mixed", "validation"]),
@@ -134,7 +134,7 @@ ALL = pytest.mark.parametrize("make", EXPECTED, ids=lambda make: make.__name__)
 
 
 def refusal(root: Path, *parts: str, of: Path | None = None) -> None:
-    """Look for a path and parts in what is said of a folder, of that path unless another is given."""
+    """Check that the error about a folder contains a path and further parts."""
     with pytest.raises(ImageError) as caught:
         load_folder(of or root)
     for part in (str(root), *parts):
@@ -267,7 +267,7 @@ def test_damaged_kolektorsdd2_mask(tmp_path):
     (root / "test" / "20001_GT.png").write_bytes(b"no picture")
     refusal(root, "20001_GT.png cannot be read")
     found = load_folder(root, on_error="skip")
-    assert [path.name for path in found.paths][-1] == "20000.png"  # the other one's label is not known
+    assert [path.name for path in found.paths][-1] == "20000.png"  # the label of the other one is unknown
     assert found.skipped == [(root / "test" / "20001_GT.png", "a mask that cannot be read")]
 
 

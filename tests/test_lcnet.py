@@ -1,4 +1,4 @@
-"""The packaged teacher's network: what timm makes of the same file, to the bit."""
+"""The packaged teacher's network: bitwise identical to timm's with the same file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_equals_timm(image_size, embedding):
         assert_equal(timms(given), own(given))
         folded = [fold_batch_norms(one.model, given[:2]) > 0 for one in (timms, own)]
         assert folded[0] == folded[1]
-        assert folded[0] or dtype == torch.bfloat16  # which may round too much for that
+        assert folded[0] or dtype == torch.bfloat16  # rounding of bfloat16 may prevent folding
         timms, own = (one.to(memory_format=torch.channels_last) for one in (timms, own))
         given = given.contiguous(memory_format=torch.channels_last)
         assert_equal(timms(given), own(given))
@@ -67,7 +67,7 @@ def test_global_generator_is_not_used():
 
 
 def test_packaged_file_as_weights():
-    """With `weights=` it is timm's network, and still the same fingerprint."""
+    """With `weights=` timm builds the network, and the fingerprint is the same."""
     runtime = resolve_runtime("cpu", "float32")
     own, fingerprint = load_teacher("compact", 32, None, True, runtime)
     TEACHERS.clear()

@@ -1,4 +1,4 @@
-"""What of a folder is an image, and that everything else is named."""
+"""Listing of a folder: images, and the reason why each other file is left out."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_masks_and_maps_are_left_out(tmp_path):
         "new/b.png.overlay.png": "written by `fewshot-ad map`",
         "b.MAP.TIFF": "written by `fewshot-ad map`",
     }
-    # Asked for by itself it is a folder as any other.
+    # If it is passed explicitly, it is an ordinary folder.
     assert found(tmp_path / "masks", below=True) == (["a.png"], {})
 
 

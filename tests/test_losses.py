@@ -1,4 +1,4 @@
-"""The distillation losses, against values worked out by hand."""
+"""The distillation losses, compared with values calculated by hand."""
 
 import math
 
@@ -9,7 +9,7 @@ from fewshot_ad.method.losses import cosine_distance, distillation_loss, dual_lo
 
 
 def feature_map(*positions):
-    """Make a (1, 2, 1, n) map of n two-channel vectors."""
+    """Create a (1, 2, 1, n) map of n two-channel vectors."""
     return torch.tensor(positions, dtype=torch.float64).T[None, :, None, :]
 
 
@@ -95,7 +95,7 @@ def test_vectors_of_any_length(form, of_a, of_b, turned, expected):
     assert distance.item() == pytest.approx(expected, abs=1e-5)
     distance.sum().backward()
     for vector, other in ((a, of_b), (b, of_a)):
-        assert vector.grad.norm() <= 1.01e8 * other  # an angle's would be 1e19 for the shortest
+        assert vector.grad.norm() <= 1.01e8 * other  # that of an angle would be 1e19 for the shortest
 
 
 @pytest.mark.parametrize("form", ["position", "flattened"])

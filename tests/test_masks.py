@@ -1,4 +1,4 @@
-"""Masks: every file that marks pixels is read as it is meant."""
+"""Ground-truth masks of all kinds of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewshot_ad.exceptions import ImageError
 
 
 def write(root: Path, name: str, size: tuple[int, int] = (20, 16)) -> None:
-    """Make a grey picture of this width and height."""
+    """Write a grey picture of this width and height."""
     Image.new("L", size, 128).save(root / name)
 
 
@@ -69,7 +69,7 @@ def test_labels_of_several_defects(tmp_path):
 def test_jpeg_mask(tmp_path, high):
     large = np.kron(TRUTH, np.ones((9, 9), bool))
     Image.fromarray(large.astype(np.uint8) * high).save(tmp_path / "1.jpg", quality=60)
-    assert len(np.unique(np.asarray(Image.open(tmp_path / "1.jpg")))) > 5  # black is not all 0
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "1.jpg")))) > 5  # black pixels are not exactly 0
     np.testing.assert_array_equal(read_mask(tmp_path / "1.jpg"), large)
     Image.fromarray(np.zeros_like(large, np.uint8)).save(tmp_path / "0.jpg")
     assert not read_mask(tmp_path / "0.jpg").any()

@@ -1,4 +1,4 @@
-"""Metrics, against values that can be counted by hand, and against scikit-learn's."""
+"""Metrics, compared with values counted by hand and with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_small_regions_count_as_much_as_large_ones():
     masks[0, 0, 0] = masks[0, 4:8, 4:8] = True
     maps = np.zeros(masks.shape)
     maps[0, 4:8, 4:8] = 1
-    # The large region is found at no cost, the small one only with all normal pixels.
+    # The large region is detected without false positives, the small one only with all normal pixels.
     assert aupro(masks, maps, max_fpr=1.0) == pytest.approx((0.5 + 1.0) / 2)
     assert aupro(masks, maps) == pytest.approx((0.5 + 0.65) / 2)
 
@@ -32,7 +32,7 @@ def test_regions_touch_at_corners_but_not_across_images():
     masks[1, 0, 0] = True  # another, in the next image
     maps = np.zeros(masks.shape)
     maps[0, :2, :2] = 1
-    # At two false pixels of 29 the first region is found; the curve rises straight to there, and on to (1, 1).
+    # At two false positives of 29 the first region is detected; the curve is linear up to there, and on to (1, 1).
     x = 2 / 29
     assert aupro(masks, maps, max_fpr=1.0) == pytest.approx(x * 0.25 + (1 - x) * 0.75)
 
@@ -40,7 +40,7 @@ def test_regions_touch_at_corners_but_not_across_images():
 def test_curve_is_interpolated_at_the_limit():
     masks = np.array([[[True, False, False, False, False]]])
     maps = np.array([[[0.5, 0.9, 0.1, 0.1, 0.1]]])
-    # (0, 0), (.25, 0), (.25, 1), (1, 1)
+    # (0, 0), (0.25, 0), (0.25, 1), (1, 1)
     assert aupro(masks, maps, max_fpr=0.3) == pytest.approx(0.05 / 0.3)
     assert aupro(masks, maps, max_fpr=0.2) == 0
 

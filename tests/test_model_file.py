@@ -1,4 +1,4 @@
-"""Fitted detectors on disk: the same scores after loading, and clear refusals of anything else."""
+"""Model files: the same scores after loading, and clear errors for all other files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def saved(fitted, tmp_path_factory):
 
 @pytest.fixture
 def forged(saved, tmp_path):
-    """Write the saved file again, altered, with a checksum that fits."""
+    """Write an altered copy of the saved file, with a valid checksum."""
 
     def write(change):
         tensors, header = checkpoints.load(saved, model_file.FORMAT, "")
@@ -121,7 +121,7 @@ def test_student_trained_on_other_tasks(make, normal, anomalous, tmp_path):
     options = {"student__decoder_blocks": (2, 2, 2), "student__n_steps": 0}
     for one in (det, make(init=tmp_path / "student.safetensors", **options).fit(normal[:3])):
         one.save(tmp_path / "model.fsad", force=True)
-        (tmp_path / "student.safetensors").unlink(missing_ok=True)  # it is in the model file
+        (tmp_path / "student.safetensors").unlink(missing_ok=True)  # the model file contains the student
         assert_same(one, load(tmp_path / "model.fsad"), anomalous)
 
 
@@ -187,7 +187,7 @@ def test_clone_and_pickle_of_a_loaded_detector(fitted, saved, anomalous):
     again = load(saved)
     copy = pickle.loads(pickle.dumps(again))
     assert_same(copy, fitted, anomalous)
-    # Each tensor by itself, not the whole file for each.
+    # Each tensor has its own storage, not that of the whole file.
     assert len(pickle.dumps(again)) < len(pickle.dumps(fitted))
     assert not hasattr(clone(again), "offset_")
 
@@ -333,7 +333,7 @@ def test_version_1_is_saved_as_the_newest(tmp_path):
 
 
 def test_names_of_the_format(saved):
-    # Whoever changes these writes another version of the format.
+    # Changing these requires a new version of the format.
     tensors, header = checkpoints.load(saved, "fewshot_ad model 2", "")
     plain = {name for name in tensors if not name.startswith("students.")}
     assert plain == {"support_scores", "loss_curve", "patches", "patch_owners", "patch_spots", "embeddings"}
@@ -391,7 +391,7 @@ def test_truncated(saved, tmp_path, keep):
 def test_flipped_bits(saved, tmp_path):
     data = saved.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
-    end = len(data[:header].rstrip(b" "))  # beyond it spaces fill up to eight bytes
+    end = len(data[:header].rstrip(b" "))  # followed by padding to eight bytes
     rng = np.random.default_rng(0)
     places = [*range(8), *rng.integers(8, end, 60), *rng.integers(header, len(data), 60), len(data) - 1]
     path = tmp_path / "flipped.fsad"
@@ -598,7 +598,7 @@ def test_parameters_of_format_1_are_renamed():
         "backbone": "compact", "student__architecture": "encoder", "student__n_steps": 5, "student__tol": 0.1,
         "lam": 0.3,
     }  # fmt: skip
-    assert format_1.renamed({"parameters": 3}) == {"parameters": 3}  # for the check to name
+    assert format_1.renamed({"parameters": 3}) == {"parameters": 3}  # left to the check
     old = DualDistillationDetector.load(DATA / "model_1.fsad").get_params()
     assert old["student"] is not None
     assert old["student__decoder_blocks"] == (2, 2, 2)

@@ -1,4 +1,4 @@
-"""K-shot splits."""
+"""K-shot splits, and the scorer with synthetic anomalies."""
 
 import joblib
 import numpy as np
@@ -56,7 +56,7 @@ def test_labels_in_other_forms(y):
         (np.stack([Y, Y], 1), 1, "1d array"),
         (Y, 0, "n_shots=0 .* 5 normal"),
         (Y, -1, "n_shots=-1"),
-        (Y, 5, "n_shots=5 .* 5 normal"),  # nothing normal would be left to test on
+        (Y, 5, "n_shots=5 .* 5 normal"),  # no normal image would be left to test on
         ([-1, -1], 1, "n_shots=1 .* 0 normal"),
     ],
 )
@@ -74,7 +74,7 @@ def test_in_scikit_learn():
     assert [part.tolist() for part in result["indices"]["train"]] == [
         train for train, _ in splits(n_shots=2, n_splits=3, random_state=0)
     ]
-    np.testing.assert_allclose(result["test_score"], 3 / 5)  # 3 of the 5 left are normal
+    np.testing.assert_allclose(result["test_score"], 3 / 5)  # 3 of the 5 test images are normal
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_corrupted_images_are_recognised(normal):
     assert 0.6 < found <= 1
     assert scorer(fitted, normal[4:]) == found
     assert SyntheticAnomalyScorer(4, random_state=1)(fitted, normal[4:]) != found
-    # A detector of something else cannot see where stripes were corrupted as well as one of stripes.
+    # A detector fitted on other images detects corrupted stripes less well.
     noise = np.random.default_rng(0).integers(0, 256, normal[:4].shape, np.uint8)
     assert scorer(clone(patch).fit(noise), normal[4:]) < found
 

@@ -26,6 +26,6 @@ def test_without_tomllib():
 def test_included_extras_and_highest_bounds():
     alone, all_of_it = run(str(SCRIPT), "plot"), run(str(SCRIPT), "test")
     assert {"matplotlib", "numpy", "scipy", "torch"} <= alone.keys()
-    assert {"onnx", "pydicom"} <= all_of_it.keys() - alone.keys()  # of extras that "test" includes
-    assert alone["torch"] != all_of_it["torch"]  # "export" asks for a later one
+    assert {"onnx", "pydicom"} <= all_of_it.keys() - alone.keys()  # from extras that "test" includes
+    assert alone["torch"] != all_of_it["torch"]  # "export" requires a newer one
     assert "ray" in run(str(SCRIPT), "test-full")  # with a marker and extras of its own

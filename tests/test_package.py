@@ -15,7 +15,7 @@ def test_import_is_light():
 
 
 def test_names_import_only_what_they_need():
-    """Together torchvision and timm take longer to import than torch: not before a network or a view is made."""
+    """torchvision and timm take longer to import than torch: they are imported for networks and views only."""
     heavy = {"torchvision", "timm", "huggingface_hub", "torch._dynamo", "torch._inductor", "matplotlib", "ray"}
     code = (
         "import sys, fewshot_ad\n"

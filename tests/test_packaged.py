@@ -1,4 +1,4 @@
-"""The packaged networks: small, unaltered, of no use to anybody who alters them, and enough without a network."""
+"""The packaged networks: small, protected by checksums, and sufficient offline."""
 
 from __future__ import annotations
 

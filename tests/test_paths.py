@@ -1,4 +1,4 @@
-"""Names of files: whatever they are, results go to the folder that was named, and tables hold them."""
+"""Unusual file names: outputs stay in the named folder, and tables contain the names."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_maps_of_a_path_with_dots(model, tmp_path):
     before = everything(tmp_path)
     given = tmp_path / "work" / "deep" / ".." / ".." / "new"
     assert cli.main(["map", str(model), str(given), str(given / "a.png"), "-o", str(tmp_path / "maps"), "--quiet"]) == 2
-    assert everything(tmp_path) == before  # two images, one name
+    assert everything(tmp_path) == before  # two images have the same name
     assert cli.main(["map", str(model), str(given / "a.png"), "-o", str(tmp_path / "maps"), "--quiet"]) == 0
     assert everything(tmp_path) - before == {tmp_path / "maps" / f"a.png{end}" for end in (".overlay.png", ".map.tiff")}
 

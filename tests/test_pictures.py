@@ -1,4 +1,4 @@
-"""What Pillow opens: damaged metadata, depths that it narrows, pictures that are shared."""
+"""Pictures opened by Pillow: damaged metadata, depths that it reduces, shared pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _rng = np.random.default_rng(5)
 COLOUR = _rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD = 33
-# Valid EXIF data that say "turned by 90°", and what becomes of such data.
+# Valid EXIF data with a rotation by 90°, and damaged versions of them.
 TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
 DAMAGED = {
     "garbage": b"garbage!",
@@ -86,7 +86,7 @@ def test_damaged_exif_gives_a_warning(kind, damage):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("head", [b"", b"Exif\0\0"])
 def test_valid_exif_gives_no_warning(kind, head):
-    """Its own head may stand twice."""
+    """Its header may be repeated."""
     plain = np.asarray(Image.open(io.BytesIO(encoded(COLOUR, "JPEG", quality=95)))) if kind == "JPEG" else COLOUR
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -203,7 +203,7 @@ def test_damaged_colour_profile_is_ignored(kind):
 @pytest.mark.parametrize("reader", ["tifffile", "Pillow"])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_tiff_tags_are_ignored(monkeypatch, tag, reader):
-    """Of another type, and pointing beyond the end."""
+    """Tags of another type, and with offsets beyond the end."""
     data = io.BytesIO()
     tifffile.imwrite(data, COLOUR, photometric="rgb", metadata=None, software="s" * 30)
     found = data.getvalue().replace(struct.pack("<HHI", 305, 2, 31), struct.pack("<HHI", tag, 2, 0x7FFFFFF0))
@@ -260,7 +260,7 @@ def test_16_bit_pngs(kind, transparent):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 4), (9, 17), (33, 20)])
 @pytest.mark.parametrize("n_channels", [2, 3, 4])
 def test_16_bit_pngs_of_any_filter(shape, interlaced, n_channels):
-    """All five filters, row by row; as another decoder has it."""
+    """All five filters, row by row, compared with another decoder."""
     values = _rng.integers(0, 65536, (*shape, n_channels)).astype(np.uint16)
     values[..., -1] = 65535 if n_channels != 3 else values[..., -1]
     for level, filters in ((6, f) for f in (0, 8, 16, 32, 64, 128, 248)):
@@ -307,7 +307,7 @@ def test_damaged_16_bit_pngs_are_refused(damage):
 
 
 def test_advice_about_depth():
-    """A TIFF of the same values is read with all bits, and without a word."""
+    """A TIFF of the same values is read with all bits, without a warning."""
     values = np.tile(np.linspace(0, 65535, 32).round(), (32, 1)).astype(np.uint16)
     data = io.BytesIO()
     tifffile.imwrite(data, np.dstack([values] * 3), photometric="rgb")
@@ -342,7 +342,7 @@ def test_transparency_of_few_bits_in_a_tiff(bits):
     assert values[..., :3].max() == white
 
 
-# --- pictures that are shared
+# --- shared pictures
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000"])
@@ -394,7 +394,7 @@ def test_locks_are_shared_per_file():
     assert len({id(pictures.lock_for(o)) for o in [object() for _ in range(200)]}) > 10
 
 
-# --- size, as it is shown
+# --- displayed size
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -1,4 +1,4 @@
-"""Raw values into [0, 1]: rounding, what is no data, transparency, and how much of the scale is used."""
+"""Conversion of raw values to [0, 1]: rounding, no-data values, transparency, and use of the value range."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tiff_bytes(values: np.ndarray, **options) -> bytes:
     return data.getvalue()
 
 
-# --- floats beyond one by rounding
+# --- floats outside [0, 1] by rounding
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -74,14 +74,14 @@ def test_larger_excess_is_refused(dtype, far):
     assert rounding(torch.from_numpy(values).dtype) < 0.02
 
 
-# --- a file and an array of one picture
+# --- the same picture as file and as array
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint32", "int64", "uint64", "float32"])
 @pytest.mark.parametrize("reader", ["tifffile", "Pillow"])
 @pytest.mark.parametrize("white", [100, 255, 4095, 65535])
 def test_files_and_arrays_have_the_same_rules(monkeypatch, dtype, reader, white):
-    """Refused, whatever the values are; and the way out is the same for both."""
+    """Both are refused for any values, with the same advice."""
     if (dtype == "int8" and white > 100) or (dtype == "int16" and white > 4095):
         pytest.skip("does not fit")
     if reader == "Pillow":
@@ -117,7 +117,7 @@ def test_byte_order_does_not_matter(mode):
         torch.testing.assert_close(read(tiff_bytes(values, byteorder=order)), read(values), rtol=0, atol=0)
 
 
-# --- how much of the scale is used
+# --- use of the value range
 
 
 @pytest.mark.parametrize(("dtype", "largest", "warned"), [
@@ -145,7 +145,7 @@ def test_advice_about_few_bits():
         warn_of_low_use(torch.zeros(0, 3, 8, 8))
 
 
-# --- what is no data
+# --- no-data values
 
 
 @pytest.mark.parametrize("reader", ["tifffile", "Pillow"])
@@ -214,7 +214,7 @@ def test_nan_in_a_volume_is_black_and_excluded_from_percentiles(tmp_path):
 
 
 def test_window_of_a_volume_is_from_its_header(tmp_path):
-    """What it shows as black, as background of -3000 is, does not enter percentiles."""
+    """Values below it, such as a background of -3000, do not affect percentiles."""
     volume = _rng.normal(100, 20, (9, 8, 4)).astype(np.float32)
     volume[:6] = -3000
     path = write_nifti(tmp_path / "a.nii", volume, cal_min=40, cal_max=160)
@@ -273,7 +273,7 @@ def test_fully_transparent_image_gives_a_warning(how):
 
 
 def test_channels_first_gives_a_hint():
-    """The hint that the same array has in a list."""
+    """The hint is the same as for an array in a list."""
     values = _rng.integers(0, 256, (3, 20, 30), dtype=np.uint8)
     with pytest.warns(ImageWarning, match=r"\(3, 20, 30\) is read as 3 grey images.*one colour image") as caught:
         assert len(as_items(values)) == 3

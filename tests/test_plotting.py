@@ -47,7 +47,7 @@ def queries(normal, anomalous) -> np.ndarray:
 
 @pytest.fixture
 def skipping(toy, normal, tmp_path):
-    """A detector that skips, and files of which the first cannot be read."""
+    """A detector with on_error="skip", and files of which the first is unreadable."""
     paths = [tmp_path / "broken.png", *(tmp_path / f"{i}.png" for i in range(3))]
     paths[0].write_bytes(b"no picture")
     for path, image in zip(paths[1:], stripes(3, seed=5), strict=True):
@@ -62,7 +62,7 @@ def _close():
 
 
 def _boxes(ax) -> list[tuple[float, float, float, float]]:
-    """Top, left, height and width of each box, from the edge of the first pixel."""
+    """Return top, left, height and width of each box, from the edge of the first pixel."""
     found = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
     return [(b.get_y() + 0.5, b.get_x() + 0.5, b.get_height(), b.get_width()) for b in found]
 
@@ -80,7 +80,7 @@ def test_map_display_panels(fitted, queries):
         np.testing.assert_array_equal(row[3].images[0].get_array(), support[e.matches.support_index])
         for ax in row[:2]:
             ((top, left, height, width),) = _boxes(ax)
-            # Of 40 pixels the detector saw 32. The hottest lies in the box, and the box on the grid of patches.
+            # 40 pixels were resized to 32. The hottest pixel lies in the box, and the box on the grid of patches.
             assert height == width == e.patch_size * 40 / 32 == 10
             assert top <= (e.hot_spot[0] + 0.5) * 40 / 32 <= top + 10
             assert left <= (e.hot_spot[1] + 0.5) * 40 / 32 <= left + 10
@@ -92,7 +92,7 @@ def test_map_display_panels(fitted, queries):
 
 def test_maps_share_a_colour_scale(fitted, queries):
     fitted = copy.copy(fitted)
-    fitted.offset_ = float(np.median(fitted.score_samples(queries)))  # something is above it
+    fitted.offset_ = float(np.median(fitted.score_samples(queries)))  # some images are above it
     display = AnomalyMapDisplay.from_estimator(fitted, queries)
     explained = fitted.explain(queries)
     scales = [row[1].images[1].norm for row in display.axes_]
@@ -110,7 +110,7 @@ def test_maps_share_a_colour_scale(fitted, queries):
 
 
 def test_colours_have_distinct_meanings(fitted, queries):
-    """Warm and ever lighter where anomalous; no blue in it, nor in what is neither normal nor anomalous."""
+    """Anomalous is warm and increases in lightness; only normal is blue, and neutral is grey."""
     colours = warm_colours()(np.linspace(0, 1, 32))[:, :3]
     assert (colours[:, 0] > 2 * colours[:, 2]).all()
     assert (colours[:, 0] >= colours[:, 1]).all()
@@ -195,7 +195,7 @@ def test_map_and_box_match_the_drawn_picture(toy, shape, tmp_path):
     (mark,) = ax.patches
     mark.set_visible(False)
     ax.figure.savefig(tmp_path / "out.png")
-    # Within the axes, whose proportions are the image's.
+    # Within the axes, which have the image's aspect ratio.
     box = ax.get_window_extent()
     assert box.height / box.width == pytest.approx(shape[0] / shape[1], rel=0.02)
     across, up = ax.transAxes.inverted().transform(ax.transData.transform(mark.get_center()))
@@ -225,7 +225,7 @@ def test_rows_adapt_to_aspect_ratios(fitted, normal):
 
 def test_tiny_images(fitted, normal):
     fitted = copy.copy(fitted)
-    fitted.offset_ = fitted.score_samples(normal[4:5])[0]  # something is outlined
+    fitted.offset_ = fitted.score_samples(normal[4:5])[0]  # at least one region is outlined
     images = [normal[4][:, :1], normal[4][:1], normal[4][:1, :1], np.tile(normal[4][:1], (1, 50, 1))]
     figure = AnomalyMapDisplay.from_estimator(fitted, images).figure_
     figure.draw_without_rendering()
@@ -411,7 +411,7 @@ def test_anomalies_are_the_positive_class_of_curves():
     assert curve.point == (1 / 3, 1 / 2)
     assert curve.prevalence == 3 / 7
     assert f"mine (AP {curve.average_precision:.3f})" in [t.get_text() for t in curve.ax_.get_legend().get_texts()]
-    assert PrecisionRecallDisplay.from_scores(Y, SCORES, 2.0).point is None  # nothing is called anomalous
+    assert PrecisionRecallDisplay.from_scores(Y, SCORES, 2.0).point is None  # no image is called anomalous
     roc.figure_.draw_without_rendering()
     curve.figure_.draw_without_rendering()
 

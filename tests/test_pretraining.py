@@ -1,4 +1,4 @@
-"""Pretraining: the same student however often it is stopped, and nothing lost."""
+"""Pretraining: interruptions neither change the student nor lose progress."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_unreadable_images_in_memory_are_left_out(run, normal):
 
 
 class Stop(Exception):
-    """Stands for a crash."""
+    """Stand-in for a crash."""
 
 
 def crash_after(monkeypatch, n_steps: int) -> None:
@@ -359,7 +359,7 @@ def test_killed_at_random_times(run, tmp_path):
         with contextlib.suppress(CheckpointError):
             partial = checkpoints.load(tmp_path / "student.safetensors.partial", "fewshot_ad pretraining 1", "")
             steps.append(len(partial[1]["training"]["curve"]))
-    assert len(set(steps)) > 1  # each went on from where the last was killed
+    assert len(set(steps)) > 1  # each run resumed where the last was killed
     assert same(run(n_steps=400, resume=True), whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student.safetensors", "whole.safetensors"]
 

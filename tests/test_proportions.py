@@ -1,4 +1,4 @@
-"""Images of several proportions in one support and in one list of queries: every method, every kind of evidence."""
+"""Images of several aspect ratios in support and queries, for all methods and score components."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPECTED = [(32, 32), (16, 48), (48, 16), (32, 32), (16, 64), (16, 48), (64, 16)
 
 
 def picture(shape: tuple[int, int], seed: int) -> np.ndarray:
-    """Stripes of this height and width."""
+    """Create stripes of this height and width."""
     return stripes(1, size=max(shape), seed=seed)[0][: shape[0], : shape[1]]
 
 
@@ -93,7 +93,7 @@ def test_explanations_with_several_shapes(fitted, queries, support):
 
 
 def test_hot_spots_are_in_pixels_of_the_files(toy):
-    """A white square in pictures of several sizes and proportions is where the spot is, within a patch and the blur."""
+    """The hot spot is at a white square in pictures of several sizes and aspect ratios, within a patch and the blur."""
     det = DualDistillationDetector(**{**toy, "evidence": "patch", "image_size": 64})
     det.fit([picture((60, 60), seed) for seed in range(3)])
     pictures = [picture(shape, 20 + seed) for seed, shape in enumerate([(120, 120), (80, 200), (200, 80), (60, 60)])]
@@ -180,7 +180,7 @@ def test_plain_transformer_accepts_any_proportions(toy, normal, queries, tmp_pat
 
 
 def test_network_for_one_shape(toy, support, queries, tmp_path):
-    """Not even of the turned support: it is turned upside down and mirrored."""
+    """The support is not rotated by 90° either, only by 180° and mirrored."""
     weights = write_random_weights("vit_tiny_patch16_224", tmp_path / "weights.safetensors", img_size=32)
     options = {"backbone": "vit_tiny_patch16_224", "weights": weights, "evidence": ("patch", "embedding")}
     det = DualDistillationDetector(**{**toy, **options, "image_size": (32, 48)}).fit(support)
@@ -193,7 +193,7 @@ def test_network_for_one_shape(toy, support, queries, tmp_path):
 
 
 def test_exif_orientation(toy, support, tmp_path):
-    """A photograph that lies on its side is as tall as it is shown."""
+    """Sizes of photographs are those after EXIF rotation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture((40, 90), 3)).save(tmp_path / "a.jpg", exif=exif)
@@ -226,6 +226,6 @@ def test_patches_have_owners(toy, normal):
     det = DualDistillationDetector(**{**toy, "evidence": "patch", "max_patches": 40}).fit(normal[:4])
     patches = det.fitted_.patches
     assert torch.bincount(patches.owners).tolist() == [10] * 4
-    # What is kept of the others without an image is what was kept of them with it.
+    # The kept patches of the other images do not depend on this image.
     others = DualDistillationDetector(**{**toy, "evidence": "patch", "max_patches": 30}).fit(normal[1:4])
     assert torch.equal(others.fitted_.patches.features, patches.features[patches.owners > 0])

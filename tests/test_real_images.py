@@ -1,4 +1,4 @@
-"""On real images, with real weights, where they are to be had."""
+"""Real images and real weights, if they are available."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_patch_evidence_detects_anomalies(real_data, real_weights, task, at_leas
 
 @pytest.mark.parametrize(
     ("precision", "n", "evidence"),
-    # Where bfloat16 is emulated it is very slow: few images, and no student.
+    # Emulated bfloat16 is very slow: few images, and no student.
     [("float32", 11, ("ssd", "tsd", "patch", "embedding")), ("bfloat16", 3, "patch")],
 )
 def test_scores_do_not_depend_on_the_batch(real_data, real_weights, two_threads, precision, n, evidence):

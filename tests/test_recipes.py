@@ -1,4 +1,4 @@
-"""Recipes by name: one call, what is published, and what a user changes of it."""
+"""Recipes: their published parameters, and overrides."""
 
 import re
 from pathlib import Path

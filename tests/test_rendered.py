@@ -1,4 +1,4 @@
-"""Images to try the detector on: the same each time, told apart by the default detector, with masks that fit."""
+"""Rendered example images: deterministic, classified correctly by default, with matching masks."""
 
 from __future__ import annotations
 

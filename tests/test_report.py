@@ -1,4 +1,4 @@
-"""The HTML report: what is written, and what a browser makes of it."""
+"""The HTML report: its contents, and its behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOSTILE = ("<img src=x onerror=alert(1)>.png", "\"&'</script>.png", "{{data}} \u
 
 @pytest.fixture(scope="module")
 def det(toy, normal):
-    # A threshold in the midst of these images, so that both calls are made.
+    # A threshold between the scores of these images, so that both labels occur.
     return DualDistillationDetector(**toy, contamination=0.4, contrast=0.5, embedding_weight=0.2).fit(normal[:4])
 
 
@@ -174,7 +174,7 @@ def test_page_has_no_other_code_or_animation(det, paths, tmp_path):
     script = text[text.rindex("<script>") :]
     assert not re.search(r"\beval\(|new Function|innerHTML|insertAdjacentHTML|document\.write", script)
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
-    # Nothing for prefers-reduced-motion to take away.
+    # No motion that prefers-reduced-motion would remove.
     assert not re.search(r"transition|animation|scroll-behavior", style)
 
 
@@ -413,7 +413,7 @@ def written(det, folder, paths, y, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, written):
-    """The report, opened; at the end nothing has been complained of or asked for."""
+    """The open report; at the end, there must be no console messages and no requests."""
     context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
     page = context.new_page()
     said, asked = [], []
@@ -439,7 +439,7 @@ def slide(page, name, value):
 
 
 def wait_until(page, expression):
-    """Wait for a condition; the page's policy does not let playwright's own waiting do so."""
+    """Wait for a condition; the page's security policy blocks playwright's own method."""
     for _ in range(100):
         if page.evaluate(expression):
             return
@@ -536,7 +536,7 @@ def test_option_is_copied(browser, written):
     page.locator("#copy").click()
     page.get_by_text("Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == "--threshold 1.13"
-    # Where that is not allowed, the text is selected for Ctrl+C.
+    # Without permission, the text is selected for Ctrl+C.
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('refused')); }")
     page.locator("#copy").click()
     wait_until(page, "getSelection().toString() === '--threshold 1.13'")
@@ -634,7 +634,7 @@ def test_marks_are_set_and_exported(page, written, det, paths):
     page.keyboard.press("N")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("a")
-    page.keyboard.press("a")  # and taken away
+    page.keyboard.press("a")  # and removed
     page.keyboard.press("Control+a")  # the browser's own
     row.nth(4).locator(".card").click()
     page.keyboard.press("a")
@@ -704,7 +704,7 @@ def test_invalid_url_state_is_ignored(page, written):
     assert state_of(page) == everything
     page.evaluate("location.hash = 'search=<img src=x onerror=alert(1)>&threshold=1e3&normal=0.0.0'")
     wait_until(page, "document.getElementById('search').value.length > 1")
-    assert page.locator(".list > li").count() == 1  # that is a name
+    assert page.locator(".list > li").count() == 1  # it is a search text
     assert page.locator("#number").input_value() == "1000"
 
 
@@ -721,7 +721,7 @@ def test_printed_report_shows_all_images(page, browser, written):
     assert "called anomalous" in page.locator("#state").inner_text()
     page.emulate_media(media="screen")
     printed = page.pdf(format="A4", print_background=False)
-    # Each image twice, alone and below its map, which also has a transparency; besides those of the support.
+    # Each image twice, alone and below its map, plus maps with transparency, and support images.
     assert printed.count(b"/Subtype /Image") > 2 * n_images
 
 
@@ -739,7 +739,7 @@ def test_text_contrast(page, scheme):
     assert {text: ratio for text, ratio in found if ratio < 4.5} == {}
 
 
-# For each visible text: how its colour differs from what is behind it.
+# Contrast of each visible text with its background.
 CONTRASTS = """() => {
   const parse = text => text.match(/[\\d.]+/g).map(Number);
   const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
@@ -782,7 +782,7 @@ def test_dialog_opens_by_click_and_keyboard(page, written):
     assert page.locator("#name").inner_text() == names[1]
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    # Focus is where the reader had got to, a moment after the dialog is gone, and goes on from there.
+    # Focus returns to the image shortly after the dialog closes, and continues from there.
     wait_until(page, "document.activeElement.matches('li:nth-child(2) > .card')")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
@@ -839,7 +839,7 @@ def test_map_and_boxes_match_the_shown_picture(browser, toy, tmp_path, shape, as
     patch = mark["height"] / whole["height"], mark["width"] / whole["width"]
     assert abs(middle[0] - place[0]) <= patch[0]
     assert abs(middle[1] - place[1]) <= patch[1]
-    # The colour of the map, by itself.
+    # The colour of the map alone.
     page.locator("#figures svg").evaluate_all("marks => marks.forEach(mark => mark.remove())")
     shot = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB"), float)
     rows, columns = np.nonzero(shot[..., 0] - shot[..., 2] > 40)
@@ -969,7 +969,7 @@ def test_500_images(browser, det, tmp_path):
     file.write_text(text, "utf-8")
     assert 2e6 < file.stat().st_size < 30e6
     page = browser.new_page()
-    for _ in range(3):  # a busy machine is no fault of the page's
+    for _ in range(3):  # the machine may be busy
         page.goto("about:blank")
         page.goto(file.as_uri())
         ready = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
@@ -979,7 +979,7 @@ def test_500_images(browser, det, tmp_path):
     page.locator(".card").first.focus()
     page.keyboard.press("a")
     assert page.locator("#marked").inner_text() == "marked: 0 normal, 1 anomalous"
-    # Rows are drawn as one scrolls.
+    # Rows are rendered on scrolling.
     assert page.locator(".card").count() < 500
     for _ in range(20):
         page.evaluate("scrollTo(0, document.body.scrollHeight)")

@@ -109,8 +109,8 @@ def torch_state() -> list[Any]:
     found = []
     for get in SETTINGS:
         try:
-            found.append({"none": "ieee"}.get(value := get(), value))  # not set is as good as set to the usual
-        except RuntimeError:  # torch's own old name, where the new one is in use
+            found.append({"none": "ieee"}.get(value := get(), value))  # an unset precision equals the default
+        except RuntimeError:  # torch's old name, while the new one is in use
             found.append(None)
     return found
 
@@ -151,7 +151,7 @@ if MODERN:
 
 @pytest.fixture(autouse=True)
 def _unchanged():
-    """No test leaves torch otherwise than it found it."""
+    """Check that no test changes torch's state."""
     before = torch_state()
     yield
     assert torch_state() == before
@@ -240,7 +240,7 @@ def test_changes_by_the_caller_are_kept():
             torch.set_default_dtype(torch.float64)
             with own_torch_state():
                 torch.set_default_dtype(torch.float16)
-                with ThreadPoolExecutor(1) as pool:  # another pass begins, which needs float32
+                with ThreadPoolExecutor(1) as pool:  # another pass starts, which needs float32
                     pool.submit(lambda: own_torch_state()(torch.get_default_dtype)()).result()
                 assert torch.get_default_dtype() == torch.float32
             assert torch.get_default_dtype() == torch.float16
@@ -291,7 +291,7 @@ def test_fork_during_a_draw_does_not_lock_the_child(mine):
         with seeded(0) if mine else contextlib.nullcontext():
             process = multiprocessing.get_context("fork").Process(target=child)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of forks among threads
+                warnings.simplefilter("ignore", DeprecationWarning)  # about forks with threads
                 process.start()
         process.join(20)
         may_go.set()
@@ -300,14 +300,14 @@ def test_fork_during_a_draw_does_not_lock_the_child(mine):
 
 
 def test_alone_excludes_other_threads():
-    """It waits for those inside, lets nobody in, not even one that waits for a lock, and then all go on."""
+    """It waits for threads inside, blocks others, even those that wait for a lock, and then all continue."""
     events, inside, may_leave = [], threading.Event(), threading.Event()
 
     def computing() -> None:
         with runtime.own_torch_state():
             inside.set()
             may_leave.wait(10)
-            with runtime.own_torch_state():  # nested: never waits
+            with runtime.own_torch_state():  # nested, so it never waits
                 events.append("left")
 
     def alone() -> None:
@@ -335,7 +335,7 @@ def test_alone_excludes_other_threads():
 
 
 def test_seeded_does_not_deadlock_with_alone():
-    """Who is inside and needs the lock of the generator gets it, whoever waits outside."""
+    """A thread inside gets the lock of the generator, even if others wait outside."""
     inside, go_on, done = threading.Event(), threading.Event(), []
 
     def computing() -> None:

@@ -1,4 +1,4 @@
-"""The example services: real requests to FastAPI on loopback, and a model of MLflow."""
+"""The example services: real requests to FastAPI on the loopback interface, and an MLflow model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def det(normal) -> DualDistillationDetector:
 
 @pytest.fixture(scope="module")
 def service(det, tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """The example, served by uvicorn at a port of its own."""
+    """The example, served by uvicorn on a free port."""
     for name in ("fastapi", "uvicorn", "httpx", "python_multipart"):
         pytest.importorskip(name, reason="the extra examples")
     import httpx

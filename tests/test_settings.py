@@ -1,4 +1,4 @@
-"""One table says what every parameter accepts: each bad value is named, with what to write instead."""
+"""The rules of all parameters: errors name each invalid value, and what is accepted."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def refusal(item) -> str:
 
 
 class Upload:
-    """As Flask's and Django's: read() is a method, the name is called `filename`."""
+    """Like uploads of Flask and Django: read() is a method, and the name is `filename`."""
 
     def __init__(self, data: bytes, filename: str | None = "scan.png") -> None:
         self.stream, self.filename = io.BytesIO(data), filename
@@ -65,7 +65,7 @@ class Upload:
 
 
 class AwaitedUpload:
-    """As Starlette's and FastAPI's: read() is a coroutine, the file itself is called `file`."""
+    """Like uploads of Starlette and FastAPI: read() is a coroutine, and the file is `file`."""
 
     def __init__(self, data: bytes, filename: str = "scan.png") -> None:
         self.file, self.filename = tempfile.SpooledTemporaryFile(), filename
@@ -76,7 +76,7 @@ class AwaitedUpload:
 
 
 class Pipe(io.RawIOBase):
-    """Cannot be rewound."""
+    """A stream that cannot be rewound."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -212,7 +212,7 @@ def test_names():
     assert label(Upload(b"", None), 2) == "image 2"
     assert label(io.BytesIO(), 2) == "image 2"
     assert label(b"abc", 2) == "image 2 (3 bytes)"
-    with tempfile.TemporaryFile() as file:  # whose name is a number
+    with tempfile.TemporaryFile() as file:  # its name is a number
         assert label(file, 2) == "image 2"
     assert refusal(Upload(b"no image")).startswith("scan.png could not be read")
     assert "0x" not in refusal(b"no image")
@@ -245,7 +245,7 @@ def test_empty_or_exhausted_pipe():
 
 
 def test_other_readable_objects(tmp_path):
-    """An archive wants a name; a camera or a raster gives arrays."""
+    """An archive's read() needs a name; a camera or a raster returns arrays."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         assert "Pass a file that is open for reading in binary mode, or its bytes" in refusal(archive)
 
@@ -285,7 +285,7 @@ def test_several_images_in_memory(tmp_path):
     assert frames([data]) == [data]
 
 
-# --- pipes that have a path
+# --- named pipes
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

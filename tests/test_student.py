@@ -50,7 +50,7 @@ def test_size_for_the_paper_teacher():
     "shapes",
     [
         squares(32, 16, 8, 4),
-        squares(25, 13, 7, 4),  # sides rounded up, as most convolutional networks have them
+        squares(25, 13, 7, 4),  # sides rounded up, as in most convolutional networks
         squares(25, 12, 6, 3),  # and down
         squares(14, 14, 14, 14),  # a plain transformer
         ((8, 16), (4, 8), (2, 4), (1, 2)),
@@ -63,7 +63,7 @@ def test_decoder_has_the_teachers_shapes(shapes):
 
 @pytest.mark.parametrize(("blocks", "scales"), [((1, 1, 1), 3), ((2, 1, 0), 2), ((1, 0, 0), 1)])
 def test_zero_blocks_omit_a_scale(teacher, toy, blocks, scales):
-    """The deeper scales are those of the whole decoder, bit for bit."""
+    """The deeper scales are bitwise identical to those of the full decoder."""
     images = torch.rand(2, 3, 32, 32)
     features = teacher(images)
     shapes = [m.shape[2:] for m in features[:3]]

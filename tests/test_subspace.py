@@ -1,4 +1,4 @@
-"""The subspace of the support's patches: scikit-learn's, exactly without each image, and in every kind of use."""
+"""The subspace of the support's patches: compared with scikit-learn, leave-one-out, files and graphs."""
 
 import numpy as np
 import pytest
@@ -15,23 +15,23 @@ from fewshot_ad.method.subspace import Moments, Subspaces, find_subspaces, subsp
 
 @pytest.fixture(scope="module")
 def patches():
-    """Patches of four images, (50, 12) each, of a few strong directions."""
+    """Patches of four images, (50, 12) each, with most variance in a few directions."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(12, 12, generator=generator) * (0.5 ** torch.arange(12))[:, None]
     return [torch.randn(50, 12, generator=generator) @ mixing + 1 for _ in range(4)]
 
 
 def residuals(fitted_on, queries):
-    """Squared residuals of scikit-learn's principal components."""
+    """Compute squared residuals with scikit-learn's principal components."""
     pca = PCA(0.99, svd_solver="full").fit(fitted_on.double().numpy())
     given = queries.double().numpy()
     return ((given - pca.inverse_transform(pca.transform(given))) ** 2).sum(1), pca.n_components_
 
 
 def test_residuals_equal_principal_component_residuals(patches):
-    """Of all images, and without each image: not one number of it is left."""
+    """The subspaces are those of all images, and of all but one, without any trace of it."""
     left_out = torch.eye(4, dtype=torch.bool)
-    left_out[2, 3] = left_out[3, 2] = True  # copies of each other
+    left_out[2, 3] = left_out[3, 2] = True  # near-duplicates of each other
     found = find_subspaces([Moments.of([part[:20], part[20:]]) for part in patches], left_out)
     assert found.means.shape == (5, 12)
     queries = torch.randn(30, 12, generator=torch.Generator().manual_seed(1))
@@ -39,7 +39,7 @@ def test_residuals_equal_principal_component_residuals(patches):
     for owner in range(-1, 4):
         exclude = left_out[owner : owner + 1] if owner >= 0 else torch.zeros(1, 4, dtype=torch.bool)
         kept = torch.cat([part for part, is_out in zip(patches, exclude[0], strict=True) if not is_out])
-        # Tokens of one layer are of norm 1.
+        # Tokens of one layer have norm 1.
         given = queries / queries.norm(dim=1, keepdim=True)
         expected, rank = residuals(kept, given)
         distance, weights = subspace_evidence(maps, Layers((1,), True), found, exclude)
@@ -86,7 +86,7 @@ def test_anomalies_are_found(det, normal, anomalous):
 
 
 def test_support_image_is_scored_without_itself(det, options, normal):
-    """As by a detector that never saw it, but for what the evidence is divided by, which is 1 for one kind."""
+    """The score is that of a detector fitted without it; the scale of a single component is 1."""
     others = DualDistillationDetector(**options).fit([normal[i] for i in (0, 2, 3)])
     expected = others.score_samples(normal[1:2])
     np.testing.assert_allclose(det.score_samples(normal[1:2]), expected, rtol=1e-6)
@@ -117,7 +117,7 @@ def test_rounding_for_the_file_moves_scores_little(det, normal, anomalous, monke
     monkeypatch.setattr("fewshot_ad.support.find_subspaces", exact)
     held.fit(normal[:4])
     queries = [*normal[4:8], *anomalous[:4]]
-    # As tables show them: 1 is the threshold.
+    # Relative scores, as in tables: 1 is the threshold.
     moved = (det.score_samples(queries) - held.score_samples(queries)) / held.offset_
     assert 0 < np.abs(moved).max() < 1e-3
 
@@ -144,7 +144,7 @@ def test_partial_fit(det, options, normal, anomalous):
 
 
 def test_near_duplicates_are_left_out_together(options, normal):
-    """The same image twice: it is compared with neither."""
+    """A repeated image is scored against neither of its copies."""
     twice = DualDistillationDetector(**options).fit([normal[0], normal[1], normal[2], normal[2].copy()])
     once = DualDistillationDetector(**options).fit(normal[:2])
     np.testing.assert_allclose(twice.score_samples(normal[2:3]), once.score_samples(normal[2:3]), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The fitted state: whole, frozen, and the one that every answer comes of."""
+"""The fitted state: complete, immutable, and the single source of all results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_docstring_lists_the_fitted_attributes(make, normal):
     told = DualDistillationDetector.__doc__.split("Attributes\n")[1].split("Notes\n")[0]
     listed = {name.strip() for line in told.splitlines() if " : " in line for name in line.split(" : ")[0].split(",")}
     found = {name for name in dir(det) if name.endswith("_") and not name.startswith("_")}
-    # Of data frames; after `calibrate`.
+    # For data frames only; after `calibrate` only.
     assert listed == found | {"feature_names_in_", "calibration_", "classes_"}
 
 
@@ -80,7 +80,7 @@ def test_threshold_can_be_set(make, normal, anomalous, tmp_path):
     assert det.fitted_.offset_given
     det.save(tmp_path / "model.fsad")
     assert DualDistillationDetector.load(tmp_path / "model.fsad").fitted_.offset_given
-    assert det.partial_fit(normal[3:5]).offset_ == -2.0  # it is the user's
+    assert det.partial_fit(normal[3:5]).offset_ == -2.0  # set by the user
     assert det.fit(normal[:3]).offset_ != -2.0
     for bad in (np.nan, np.inf, "high", None):
         with pytest.raises(ValueError, match="offset_="):
@@ -167,7 +167,7 @@ def jpeg(image: np.ndarray, quality: int) -> Image.Image:
 
 
 def still(image: np.ndarray, seed: int) -> np.ndarray:
-    """A further frame of one scene: noise, a little more light, a shift by one pixel."""
+    """Create another frame of a static scene: noise, slightly more light, a shift by one pixel."""
     rng = np.random.default_rng(seed)
     moved = np.roll(image, (seed % 2, seed // 2 % 2), (0, 1)).astype(float)
     return np.clip(moved + rng.normal(0, 3, image.shape) + 1.5 * seed, 0, 255).astype(np.uint8)
@@ -189,7 +189,7 @@ def test_near_duplicates_count_as_one(photographs, kind):
     assert set(det.fitted_.groups) == {0}
     with pytest.warns(SupportWarning, match="single image"):
         alone = DualDistillationDetector(random_state=0).fit([one])
-    # A guess, as from one image; by the spread of the four every other image would be anomalous.
+    # A guess, as from one image; by the spread of the four, all other images would be anomalous.
     assert det.offset_ == pytest.approx(alone.offset_, rel=0.15)
     fresh = photographs[3:]
     assert (det.predict(fresh) == -1).mean() <= 0.5
@@ -204,7 +204,7 @@ def test_two_near_duplicates_among_others(photographs, tmp_path):
     with pytest.warns(SupportWarning, match=r"a\.png and .*again\.png are near-duplicates\. They count as one"):
         det = DualDistillationDetector(random_state=0).fit(paths)
     assert det.fitted_.groups == (0, 0, 1, 2, 3)
-    # Each is scored against all but its group, also when it comes back as a query.
+    # Each is scored against all images outside its group, also as a query.
     np.testing.assert_array_equal(det.score_samples(paths), det.support_scores_)
     np.testing.assert_array_equal(det.support_weights(paths[:2])[:, :2], 0)
     det.save(tmp_path / "model.fsad")
@@ -245,7 +245,7 @@ def test_pickle_of_another_release(make, normal, anomalous, monkeypatch):
         again = pickle.loads(pickle.dumps(det))
     np.testing.assert_array_equal(again.score_samples(anomalous), det.score_samples(anomalous))
     state = det.__getstate__()
-    for found, named in (("0.0.9", "0.0.9"), (None, "0.1.0")):  # the first release did not say
+    for found, named in (("0.0.9", "0.0.9"), (None, "0.1.0")):  # the first release did not record it
         old = {**state, "_fewshot_ad_version": found} if found else dict(state)
         if not found:
             del old["_fewshot_ad_version"]
@@ -327,7 +327,7 @@ def test_only_fit_warns_about_the_support(make, normal, tmp_path):
 
 @pytest.mark.slow
 def test_each_scoring_call_uses_one_state(make, normal, tmp_path):
-    """Eight threads score while one fits, adds, saves, loads and exports: every answer is that of one of the states."""
+    """Eight threads score while another fits, adds, saves, loads and exports: each result is that of one state."""
     onnx = pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     assert onnx
     queries = np.concatenate([stripes(2, seed=3), corrupted(stripes(1, seed=4))])
@@ -339,7 +339,7 @@ def test_each_scoring_call_uses_one_state(make, normal, tmp_path):
         return det.fit(plans[plan])
 
     def answers(det: DualDistillationDetector) -> tuple[bytes, ...]:
-        # One call each, of what one state must answer alike.
+        # One call each; all results must come from the same state.
         decision, maps, weights = det.decision_function(queries), det.anomaly_map(queries), det.support_weights(queries)
         one = det.explain(queries[2:])[0]
         told = np.array([one.score, one.decision, one.level])

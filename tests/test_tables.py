@@ -1,4 +1,4 @@
-"""The table of scores: rows that are there as soon as they are written."""
+"""The table of scores: each row is written immediately."""
 
 from __future__ import annotations
 

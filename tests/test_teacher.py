@@ -1,4 +1,4 @@
-"""The frozen teacher: stages, weights, normalisation, and what is said when it cannot be had."""
+"""The frozen teacher: stages, weights, normalisation, and errors."""
 
 import logging
 import pickle
@@ -30,7 +30,7 @@ NETWORKS = [
 
 @pytest.fixture(scope="module")
 def random_weights(tmp_path_factory):
-    """Write the weights of a network once, and all of them away again."""
+    """Write random weights of networks, once each, and delete them at the end."""
     folder, files = tmp_path_factory.mktemp("weights"), {}
 
     def get(name):
@@ -88,7 +88,7 @@ def test_weights_are_those_of_the_file(toy_weights):
 
 
 def test_without_embedding(random_weights, tmp_path):
-    # The deepest stage is not even looked for in the file.
+    # The deepest stage is not read from the file.
     stored = load_file(random_weights("test_resnet"))
     save_file({key: stored[key] for key in stored if not key.startswith("layer4.")}, tmp_path / "three.safetensors")
     backbone = build_backbone("test_resnet", 32, weights=tmp_path / "three.safetensors", embedding=False)
@@ -123,7 +123,7 @@ def test_unused_classifier_weights_are_not_logged(random_weights, monkeypatch, c
 
 
 def refusal(**options) -> str:
-    """Return what is said when the toy teacher cannot be had."""
+    """Return the message of the error in building the toy teacher."""
     with pytest.raises(WeightsNotFoundError) as caught:
         build_backbone(**({"name": "toy_resnet", "image_size": 32} | options))
     assert isinstance(caught.value, OSError)
@@ -140,7 +140,7 @@ def test_unknown_backbone(toy_weights):
     message = refusal(name="resnet18_of_mine", weights=toy_weights)
     assert "'resnet18_of_mine'" in message
     assert "Pass a name from timm.list_models()" in message
-    assert "weights=" not in message  # they are there, and do not help
+    assert "weights=" not in message  # weights are available, and would not help
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, pickle.dumps({"fc.weight": 1}), None])

@@ -1,4 +1,4 @@
-"""Images in threads: one torch thread each, results in order, nobody waits forever."""
+"""Images in threads: one torch thread each, results in order, no deadlocks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_one_thread_limits_only_the_calling_thread():
 
 @pytest.mark.usefixtures("two_threads")
 def test_mkl_is_limited_too():
-    """Whoever calls torch.set_num_threads gives MKL a number that it prefers to OpenMP's."""
+    """torch.set_num_threads sets a number in MKL that overrides OpenMP's."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
         count = library.MKL_Get_Max_Threads
@@ -94,7 +94,7 @@ def test_number_of_started_calls_is_bounded():
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_workers_of_a_thread_inside_may_enter(inside):
-    """Another thread waits to compute alone, and nobody new comes in: but for those that are waited for."""
+    """While another thread waits to compute alone, only threads that those inside wait for may enter."""
     runtime, asked = resolve_runtime("cpu", "float32", 2), threading.Event()
 
     def be_alone() -> None:
@@ -131,7 +131,7 @@ def test_workers_of_a_thread_inside_may_enter(inside):
 
 @pytest.mark.usefixtures("two_threads")
 def test_scores_do_not_depend_on_the_number_of_threads(normal):
-    """Neither when fitting nor when scoring, with all kinds of evidence; nor do maps, weights, or the threshold."""
+    """Scores, maps, weights and threshold are equal, in fit and scoring, with all score components."""
     queries = [*stripes(9, seed=3), *corrupted(stripes(4, seed=4)), stripes(1, size=40, seed=5)[0][:20]]
     found = []
     for n_jobs, n_threads in ((None, 2), (1, 2), (1, 1), (3, 1)):

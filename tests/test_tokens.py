@@ -1,4 +1,4 @@
-"""A plain transformer's tokens are those that timm's own interface hands out, and what describes an image is they."""
+"""Tokens of plain transformers: equal to timm's, and used as patches and embeddings."""
 
 import math
 
@@ -25,7 +25,7 @@ def files(tmp_path_factory):
 
 
 def reference(name, weights, **options):
-    """Make the network as its users do, without this package."""
+    """Build the network with timm alone."""
     model = timm.create_model(name, **options).eval()
     model.load_state_dict(load_file(weights))
     return model
@@ -35,7 +35,7 @@ def reference(name, weights, **options):
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
 def test_tokens_equal_timm(files, name, shape):
-    """Square and oblong: position embeddings are resampled alike."""
+    """Position embeddings are resampled in the same way for square and oblong images."""
     size = MULTIPLE[name] * shape[0], MULTIPLE[name] * shape[1]
     teacher = build_backbone(name, 70, square=False, weights=files[name])
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_tokens_equal_timm(files, name, shape):
 
 @torch.inference_mode()
 def test_fixed_shape(files):
-    """Of a network that is made for one shape, position embeddings are resampled as its weights are read."""
+    """In a network for one shape, position embeddings are resampled when weights are loaded."""
     weights = files["toy_dinov2"]
     teacher = build_backbone("toy_dinov2", (28, 42), weights=weights, layers="last")
     images = torch.rand(1, 3, 28, 42)
@@ -103,7 +103,7 @@ def test_patches_are_normalised_tokens(files):
 
 
 def test_distance_is_the_cosine_of_last_tokens(files):
-    """As AnomalyDINO has it; its patches are kept as numbers of float16."""
+    """The distance is that of AnomalyDINO, with patches rounded to float16."""
     det = DualDistillationDetector(
         "toy_dinov2", weights=files["toy_dinov2"], layers="last", image_size=70, evidence="patch", augment=False,
         precision="float32", blur_sigma=0.0, random_state=0,

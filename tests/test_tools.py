@@ -1,4 +1,4 @@
-"""The commands that made the packaged networks, for a moment: the loss falls, and the files can be used."""
+"""The tools that train the packaged networks, for a few steps: the loss falls, and the files are usable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("timm", minversion="1.0.27", reason="the tools train with it
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    """Twelve pictures that are no photographs, but of their size."""
+    """Twelve rendered pictures of the size of photographs."""
     folder = tmp_path_factory.mktemp("photographs")
     for i, image in enumerate(stripes(12, size=96)):
         Image.fromarray(np.roll(image, i, axis=2)).save(folder / f"{i}.png")

@@ -1,4 +1,4 @@
-"""`fewshot-ad update`: images that turned out to be normal become support, whole or not at all."""
+"""`fewshot-ad update`: normal images are added to the support atomically."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_model_equals_partial_fit(fitted, model, new, normal, anomalous, capsys)
 
 def test_history_is_kept_and_shown(model, new, capsys):
     assert run(model, new[0]) == 0
-    assert run(model, *new) == 0  # the first is there already
+    assert run(model, *new) == 0  # the first is known already
     assert f"warning: {new[0]}: already in the support, which is not changed by it." in capsys.readouterr().err
     first, second = model_file.describe(model)["history"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first.pop("date"))
@@ -86,7 +86,7 @@ def test_no_date_without_an_update(fitted, model, tmp_path):
 
 
 def test_known_images_change_nothing(model, new, tmp_path, capsys):
-    assert run(model, new[0], new[0]) == 0  # twice is once
+    assert run(model, new[0], new[0]) == 0  # repeated images count once
     before = model.read_bytes(), model.stat().st_mtime_ns
     assert run(model, new[0]) == 0
     said = capsys.readouterr()
