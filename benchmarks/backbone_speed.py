@@ -1,11 +1,12 @@
-"""Time of a transformer as backbone beside anomalib's AnomalyDINO, random weights: Markdown on standard output.
+"""Speed of a transformer backbone compared with anomalib's AnomalyDINO, with random weights, as Markdown.
 
 python benchmarks/backbone_speed.py
 python benchmarks/backbone_speed.py --side 224 --images 4 --rounds 3 --shots 1
 
-Both have the same weights of DINOv2 S/14 and process the same arrays. They are timed in turn, and the median of the
-ratios within a round is shown. anomalib's model takes one image at a time with all of torch's threads (several at once
-took no less time for each); ours takes as many images as threads. The load of the machine before and after is printed.
+Both have the same weights of DINOv2 S/14 and process the same arrays. They are timed alternately, and the median of the
+ratios within a round is printed. anomalib's model processes one image at a time with all of torch's threads (batches
+were not faster per image); ours processes as many images at a time as there are threads. The load of the machine before
+and after is printed.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ PRECISIONS = ("float32", "auto", "bfloat16")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=448, help="of the square images, a multiple of 14")
+    parser.add_argument("--side", type=int, default=448, help="side of the square images, a multiple of 14")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--images", type=int, default=8, help="scored in a round")
+    parser.add_argument("--images", type=int, default=8, help="images scored in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", nargs="+", default=["auto", "bfloat16"], choices=PRECISIONS)
     args = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def show(args: argparse.Namespace, weights: Path, shots: int, folder: Path) -> None:
-    """Time anomalib and each of ours with this number of normal images; print a row for each."""
+    """Time anomalib's model and each of our detectors with this number of normal images; print a row for each."""
     support, images = make_images(shots, args.side, 0), make_images(args.images, args.side, 1)
     peer = build_peer(weights)
 
@@ -86,7 +87,7 @@ def show(args: argparse.Namespace, weights: Path, shots: int, folder: Path) -> N
             sizes.append((folder / "model.fsad").stat().st_size / 1e6)
             calls.append(lambda det=det: det.score_samples(list(images)))
             names.append((name, precision))
-    for call in calls:  # what is done once
+    for call in calls:  # one-time initialisation
         call()
     times = np.array([[timed(call) for call in calls] for _ in range(args.rounds)])
     ratios = times[:, :1] / times

@@ -3,8 +3,8 @@
 python benchmarks/calibrate.py DATA --out calibrate
 
 For each task a support is drawn, and at most 190 other normal and 100 anomalous images are scored once. Then 10, 20 and
-40 of the normal ones are drawn to calibrate on, twenty times; the others are the test set. Scores are kept in `--out`,
-and tables are made from them in seconds; `--fresh` recomputes them.
+40 of the normal ones are drawn to calibrate on, twenty times; the others are the test set. Scores are stored in `--out`
+and reused; `--fresh` recomputes them.
 
 The second table shows the automatic threshold, from the support alone. Its prior on the spread of normal scores (the
 standard deviation of their logarithm, and its weight in images) is chosen from a grid on all families of tasks but one,
@@ -40,7 +40,7 @@ RATE = 0.05
 SDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # Evaluated, but not used to choose the prior: normal and anomalous images come from different sources.
-DECIDES_NOTHING = ("brain",)
+NOT_FOR_SELECTION = ("brain",)
 
 
 def scored(task: Path, shots: int, seed: int, pictures: Pictures, features: Features) -> dict[str, Any]:
@@ -51,29 +51,29 @@ def scored(task: Path, shots: int, seed: int, pictures: Pictures, features: Feat
     normal = [pool[i] for i in order[shots : shots + N_FRESH]]
     det = DualDistillationDetector(random_state=seed).fit(drawn.support)
     scorer = det.session(memory=features).scorer
-    found = {}
+    scores = {}
     for name, paths in (("normal", normal), ("anomalous", drawn.bad[:N_ANOMALOUS])):
         queries = pictures(paths, det.fitted_.geometry)
         evidence = scorer.read_all(queries, det.fitted_.exclude(queries))
-        found[name] = (-scorer.score(evidence).double()).tolist()
-    return {**found, "support": det.support_scores_.tolist(), "groups": det.fitted_.groups, "offset": det.offset_}
+        scores[name] = (-scorer.score(evidence).double()).tolist()
+    return {**scores, "support": det.support_scores_.tolist(), "groups": det.fitted_.groups, "offset": det.offset_}
 
 
-def called(found: dict[str, Any], offset: float, left: np.ndarray | None = None) -> np.ndarray:
-    """Return the false-positive rate on the normal images that are left, and recall."""
-    normal = np.array(found["normal"]) if left is None else np.array(found["normal"])[left]
-    return np.array([(normal < offset).mean(), (np.array(found["anomalous"]) < offset).mean()])
+def measure_rates(scores: dict[str, Any], offset: float, tested: np.ndarray | None = None) -> np.ndarray:
+    """Return the false-positive rate on the tested normal images, by default all, and the recall."""
+    normal = np.array(scores["normal"]) if tested is None else np.array(scores["normal"])[tested]
+    return np.array([(normal < offset).mean(), (np.array(scores["anomalous"]) < offset).mean()])
 
 
-def after(found: dict[str, Any], n: int, seed: int) -> np.ndarray:
+def rates_after(scores: dict[str, Any], n: int, seed: int) -> np.ndarray:
     """Calibrate on n of the normal images, many times: mean false-positive rate on the others, and mean recall."""
-    normal, rng = np.array(found["normal"]), np.random.default_rng((seed, n))
+    normal, rng = np.array(scores["normal"]), np.random.default_rng((seed, n))
     results = []
-    if n >= len(normal):  # none would be left to test on
+    if n >= len(normal):  # no images left to test on
         return np.full(2, np.nan)
     for order in (rng.permutation(len(normal)) for _ in range(N_DRAWS)):
         offset = calibrate(normal[order[:n]], np.array([]), RATE)[0]
-        results.append(called(found, offset, order[n:]))
+        results.append(measure_rates(scores, offset, order[n:]))
     return np.mean(results, 0)
 
 
@@ -82,11 +82,11 @@ def show(pair: np.ndarray) -> str:
 
 
 def table_of_calibration(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Make the table of false alarms and recall, from the scores of each task's draws."""
+    """Format the table of false alarms and recall, from the scores of each task's draws."""
     rows, means = [], []
     for task, draws in results.items():
-        before = np.mean([called(found, found["offset"]) for found in draws], 0)
-        of_sizes = [np.mean([after(found, n, seed) for seed, found in enumerate(draws)], 0) for n in SIZES]
+        before = np.mean([measure_rates(scores, scores["offset"]) for scores in draws], 0)
+        of_sizes = [np.mean([rates_after(scores, n, seed) for seed, scores in enumerate(draws)], 0) for n in SIZES]
         means.append([before, *of_sizes])
         left = max(0, len(draws[0]["normal"]) - max(SIZES))
         rows.append([task, *map(show, means[-1]), str(left)])
@@ -97,22 +97,22 @@ def table_of_calibration(results: dict[str, list[dict[str, Any]]]) -> str:
     return table(head, rows)
 
 
-def automatic(found: dict[str, Any], sd: float, weight: float) -> float:
+def automatic(scores: dict[str, Any], sd: float, weight: float) -> float:
     """Compute the automatic threshold with another prior."""
-    told = one_of_each(np.array(found["support"]), found["groups"])
+    of_support = one_of_each(np.array(scores["support"]), scores["groups"])
     with mock.patch.multiple(calibration, PRIOR_SD=sd, PRIOR_WEIGHT=weight):
-        return calibration.offset(told, "auto")
+        return calibration.offset(of_support, "auto")
 
 
 def table_of_prior(results: dict[int, dict[str, list[dict[str, Any]]]]) -> str:
-    """Make the table of the automatic threshold, its prior chosen without each family."""
+    """Format the table of the automatic threshold, with the prior chosen without each family."""
     grid = [(sd, weight) for sd in SDS for weight in WEIGHTS]
     here = grid.index((calibration.PRIOR_SD, calibration.PRIOR_WEIGHT))
     tasks = list(next(iter(results.values())))
     # (tasks, shots, priors, 2)
     rates = np.array([
         [
-            [np.mean([called(found, automatic(found, *prior)) for found in results[k][task]], 0) for prior in grid]
+            [np.mean([measure_rates(one, automatic(one, *prior)) for one in results[k][task]], 0) for prior in grid]
             for k in results
         ]
         for task in tasks
@@ -122,7 +122,7 @@ def table_of_prior(results: dict[int, dict[str, list[dict[str, Any]]]]) -> str:
     rows, chosen = [], np.empty((len(tasks), len(results), 2))
     for name in dict.fromkeys(families):
         others = [np.flatnonzero(families == other) for other in dict.fromkeys(families)]
-        others = [of for of in others if families[of[0]] not in (name, *DECIDES_NOTHING)]
+        others = [of for of in others if families[of[0]] not in (name, *NOT_FOR_SELECTION)]
         best = int(np.argmin(np.mean([off[of].mean(0) for of in others], 0)))
         of = np.flatnonzero(families == name)
         chosen[of] = rates[of, :, best]

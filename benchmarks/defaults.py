@@ -1,4 +1,4 @@
-"""What each default is worth on tasks that it was not chosen on: Markdown on standard output.
+"""Gain of each default on tasks that were not used to choose it, as Markdown on standard output.
 
 python benchmarks/defaults.py DATA --out results
 python benchmarks/defaults.py DATA --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
@@ -93,9 +93,9 @@ def measure(args: argparse.Namespace, plan: Sequence[Setting]) -> dict[str, np.n
     return {name: values.mean(1) for name, values in found.items()}
 
 
-def by_family(found: Mapping[str, np.ndarray], rows: Sequence[int]) -> tuple[list[str], np.ndarray]:
+def by_family(results: Mapping[str, np.ndarray], rows: Sequence[int]) -> tuple[list[str], np.ndarray]:
     """Average the tasks of each family: names, and (families, rows)."""
-    counted = {name: values[list(rows)] for name, values in found.items() if values[list(rows)].min() < 0.999}
+    counted = {name: values[list(rows)] for name, values in results.items() if values[list(rows)].min() < 0.999}
     names = sorted({family(name) for name in counted})
     return names, np.stack([np.mean([v for n, v in counted.items() if family(n) == one], 0) for one in names])
 
@@ -106,7 +106,7 @@ def choose(means: np.ndarray) -> int:
 
 
 def leave_one_out(values: np.ndarray) -> tuple[list[int], float, float]:
-    """Choose on all families but one, in turn: the choices, and the mean gains where it was chosen and left out."""
+    """Choose on all families but one, in turn: the choices, and mean gains on families used and left out."""
     chosen, on, out = [], [], []
     for i in range(len(values)):
         others = np.delete(values, i, 0)
@@ -117,35 +117,35 @@ def leave_one_out(values: np.ndarray) -> tuple[list[int], float, float]:
     return chosen, float(np.mean(on)), float(np.mean(out))
 
 
-def report(of_all: Mapping[str, Sequence[Setting]], found: Mapping[str, np.ndarray], plan: Sequence[Setting]) -> str:
+def report(by_name: Mapping[str, Sequence[Setting]], results: Mapping[str, np.ndarray], plan: Sequence[Setting]) -> str:
     rows = []
-    for name, own in of_all.items():
-        families, values = by_family(found, [plan.index(setting) for setting in own])
+    for name, candidates in by_name.items():
+        families, values = by_family(results, [plan.index(setting) for setting in candidates])
         chosen, on, out = leave_one_out(values)
-        said = [str(next(iter(setting.values()))) if name in VALUES else "" for setting in own]
+        labels = [str(next(iter(setting.values()))) if name in VALUES else "" for setting in candidates]
         means = " / ".join(
-            f"{one}: {mean:.3f}".removeprefix(": ") for one, mean in zip(said, values.mean(0), strict=True)
+            f"{one}: {mean:.3f}".removeprefix(": ") for one, mean in zip(labels, values.mean(0), strict=True)
         )
         if name in VALUES:
-            counts = [f"{said[i]} ({chosen.count(i)})" for i in sorted(set(chosen), key=lambda i: -chosen.count(i))]
+            counts = [f"{labels[i]} ({chosen.count(i)})" for i in sorted(set(chosen), key=lambda i: -chosen.count(i))]
             rows.append([f"`{name}`", means, ", ".join(counts), f"{on:+.3f}", f"{out:+.3f}"])
         else:
             gain = values[:, 1] - values[:, 0]
             rows.append([name, means, "", "", f"{gain.mean():+.3f} ({gain.min():+.3f} to {gain.max():+.3f})"])
     head = ["parameter", "mean image AUROC of each value", "chosen (times)", "chosen on", "left out"]
-    return f"{len(found)} tasks, {len(families)} families\n\n" + table(head, rows)
+    return f"{len(results)} tasks, {len(families)} families\n\n" + table(head, rows)
 
 
 def main() -> int:
     args = parse()
     torch.set_num_threads(1)
-    of_all = settings(args.parameters, args.backbone == "compact" and args.weights is None)
+    by_name = settings(args.parameters, args.backbone == "compact" and args.weights is None)
     plan: list[Setting] = []
-    for own in of_all.values():
-        plan += [setting for setting in own if setting not in plan]
-    found = measure(args, plan)
+    for candidates in by_name.values():
+        plan += [setting for setting in candidates if setting not in plan]
+    results = measure(args, plan)
     print(f"Backbone {args.backbone}, {args.shots} normal images, {args.seeds} draws.\n")
-    print(report(of_all, found, plan))
+    print(report(by_name, results, plan))
     return 0
 
 

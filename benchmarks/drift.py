@@ -1,8 +1,8 @@
-"""How often `det.drift` reports drift: python benchmarks/drift.py [ROOT].
+"""Rate at which `det.drift` reports drift: python benchmarks/drift.py [ROOT].
 
 For each task and draw of the support, twenty other normal images are tested: unchanged, 1.3 times as bright, blurred,
-and replaced by normal images of another task. Tasks of one kind do not replace each other.
-There are four and eight support images, and four with a reference of twenty further normal images.
+and replaced by normal images of another task of another family. The support has four images, eight images, or four with
+a reference of twenty further normal images.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("FEWSHOT_AD_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     parser.add_argument("root", nargs="?", type=Path, default=Path(default), help="folder of tasks with good/")
-    parser.add_argument("--tasks", nargs="+", default=None, help="these alone; others still stand for other products")
+    parser.add_argument("--tasks", nargs="+", default=None, help="tasks to measure; all serve as other products")
     args = parser.parse_args()
     root = args.root
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tasks = sorted(path.name for path in root.iterdir() if (path / "good").is_dir())
     chosen = tasks if args.tasks is None else args.tasks
-    found: dict[tuple[str, int, bool, str], list[bool]] = {}
+    results: dict[tuple[str, int, bool, str], list[bool]] = {}
     for number, task in enumerate(tasks):
         if task not in chosen:
             continue
@@ -66,17 +66,17 @@ def main() -> None:
             sets[OTHER] = [read(path) for path in rng.permutation(sorted((root / other / "good").iterdir()))[:FRESH]]
             for shots in SHOTS:
                 session = DualDistillationDetector(random_state=0).fit(good[:shots]).session()
-                seen = {name: describe(session, images) for name, images in sets.items()}
+                statistics = {name: describe(session, images) for name, images in sets.items()}
                 for with_reference in (one for n, one in SETTINGS if n == shots):
                     reference = describe(session, further) if with_reference else None
-                    for name, one in seen.items():
-                        said = compare(session.fitted, one, reference).drifted  # as `drift` does
-                        found.setdefault((task, shots, with_reference, name), []).append(said)
-        cells = (f"{np.mean(found[(task, *setting, name)]):.1f}" for setting in SETTINGS for name in sets)
+                    for name, one in statistics.items():
+                        drifted = compare(session.fitted, one, reference).drifted  # as in `drift`
+                        results.setdefault((task, shots, with_reference, name), []).append(drifted)
+        cells = (f"{np.mean(results[(task, *setting, name)]):.1f}" for setting in SETTINGS for name in sets)
         print(f"| {task} | {' | '.join(cells)} |", flush=True)
     names = [*CHANGES, OTHER]
     means = (
-        np.mean([said for task in chosen for said in found[(task, *setting, name)]])
+        np.mean([drifted for task in chosen for drifted in results[(task, *setting, name)]])
         for setting in SETTINGS
         for name in names
     )

@@ -1,12 +1,12 @@
-"""One training step, ours against the published implementation: Markdown on standard output.
+"""Time of a training step compared with the published implementation, as Markdown on standard output.
 
 python benchmarks/episode_step.py [--backbone wide_resnet50_2] [--blocks 3 4 6] [--rounds 5]
 
-Published, for B queries: each brings its own K support images, and teacher and student process all of them inside the
-step, B (1 + K) passes each, in float32. Ours: the queries share their support, B + K student passes; the teacher's
-features are computed beforehand, once for each distinct image; precision "auto" is bfloat16 on hardware with native
-support. Student, losses, optimiser, K and B are the same. Both are timed in turn; the median of the rounds is shown.
-Weights are random, which does not change the time.
+Published: each of B queries has its own K support images, and teacher and student process all of them in the step, B
+(1 + K) passes each, in float32. Ours: the queries share their support, B + K student passes; the teacher's features are
+computed in advance, once for each distinct image; precision "auto" is bfloat16 on hardware with native support.
+Student, losses, optimiser, K and B are the same. Both are timed alternately; the median over rounds is printed. Weights
+are random, which does not affect the time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LAM = 0.1
 def published_loss(
     teacher: Backbone, student: StudentNetwork, queries: torch.Tensor, supports: torch.Tensor
 ) -> torch.Tensor:
-    """Pass queries (B, 3, S, S), each with its own supports (B, K, 3, S, S), in K + 1 batches through both networks."""
+    """Compute the loss of queries (B, 3, S, S), each with its own support (B, K, 3, S, S), in K + 1 batches."""
     batches = [queries, *supports.unbind(1)]
     targets, maps = [], []
     for batch in batches:
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--blocks", type=int, nargs=3, default=(2, 2, 2), help="of the decoder")
+    parser.add_argument("--blocks", type=int, nargs=3, default=(2, 2, 2), help="residual blocks of the decoder")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 

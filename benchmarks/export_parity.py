@@ -1,13 +1,14 @@
-"""How far the scores of an exported detector are from the package's, on real images: Markdown on standard output.
+"""Differences between the scores of an exported detector and the package's on real images, as Markdown.
 
 python benchmarks/export_parity.py DATA --shots 1 2 4 8 --seeds 1
 python benchmarks/export_parity.py DATA --shots 4 --seeds 3 --int8
 
-DATA has one folder for each task; supports and test images are those of quality.py, in their own size and proportions.
+DATA has one folder for each task; supports and test images are those of quality.py, at their original sizes.
 The graph is scored in onnxruntime and in OpenVINO, one image at a time, and compared with the package at --precision
 (float32 compares all patches, as the graph does): largest difference of a score and of a pixel of a map, and number of
 changed decisions. --int8 prints the image AUROC instead: of the graph as exported, and with the teacher's convolutions
-in 8 bits (static, calibrated on the support's views), both in onnxruntime; the package does not offer 8 bits.
+quantised to 8 bits (static, calibrated on the support's views), both in onnxruntime; the package itself does not
+quantise.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def main() -> None:
     add("--backbone", default="compact")
     add("--weights", type=Path, help="safetensors file of the backbone; default: packaged, or the hub's")
     add("--aspect", choices=["keep", "square"], default="keep")
-    add("--precision", default="float32", help="of the package")
+    add("--precision", default="float32", help="precision of the package")
     add("--threads", type=int, default=1)
-    add("--int8", action="store_true", help="image AUROC in 8 bits, instead")
+    add("--int8", action="store_true", help="print the image AUROC in 8 bits instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def read(path: Path) -> np.ndarray:
-    """Read an image (H, W, 3) of 8 bits."""
+    """Read an image as (H, W, 3) uint8."""
     return np.asarray(Image.open(path).convert("RGB"))
 
 
@@ -92,16 +93,16 @@ def tensor(image: np.ndarray) -> np.ndarray:
 
 
 def differences(det: DualDistillationDetector, model: Path, queries: list[np.ndarray], n_threads: int) -> list:
-    """Return the package's decision function, and the graph's difference from it in each runtime."""
+    """Return the package's decision function, and the differences of the graph in each runtime."""
     score, pixels = det.score_samples(queries), det.anomaly_map(queries)
-    found = [score - det.offset_]
+    results = [score - det.offset_]
     for run in (in_onnxruntime(model, n_threads), in_openvino(model, n_threads)):
         parts = [run(tensor(image)) for image in queries]
         scores = np.concatenate([part[0] for part in parts])
-        other = (scores.astype(float) < det.offset_) != (found[0] < 0)
-        of_map = max(np.abs(part[1][0] - own).max() for part, own in zip(parts, pixels, strict=True))
-        found.append((np.abs(scores - score).max(), of_map, int(other.sum())))
-    return found
+        changed = (scores.astype(float) < det.offset_) != (results[0] < 0)
+        of_map = max(np.abs(part[1][0] - expected).max() for part, expected in zip(parts, pixels, strict=True))
+        results.append((np.abs(scores - score).max(), of_map, int(changed.sum())))
+    return results
 
 
 def aurocs(
@@ -124,7 +125,7 @@ def aurocs(
 
 
 def quantize(det: DualDistillationDetector, model: Path, out: Path, support: list[np.ndarray]) -> None:
-    """Write the graph with the teacher's convolutions in 8 bits; they come first in the graph."""
+    """Write the graph with the teacher's convolutions, which are its first nodes, quantised to 8 bits."""
     n_convolutions = sum(isinstance(module, nn.Conv2d) for module in det.session().scorer.extract.teacher.modules())
     names = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"][:n_convolutions]
     quantization.quantize_static(

@@ -1,11 +1,11 @@
-"""Milliseconds an image of an exported detector, against the package itself: Markdown on standard output.
+"""Time per image of an exported detector compared with the package, as Markdown on standard output.
 
 python benchmarks/export_speed.py FOLDER --threads 1 2 --batches 1 8
 
-The first four files of the folder are the support, the next ones the queries, read beforehand and resized to one size.
+The first four files of the folder are the support, the next ones the queries, read in advance and resized to one size.
 All run on the CPU: the package with precision="float32" (which compares all patches, as the graph does) and with
-"auto", the graph in onnxruntime and in OpenVINO. They are timed in turn; medians of the rounds and interquartile
-ranges are shown. A ratio is of two times within one round.
+"auto", the graph in onnxruntime and in OpenVINO. They are timed alternately; medians over rounds and interquartile
+ranges are printed. Ratios are of times within one round.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
         for n in args.threads:
             torch.set_num_threads(n)
             rivals = {
-                **{f'precision="{name}"': own(detector) for name, detector in native.items()},
+                **{f'precision="{name}"': in_package(detector) for name, detector in native.items()},
                 "onnxruntime": in_onnxruntime(model, n),
                 "OpenVINO": in_openvino(model, n),
             }
@@ -69,8 +69,8 @@ def main() -> None:
                 show(f"{n} | {size}", rivals, queries[:size], args.rounds)
 
 
-def own(detector: DualDistillationDetector) -> Run:
-    """Score by the package itself."""
+def in_package(detector: DualDistillationDetector) -> Run:
+    """Score with the package itself."""
     return lambda batch: detector.score_samples(torch.from_numpy(batch))
 
 
@@ -88,11 +88,11 @@ def in_openvino(model: Path, n_threads: int) -> Run:
 
 
 def show(what: str, rivals: dict[str, Run], batch: np.ndarray, rounds: int) -> None:
-    """Time the contenders in turn; print medians and interquartile ranges."""
+    """Time the contenders alternately; print medians and interquartile ranges."""
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, run in rivals.items():
-            run(batch)  # threads of the one before may still spin
+            run(batch)  # threads of the previous one may still spin
             start = time.perf_counter()
             for _ in range(REPEATS):
                 run(batch)

@@ -1,9 +1,9 @@
-"""Time of a grid search with `memory=` relative to its training steps: one line on standard output.
+"""Time of a grid search with `memory=`, relative to that of its training steps.
 
 python benchmarks/grid.py --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
 
-Five values of lambda, three splits, twelve normal and eight anomalous images of `fewshot-ad demo`; a student is trained
-at every fit. Processor time of one thread.
+The grid has five values of lambda and three splits of twelve normal and eight anomalous images of `fewshot-ad demo`; a
+student is trained at every fit. Times are processor times of one thread.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
         start = time.process_time()
         GridSearchCV(det, grid, cv=splits, scoring="roc_auc", refit=False).fit(X, np.repeat([1, -1], [12, 8]))
         total = time.process_time() - start
-    print(f"{total:.0f} s in all, {training:.0f} s of them training: {total / training:.2f} times")
+    print(f"{total:.0f} s in total, {training:.0f} s of training: ratio {total / training:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Gain from a few labelled images: `LabelledDetector` against its detector. Markdown on standard output.
+"""Gain from a few labelled images: `LabelledDetector` compared with its detector, as Markdown on standard output.
 
 python benchmarks/labels.py DATA
 
 In each task and draw, N anomalous and 2 N + 4 normal images are labelled; four of the normal ones are the support. The
-rest of at most 154 normal and 100 anomalous images is the test set. The metric is image AUROC. `brain_tumor` is
-excluded, because its classes differ by source; so are tasks with fewer than 20 normal images left.
+others of at most 154 normal and 100 anomalous images are the test set. The metric is image AUROC. `brain_tumor` is
+excluded, because its classes differ by source; so are tasks with fewer than 20 normal test images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNDECIDING = ("brain_tumor", "natural")
 
 
 def one_draw(task: Path, n: int, seed: int) -> tuple[float, bool] | None:
-    """Measure the gain in AUROC, and whether the labels were used; None where too few images are left."""
+    """Measure the gain in AUROC, and whether the labels were used; None if too few test images remain."""
     drawn = draw(task, SHOTS, seed)
     rng = np.random.default_rng((seed, n))
     bad, normal = (rng.permutation(np.array(paths, object)) for paths in (drawn.bad, drawn.normal))
@@ -55,16 +55,16 @@ def main() -> int:
     means: dict[int, list[float]] = {n: [] for n in args.labelled}
     for task in tqdm(tasks, file=sys.stderr):
         for n in args.labelled:
-            found = [one for seed in range(args.seeds) if (one := one_draw(task, n, seed)) is not None]
+            draws = [one for seed in range(args.seeds) if (one := one_draw(task, n, seed)) is not None]
             cell = "–"
-            if found:
-                gain, used = np.mean([one for one, _ in found]), sum(clear for _, clear in found)
+            if draws:
+                gain, used = np.mean([one for one, _ in draws]), sum(clear for _, clear in draws)
                 means[n].append(float(gain))
-                cell = f"{gain:+.3f} ({used} of {len(found)})"
+                cell = f"{gain:+.3f} ({used} of {len(draws)})"
             gains.setdefault(task.name, []).append(cell)
     rows = [[name, *cells] for name, cells in gains.items() if set(cells) != {"–"}]
     rows.append(["**mean**", *(f"{np.mean(means[n]):+.3f}" if means[n] else "–" for n in args.labelled)])
-    rows.append(["**least**", *(f"{min(means[n]):+.3f}" if means[n] else "–" for n in args.labelled)])
+    rows.append(["**minimum**", *(f"{min(means[n]):+.3f}" if means[n] else "–" for n in args.labelled)])
     print(f"{SHOTS} support images, {args.seeds} draws: gain in image AUROC (draws in which the labels were used)\n")
     print(table(["task", *(f"{n} anomalous, {2 * n} normal" for n in args.labelled)], rows))
     return 0

@@ -1,4 +1,4 @@
-"""The field's few-shot protocol, on your copy of MVTec AD, AD 2 or LOCO, VisA, BTAD, DAGM or Real-IAD.
+"""The usual few-shot protocol on your copy of MVTec AD, AD 2 or LOCO, VisA, BTAD, DAGM or Real-IAD.
 
 python benchmarks/mvtec.py ROOT --backbone vit_small_patch14_dinov2.lvd142m --image-size 448 --evidence patch
 python benchmarks/mvtec.py ROOT --quick
@@ -6,8 +6,8 @@ python benchmarks/mvtec.py ROOT --quick
 ROOT is a data set as published: a folder of categories in a layout that `load_folder` reads, or one of them. For each
 category, number of shots K and draw, K normal training images are the support, and all test images are scored. Draw i
 takes the first K training images in the random order of seed i. The metrics are image AUROC, average precision (AP),
-F1-max, pixel AUROC and AUPRO (up to a false-positive rate of 0.3), with maps and masks at 256 pixels. Results are kept
-in OUT, one file each; an interrupted run resumes.
+F1-max, pixel AUROC and AUPRO (up to a false-positive rate of 0.3), with maps and masks at 256 pixels. Results are
+stored in OUT, one file each; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Listed(Draw):
-    """A draw from a folder that lists the mask of each image."""
+    """A draw from a folder, with the mask of each image."""
 
     of_images: Mapping[Path, Path | None] = field(default_factory=dict)
 
     @property
     def mask_files(self) -> list[Path]:
-        """Masks of the test images; a folder where an image has several."""
+        """Masks of the test images; a folder for an image with several masks."""
         return [mask for mask in self.of_images.values() if mask is not None]
 
     def mask(self, path: Path) -> Path | None:
@@ -58,8 +58,8 @@ class Listed(Draw):
         return self.of_images[path]
 
 
-class Unheld(Features):
-    """Holds no features: each draw recomputes them."""
+class Uncached(Features):
+    """Does not cache features: each draw recomputes them."""
 
     def __call__(self, image: np.ndarray, key: str, compute: Any) -> list[np.ndarray]:
         """Return an image's features."""
@@ -82,9 +82,9 @@ def parse() -> argparse.Namespace:
     add("--device", default="auto")
     add("--threads", type=int, default=os.cpu_count())
     add("--limit", type=int, metavar="N", help="limit on the test images of each class")
-    add("--low-memory", action="store_true", help="hold no features of test images: each draw recomputes them")
+    add("--low-memory", action="store_true", help="do not cache features of test images: each draw recomputes them")
     add("--fresh", action="store_true", help="recompute every result")
-    add("--quick", action="store_true", help="few draws, categories and images: a check that everything runs")
+    add("--quick", action="store_true", help="few draws, categories and images, to check that everything runs")
     args = parser.parse_args()
     args.out = args.out or Path(f"mvtec-{args.root.resolve().name}")
     if args.quick:
@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_detector(args: argparse.Namespace) -> DualDistillationDetector:
-    """Make the detector that is measured; each draw clones it."""
+    """Create the detector to measure; each draw clones it."""
     parameters = {"image_size": args.image_size, "evidence": args.evidence and tuple(args.evidence)}
     parameters = {name: value for name, value in parameters.items() if value is not None}
     further = {name: as_json(value) for name, value in args.set}
@@ -105,7 +105,7 @@ def make_detector(args: argparse.Namespace) -> DualDistillationDetector:
 
 
 def as_json(text: str) -> Any:
-    """Read a value as JSON, or else as plain text."""
+    """Parse a value as JSON, or else as plain text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -113,7 +113,7 @@ def as_json(text: str) -> Any:
 
 
 def find_categories(root: Path, names: Sequence[str] | None) -> list[Path]:
-    """List the folders to measure on, or those named."""
+    """List the categories to measure: those named, or all."""
     found = categories(root) if root.is_dir() else []
     if not found:
         load_folder(root)  # one category, or an error that describes the layout
@@ -139,7 +139,7 @@ def draw(root: Path, folder: ImageFolder, n_shots: int, seed: int, limit: int | 
     if len(pool) < n_shots or not len(rest) or not len(bad):
         raise SystemExit(
             f"{root} has {len(pool)} normal images to draw from, and {len(rest)} normal and {len(bad)} anomalous ones "
-            f"to test on; needed are {n_shots} to draw from, and some of each kind."
+            f"to test on; needed are {n_shots} to draw from, and some of each class."
         )
     masks = dict(zip(folder.paths, folder.masks, strict=True))
     normal, bad = rest[:limit].tolist(), bad[:limit].tolist()
@@ -147,7 +147,7 @@ def draw(root: Path, folder: ImageFolder, n_shots: int, seed: int, limit: int | 
 
 
 def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
-    """Compute, or find, every result."""
+    """Compute or reuse every result."""
     chosen = find_categories(args.root, args.categories)
     chosen = chosen[: QUICK["categories"]] if args.quick and args.categories is None else chosen
     det = make_detector(args)
@@ -161,7 +161,7 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
             folder = load_folder(root, on_error="skip")
             for line in say_left_out(folder.skipped):
                 print(f"{root.name}: {line}", file=sys.stderr)
-            pictures, features = Pictures(), Unheld() if args.low_memory else Features()
+            pictures, features = Pictures(), Uncached() if args.low_memory else Features()
             for n_shots in args.shots:
                 for seed in range(args.draws):
                     bar.set_postfix_str(f"{root.name} {n_shots}")
@@ -179,32 +179,32 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
     return found
 
 
-def values(found: Sequence[Entry], shots: int, metric: str) -> dict[str, list[float]]:
+def values(results: Sequence[Entry], shots: int, metric: str) -> dict[str, list[float]]:
     """Collect a metric by category, one value for each draw; categories without it are left out."""
     collected: dict[str, list[float]] = {}
-    for entry in found:
+    for entry in results:
         if entry["shots"] == shots and metric in entry:
             collected.setdefault(entry["category"], []).append(entry[metric])
     return collected
 
 
-def report(args: argparse.Namespace, found: Sequence[Entry]) -> str:
+def report(args: argparse.Namespace, results: Sequence[Entry]) -> str:
     parts = [
         f"# {args.root.resolve().name}\n",
-        f"{said(args)}. Mean ± standard error over {args.draws} draws; maps and masks at 256 px, AUPRO up to a "
+        f"{settings_of(args)}. Mean ± standard error over {args.draws} draws; maps and masks at 256 px, AUPRO up to a "
         "false-positive rate of 0.3.\n",
     ]
     if args.quick or args.limit:
         parts.append("**Not all test images, draws or categories: not to quote.**\n")
     summary, worst = [], []
     for shots in args.shots:
-        measured = {metric: values(found, shots, metric) for metric in METRICS}
+        measured = {metric: values(results, shots, metric) for metric in METRICS}
         measured = {metric: by_category for metric, by_category in measured.items() if by_category}
         names = list(measured["image"])
         rows = []
         for name in names:
             cells = [shown(np.array([by[name]])) if name in by else "–" for by in measured.values()]
-            tested = next(entry for entry in found if entry["category"] == name)
+            tested = next(entry for entry in results if entry["category"] == name)
             rows.append([name, f"{tested['n_normal']} / {tested['n_anomalous']}", *cells])
         means = [shown(np.array(list(by.values()))) for by in measured.values()]
         rows.append(["**mean**", "", *means])
@@ -221,12 +221,13 @@ def report(args: argparse.Namespace, found: Sequence[Entry]) -> str:
     return "\n".join(parts)
 
 
-def said(args: argparse.Namespace) -> str:
+def settings_of(args: argparse.Namespace) -> str:
     det = make_detector(args)
     default = DualDistillationDetector().get_params()
-    own = {name: value for name, value in det.get_params().items() if value != default[name]}
-    own = {name: value for name, value in own.items() if name not in ("backbone", "weights", "verbose", "device")}
-    return ", ".join([f"Backbone `{det.backbone}`", *(f"{name} {value}" for name, value in own.items())])
+    changed = {name: value for name, value in det.get_params().items() if value != default[name]}
+    omitted = ("backbone", "weights", "verbose", "device")
+    shown_settings = [f"{name} {value}" for name, value in changed.items() if name not in omitted]
+    return ", ".join([f"Backbone `{det.backbone}`", *shown_settings])
 
 
 def main() -> int:
@@ -245,7 +246,7 @@ def main() -> int:
     text = report(args, found)
     print(text)
     write(args.out / "mvtec.md", text)
-    about = {"root": args.root.name, "detector": said(args), "quick": bool(args.quick or args.limit)}
+    about = {"root": args.root.name, "detector": settings_of(args), "quick": bool(args.quick or args.limit)}
     write(args.out / "mvtec.json", json.dumps({**about, "results": found}, indent=1))
     store.report()
     return 0

@@ -1,7 +1,7 @@
-"""False alarms when the support is one image four times: python benchmarks/near_duplicates.py [DATA].
+"""False alarms with near-duplicates as the support: python benchmarks/near_duplicates.py [DATA].
 
-The support of each task is four normal images: drawn at random; one image saved as JPEG four times; or four frames of
-one still scene. The false-positive rate is counted on forty other normal images.
+The support of each task is four normal images: drawn at random; one image saved as JPEG at four qualities; or four
+frames of a static scene. The false-positive rate is measured on forty other normal images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def as_jpeg(path: Path, i: int) -> Image.Image:
 
 
 def as_frame(path: Path, i: int) -> np.ndarray:
-    """Add noise, a little brightness and a shift by one pixel."""
+    """Add noise, some brightness and a shift by one pixel."""
     pixels = np.asarray(Image.open(path).convert("RGB"), dtype=float)
     noise = np.random.default_rng(i).normal(0, 3, pixels.shape)
     return np.clip(np.roll(pixels, (i % 2, i // 2 % 2), (0, 1)) + noise + 1.5 * i, 0, 255).astype(np.uint8)
@@ -51,21 +51,21 @@ def main() -> None:
     data = parser.parse_args().data
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    found: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {}
+    detected: dict[str, list[bool]] = {}
     tasks = sorted(path.name for path in data.iterdir() if (path / "good").is_dir())
     for task in tasks:
         good = sorted((data / task / "good").iterdir())
         fresh = [good[i] for i in np.random.default_rng(0).permutation(len(good))[4 : 4 + FRESH]]
         for name, support in supports(good).items():
             det = DualDistillationDetector(random_state=0).fit(support)
-            found.setdefault(name, []).append(float((det.predict(fresh) == -1).mean()))
-            n_groups = len(set(det.fitted_.groups))
-            found.setdefault(f"{name}: told", []).append(float(n_groups < len(support)))
-    print("| support | false alarms, mean | smallest to largest | near-duplicates named on |\n|---|---|---|---|")
+            rates.setdefault(name, []).append(float((det.predict(fresh) == -1).mean()))
+            detected.setdefault(name, []).append(len(set(det.fitted_.groups)) < len(support))
+    print("| support | false alarms, mean | minimum to maximum | near-duplicates detected |\n|---|---|---|---|")
     for name in ("random", "four qualities", "four frames"):
-        alarms, told = np.array(found[name]), np.array(found[f"{name}: told"])
+        alarms = np.array(rates[name])
         print(
-            f"| {name} | {alarms.mean():.2f} | {alarms.min():.2f} to {alarms.max():.2f} | {told.sum():.0f} of "
+            f"| {name} | {alarms.mean():.2f} | {alarms.min():.2f} to {alarms.max():.2f} | {sum(detected[name])} of "
             f"{len(tasks)} tasks |"
         )
 

@@ -1,13 +1,13 @@
-"""The paper's own experiment, on your copy of its data: each domain held out in turn, every line of the ablation.
+"""The paper's experiment on your copy of its data: each domain held out in turn, with every variant of the ablation.
 
 python benchmarks/paper.py ROOT --out results
 python benchmarks/paper.py ROOT --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors --quick
 
 ROOT has one folder for each domain (HIS, LAG, APTOS, RSNA, Brain_Tumor, or any others), with train/good, test/good and
-test/bad, or with good/ and bad/ (then split as in quality.py). For each domain and line, a student is pretrained by
-episodes on the normal images of other families' domains (the family is the name up to the first underscore), for a
-fixed number of epochs. Then K normal images of the domain, drawn by each seed, are the support. Nothing is chosen by
-test labels. Students and results are kept in OUT; an interrupted run resumes.
+test/bad, or with good/ and bad/ (then split as in quality.py). For each domain and variant, a student is pretrained on
+episodes of normal images from other families' domains (the family is the name up to the first underscore), for a fixed
+number of epochs. Then K normal images of the domain, drawn by each seed, are the support. Test labels are used only for
+the metrics. Students and results are stored in OUT; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tqdm.auto import tqdm
 
 from fewshot_ad.exceptions import PretrainingStopped
 
-# Image AUROC in the paper's tables, by line, domain and shots.
+# Image AUROC in the paper's tables, by variant, domain and shots.
 PUBLISHED: dict[str, dict[tuple[str, int], float]] = {
     "paper-tsd": {("HIS", 2): 0.661, ("APTOS", 2): 0.582},
     "paper-ssd": {("HIS", 2): 0.900, ("APTOS", 2): 0.927},
@@ -50,13 +50,13 @@ PUBLISHED: dict[str, dict[tuple[str, int], float]] = {
         ("HIS", 2): 0.942, ("LAG", 4): 0.962, ("APTOS", 2): 1.000, ("RSNA", 4): 0.979, ("Brain_Tumor", 4): 0.953,
     },
 }  # fmt: skip
-# The ablation table and the main table differ for the whole method.
-ALSO = "The paper's ablation table gives the whole method 0.967 on HIS and 1.000 on APTOS."
+# The ablation table and the main table differ for the full method.
+ALSO = "In the paper's ablation table, the full method has 0.967 on HIS and 1.000 on APTOS."
 WARNING = """\
-**The published figures do not compare with these.** The published code blurs a whole batch of maps with one Gaussian,
+**The published figures do not compare with these.** The published code blurs a batch of maps with one Gaussian
 across images that are sorted by class, drops the last incomplete batch, and keeps the epoch with the best AUROC on the
 test images. Ours are scored image by image, with a fixed length of training. "Leaky" (--leaky) scores the same maps
-with that blur, to show its effect alone; it is not a measurement of anything.
+with that blur, to show its effect alone; it is not a valid measurement.
 """
 QUICK = {"shots": [2, 4], "seeds": 2, "steps": 60, "images": 40, "auxiliary": 40, "domains": 4}
 
@@ -69,17 +69,17 @@ def parse() -> argparse.Namespace:
     add("--backbone", default="wide_resnet50_2.tv_in1k")
     add("--weights", type=Path, help="safetensors file of the backbone; default: the hub's")
     add("--image-size", type=int, default=128)
-    add("--blocks", type=int, nargs=3, default=(3, 4, 6), help="of the decoder")
-    add("--domains", nargs="+", metavar="NAME", help="to hold out; all others are trained on. Default: each in turn")
+    add("--blocks", type=int, nargs=3, default=(3, 4, 6), help="residual blocks of the decoder")
+    add("--domains", nargs="+", metavar="NAME", help="domains to hold out, one at a time; default: all")
     add("--lines", nargs="+", choices=ABLATION, default=list(ABLATION))
-    add("--shots", type=int, nargs="+", default=[2, 4, 8], metavar="K", help="of the test and of the episodes")
+    add("--shots", type=int, nargs="+", default=[2, 4, 8], metavar="K", help="support images, in tests and episodes")
     add("--seeds", type=int, default=5)
-    add("--epochs", type=int, default=70, help="over the auxiliary images, 16 in a step")
-    add("--steps", type=int, help="in place of epochs")
+    add("--epochs", type=int, default=70, help="passes over the auxiliary images, 16 per step")
+    add("--steps", type=int, help="number of steps, instead of epochs")
     add("--threads", type=int, default=os.cpu_count())
-    add("--leaky", action="store_true", help="also score as the published code does")
+    add("--leaky", action="store_true", help="also score like the published code")
     add("--fresh", action="store_true", help="recompute every result, with the existing students")
-    add("--quick", action="store_true", help="few domains, images and steps: a check that everything runs")
+    add("--quick", action="store_true", help="few domains, images and steps, to check that everything runs")
     args = parser.parse_args()
     if args.quick:
         args.shots, args.seeds = QUICK["shots"], min(args.seeds, QUICK["seeds"])
@@ -95,7 +95,7 @@ def n_steps(args: argparse.Namespace, domains: list[Path], held_out: Path, limit
 
 
 def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
-    """Compute, or find, every result."""
+    """Compute or reuse every result."""
     domains = find_tasks(args.root)
     held_out = find_tasks(args.root, args.domains)
     if args.quick and args.domains is None:
@@ -133,8 +133,8 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
 
 
 def report(args: argparse.Namespace, results: Results) -> str:
-    said = f"epochs {args.epochs}" if args.steps is None else f"{args.steps} steps"
-    parts = [f"Backbone {args.backbone}, {args.image_size} px, {args.seeds} seeds, {said}.\n", WARNING]
+    training = f"epochs {args.epochs}" if args.steps is None else f"{args.steps} steps"
+    parts = [f"Backbone {args.backbone}, {args.image_size} px, {args.seeds} seeds, {training}.\n", WARNING]
     if args.quick:
         parts.append("**A quick look: fewer domains, images, seeds and steps. Not to quote.**\n")
     for shots in results.shots:
@@ -162,9 +162,9 @@ def main() -> int:
     except (KeyboardInterrupt, PretrainingStopped):
         print("\nStopped; the same command resumes from here.", file=sys.stderr)
         return 130
-    said = report(args, Results(found))
-    print(said)
-    write(args.out / "paper.md", said)
+    text = report(args, Results(found))
+    print(text)
+    write(args.out / "paper.md", text)
     published = [
         {"method": line, "task": domain, "shots": shots, "image": figure}
         for line, figures in PUBLISHED.items()

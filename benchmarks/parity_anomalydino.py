@@ -1,11 +1,11 @@
-"""Patch distances of `recipe("anomalydino")` beside those of anomalib's AnomalyDINO: Markdown on standard output.
+"""Patch distances of `recipe("anomalydino")` compared with those of anomalib's AnomalyDINO, as Markdown.
 
 python benchmarks/parity_anomalydino.py --side 448
 
-Both have the same random weights of DINOv2 S/14, support and images; nothing is downloaded. Neither support is rotated.
+Both have the same random weights of DINOv2 S/14, support and images; nothing is downloaded. The support is not rotated.
 anomalib is an optional extra: pip install "fewshot-ad[bench]".
 
-In the first row both resample position embeddings as timm does; in the second, anomalib's model does it its own way,
+In the first row both resample position embeddings like timm; in the second, anomalib's model uses its own method,
 without antialiasing.
 """
 
@@ -34,25 +34,25 @@ RESAMPLED = vision_transformer.resample_abs_pos_embed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=448, help="of the square images, a multiple of 14")
+    parser.add_argument("--side", type=int, default=448, help="side of the square images, a multiple of 14")
     parser.add_argument("--shots", type=int, default=2)
     parser.add_argument("--images", type=int, default=4)
     args = parser.parse_args()
 
     torch.manual_seed(0)
     print(
-        "| position embeddings resampled | largest difference of a distance | mean distance | image scores differ by |"
+        "| position embeddings | largest difference in distance | mean distance | largest difference in image score |"
     )
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         weights = write_weights(Path(folder, "weights.safetensors"))
-        for said, theirs in (("alike", False), ("each its own way", True)):
-            apart, mean, scores = compare(weights, args.side, args.shots, args.images, theirs)
-            print(f"| {said} | {apart:.1e} | {mean:.4f} | {scores:.1e} |")
+        for label, as_anomalib in (("both like timm", False), ("each by its own method", True)):
+            largest, mean, scores = compare(weights, args.side, args.shots, args.images, as_anomalib)
+            print(f"| {label} | {largest:.1e} | {mean:.4f} | {scores:.1e} |")
 
 
 def write_weights(path: Path) -> Path:
-    """Save random weights, with a larger share of the blocks than in an untrained network."""
+    """Save random weights, with a larger contribution of the blocks than in an untrained network."""
     model = timm.create_model(NETWORK, init_values=0.5)
     save_file(model.state_dict(), path)
     return path
@@ -76,40 +76,40 @@ def as_peers_input(images: np.ndarray) -> torch.Tensor:
 
 
 def make_images(n: int, side: int, seed: int) -> np.ndarray:
-    """Make coarse noise, (n, side, side, 3) uint8."""
+    """Create images of coarse noise, (n, side, side, 3) uint8."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 256, (n, side // 7, side // 7, 3), dtype=np.uint8)
     return np.ascontiguousarray(cells.repeat(7, 1).repeat(7, 2))
 
 
 @torch.inference_mode()
-def compare(weights: Path, side: int, shots: int, n_images: int, own_way: bool) -> tuple[float, float, float]:
-    """Compare both.
+def compare(weights: Path, side: int, shots: int, n_images: int, as_anomalib: bool) -> tuple[float, float, float]:
+    """Compare both implementations.
 
     Parameters
     ----------
     weights : Path
     side, shots, n_images : int
-        Of the images, and how many.
-    own_way : bool
-        Whether anomalib's model resamples position embeddings its own way.
+        Side of the images, and numbers of support and test images.
+    as_anomalib : bool
+        Whether anomalib's model resamples position embeddings by its own method.
 
     Returns
     -------
-    apart, mean : float
-        The largest difference between patch distances, and their mean.
+    largest, mean : float
+        The largest difference between patch distances, and the mean distance.
     scores : float
-        The largest difference between image scores, ours of pixels and theirs of patches.
+        The largest difference between image scores (ours are means of pixels, theirs of patches).
     """
     support, images = make_images(shots, side, 0), make_images(n_images, side, 1)
     peer = build_peer(weights)
     without_antialiasing = vision_transformer.resample_abs_pos_embed  # building it replaced timm's
-    vision_transformer.resample_abs_pos_embed = without_antialiasing if own_way else RESAMPLED
+    vision_transformer.resample_abs_pos_embed = without_antialiasing if as_anomalib else RESAMPLED
     peer.train()(as_peers_input(support))
     peer.fit()
-    found: list[torch.Tensor] = []
-    of_patches = peer.mean_top1p
-    with mock.patch.object(peer, "mean_top1p", lambda distances: found.append(distances) or of_patches(distances)):
+    recorded: list[torch.Tensor] = []
+    mean_top1p = peer.mean_top1p
+    with mock.patch.object(peer, "mean_top1p", lambda distances: recorded.append(distances) or mean_top1p(distances)):
         theirs = peer.eval()(as_peers_input(images)).pred_score.ravel()
     vision_transformer.resample_abs_pos_embed = RESAMPLED
 
@@ -122,7 +122,7 @@ def compare(weights: Path, side: int, shots: int, n_images: int, own_way: bool) 
     batches = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images)
     maps = (scorer.extract.batch(batch) for batch in batches)
     ours = torch.cat([patch_evidence(m, scorer.memory.bank, nothing, scorer.layers)[0] for m in maps])
-    distances = found[0].view_as(ours)
+    distances = recorded[0].view_as(ours)
     scores = torch.from_numpy(det.anomaly_score(list(images)))
     return (ours - distances).abs().max().item(), distances.mean().item(), (scores - theirs).abs().max().item()
 

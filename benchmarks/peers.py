@@ -1,7 +1,7 @@
 """anomalib's models on the same images, draws, weights and size, with their own scores and maps.
 
-Images are passed one by one. As in anomalib, a peer squashes every image to a square; "patchcore-keep" receives images
-in their own proportions at the same area, as our detectors do by default. anomalib is an optional extra:
+Images are passed one at a time. As in anomalib, every image is resized to a square; "patchcore-keep" keeps aspect
+ratios at the same area, as our detectors do by default. anomalib is an optional extra:
 `pip install "fewshot-ad[bench]"`.
 """
 
@@ -34,7 +34,7 @@ PEERS: dict[str, dict[str, Any]] = {
 
 
 def version() -> str | None:
-    """Return anomalib's version; None where it is not installed."""
+    """Return anomalib's version; None if it is not installed."""
     try:
         return importlib.metadata.version("anomalib")
     except importlib.metadata.PackageNotFoundError:
@@ -79,21 +79,21 @@ def build(peer: str, teacher: Backbone, backbone: str, seed: int) -> torch.nn.Mo
     return model
 
 
-class Held(torch.nn.Module):
-    """A peer's own feature extractor, run once for each image, not for each draw of the support."""
+class Cached(torch.nn.Module):
+    """A peer's feature extractor, run once for each image rather than for each draw of the support."""
 
-    def __init__(self, extractor: torch.nn.Module, held: dict[Any, list[torch.Tensor]]) -> None:
+    def __init__(self, extractor: torch.nn.Module, cache: dict[Any, list[torch.Tensor]]) -> None:
         super().__init__()
         self.extractor = extractor
-        self.held = held
+        self.cache = cache
 
     def forward(self, image: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Return (1, C_l, H_l, W_l) by layer, of an image (1, 3, H, W)."""
+        """Return the features (1, C_l, H_l, W_l) of an image (1, 3, H, W) by layer."""
         layers = self.extractor.layers
         key = (*layers, *image.shape, image_hash(image))
-        if key not in self.held:
-            self.held[key] = list(self.extractor(image).values())
-        return dict(zip(layers, self.held[key], strict=True))
+        if key not in self.cache:
+            self.cache[key] = list(self.extractor(image).values())
+        return dict(zip(layers, self.cache[key], strict=True))
 
 
 def evaluate_peer(
@@ -126,7 +126,7 @@ def evaluate_peer(
         model.fit()
     seconds = time.perf_counter() - start
     model.eval()
-    model.feature_extractor = Held(model.feature_extractor, features.peers)
+    model.feature_extractor = Cached(model.feature_extractor, features.peers)
     with torch.inference_mode():
         said = [model(image) for image in normalised(drawn.queries)]
     scores = torch.cat([one.pred_score.reshape(-1) for one in said]).numpy()
@@ -137,7 +137,7 @@ def evaluate_peer(
 
 
 def choose_coreset(model: torch.nn.Module, ratio: float) -> None:
-    """Have PatchCore end its fit, without its progress bar."""
+    """Select PatchCore's coreset, without its progress bar."""
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of an argument that is not passed
         model.subsample_embedding(ratio)

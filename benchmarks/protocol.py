@@ -1,6 +1,6 @@
-"""Shared by the benchmarks: draws of the support, images read once, metrics, the store of results, tables.
+"""Common code of the benchmarks: draws of the support, cached images and features, metrics, stored results, tables.
 
-A task is a folder with good/, bad/ and optionally masks/ (named as the images of bad/), or a folder with a split,
+A task is a folder with good/, bad/ and optionally masks/ (named like the images of bad/), or a folder with a split,
 train/good, test/good and test/bad. Test labels are used only to compute metrics.
 """
 
@@ -54,17 +54,15 @@ ABLATION: dict[str, dict[str, Any]] = {
 
 
 def family(task: str) -> str:
-    """Name a task's family, which its pretraining must exclude: `odir_glaucoma` and `odir_amd` are one family."""
+    """Return a task's family, which its pretraining must exclude: `odir_glaucoma` and `odir_amd` are one family."""
     return task.split("_")[0]
 
 
 def find_tasks(data: Path, names: Sequence[str] | None = None) -> list[Path]:
-    """List the folders that are tasks, or those named."""
+    """List the tasks in a folder: those named, or all."""
     found = [p for p in sorted(data.iterdir()) if (p / "good").is_dir() or (p / "train" / "good").is_dir()]
     if unknown := set(names or ()) - {p.name for p in found}:
-        raise SystemExit(
-            f"{data} has no task {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in found)}"
-        )
+        raise SystemExit(f"{data} has no task {', '.join(sorted(unknown))}; it has {', '.join(p.name for p in found)}")
     if not found:
         raise SystemExit(f"{data} holds no task: a folder with good/ and bad/, or with train/good and test/.")
     return [p for p in found if names is None or p.name in names]
@@ -124,8 +122,8 @@ def draw(task: Path, n_shots: int, seed: int, *, n_corrupted: int = 0, limit: in
     task : Path
     n_shots, seed : int
     n_corrupted : int
-        Number of support images replaced by anomalous ones, drawn by the seed from those in no test set; where these
-        are too few, from all, and then removed from the test set.
+        Number of support images replaced by anomalous ones, drawn by the seed from those that are in no test set; if
+        these are too few, from all, and then removed from the test set.
     limit : int, optional
         Limit on the test images of each class, for a quick look.
     """
@@ -135,7 +133,7 @@ def draw(task: Path, n_shots: int, seed: int, *, n_corrupted: int = 0, limit: in
     support = [pool[i] for i in order[:n_shots]]
     normal = _files(task / "test" / "good") if split else [pool[i] for i in order[n_shots : n_shots + N_NORMAL]]
     if not normal or not bad:
-        raise SystemExit(f"{task} has {len(pool)} normal and {len(bad)} anomalous images: none is left to test on.")
+        raise SystemExit(f"{task} has {len(pool)} normal and {len(bad)} anomalous images: none remain to test on.")
     if n_corrupted:
         spare = bad[N_ANOMALOUS:] if len(bad) >= N_ANOMALOUS + n_corrupted and not split else bad
         chosen = np.random.default_rng((seed, 1)).permutation(len(spare))[:n_corrupted]
@@ -150,7 +148,7 @@ class Pictures:
     """Images of one task, each read and resized once for each geometry, and their masks."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[Path, Geometry], torch.Tensor] = {}
+        self._cache: dict[tuple[Path, Geometry], torch.Tensor] = {}
         self._masks: dict[Path, np.ndarray] = {}
 
     def __call__(self, paths: Iterable[Path], geometry: Geometry) -> list[torch.Tensor]:
@@ -159,9 +157,9 @@ class Pictures:
 
     def _one(self, path: Path, geometry: Geometry) -> torch.Tensor:
         key = path, geometry
-        if key not in self._held:
-            self._held[key] = images.load(path, 0, geometry)
-        return self._held[key]
+        if key not in self._cache:
+            self._cache[key] = images.load(path, 0, geometry)
+        return self._cache[key]
 
     def truth(self, drawn: Draw) -> tuple[list[int], np.ndarray]:
         """Return which queries are normal or have a mask, and their ground truth, (N, 256, 256)."""
@@ -183,7 +181,7 @@ class Pictures:
 
 
 class Features:
-    """Teacher's features in memory, in place of a joblib.Memory: each image passes through the teacher once.
+    """In-memory stand-in for a joblib.Memory: each image passes through the teacher once.
 
     Attributes
     ----------
@@ -192,31 +190,31 @@ class Features:
     pixels : dict
         Pixel metrics by map, for components that two methods share.
     peers : dict
-        Features of other packages' networks, see `peers.Held`.
+        Features of other packages' networks, see `peers.Cached`.
     """
 
     location = "memory"
 
     def __init__(self) -> None:
-        self._held: dict[tuple[Any, ...], list[np.ndarray]] = {}
+        self._cache: dict[tuple[Any, ...], list[np.ndarray]] = {}
         self.patch: dict[Any, list[torch.Tensor]] = {}
         self.pixels: dict[tuple[str, str], float] = {}
         self.peers: dict[Any, list[torch.Tensor]] = {}
 
     def cache(self, _function: Any, ignore: Any = None) -> Features:
-        """Stand for joblib's function of this name."""
+        """Replace `joblib.Memory.cache`."""
         return self
 
     def check_call_in_cache(self, image: np.ndarray, key: str, _compute: Any) -> bool:
-        """Tell whether an image's features are held."""
-        return self._entry(image, key) in self._held
+        """Return whether an image's features are cached."""
+        return self._entry(image, key) in self._cache
 
     def __call__(self, image: np.ndarray, key: str, compute: Any) -> list[np.ndarray]:
-        """Return an image's features, computed only if they are new."""
+        """Return an image's features, computed if they are not cached."""
         entry = self._entry(image, key)
-        if entry not in self._held:
-            self._held[entry] = compute()
-        return self._held[entry]
+        if entry not in self._cache:
+            self._cache[entry] = compute()
+        return self._cache[entry]
 
     @staticmethod
     def _entry(image: np.ndarray, key: str) -> tuple[Any, ...]:
@@ -224,7 +222,7 @@ class Features:
 
 
 def pixel_auroc(truth: np.ndarray, maps: np.ndarray) -> float:
-    """Compute `roc_auc_score` of pixels; sorting each class separately takes a tenth of its time."""
+    """Compute the AUROC of pixels, in a tenth of the time of `roc_auc_score`, by sorting each class separately."""
     found, others = np.sort(maps[truth]), np.sort(maps[~truth])
     below = np.searchsorted(others, found, "left").sum(dtype=float)
     return (below + np.searchsorted(others, found, "right").sum(dtype=float)) / 2 / len(found) / len(others)
@@ -245,7 +243,7 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Compute each component's image AUROC, average precision, F1-max and, with masks, pixel AUROC and AUPRO.
 
-    Scores and maps are high for anomalous images; maps are (H, W), each in its image's own shape.
+    Scores and maps are high for anomalous images; maps are (H, W), in the shape of their images.
     """
     found = {name: image_metrics(drawn.y, score) for name, score in scores.items()}
     if not drawn.mask_files:
@@ -279,7 +277,7 @@ def enlarged(shown: np.ndarray) -> np.ndarray:
 
 
 def leaky_scores(maps: np.ndarray, sigma: float = 4.0, batch: int = LEAKY_BATCH) -> np.ndarray:
-    """Score maps as the published code does, for comparison only: never use this to score anything.
+    """Score maps like the published code, for comparison only: these are not valid scores.
 
     One Gaussian with one sigma blurs the stack of a batch along all three axes, so anomalies leak into neighbouring
     images; the score is the maximum. The last incomplete batch is dropped.
@@ -287,7 +285,7 @@ def leaky_scores(maps: np.ndarray, sigma: float = 4.0, batch: int = LEAKY_BATCH)
     Parameters
     ----------
     maps : ndarray of shape (N, H, W)
-        Before any blur, in the loader's order: sorted by class.
+        Maps without blur, in the loader's order: sorted by class.
 
     Returns
     -------
@@ -298,7 +296,7 @@ def leaky_scores(maps: np.ndarray, sigma: float = 4.0, batch: int = LEAKY_BATCH)
 
 
 def leaky_auroc(maps: np.ndarray, y: np.ndarray) -> float:
-    """Image AUROC of unblurred maps, the published way; NaN where its batches leave one class only."""
+    """Compute the image AUROC of unblurred maps like the published code; NaN if its batches have only one class."""
     order = np.argsort(y, kind="stable")  # anomalous first, as the folders' names sort
     if len(y) < LEAKY_BATCH:
         return float("nan")
@@ -314,7 +312,7 @@ def evaluate(
     start = time.perf_counter()
     det.fit(drawn.support)  # without precomputed features: the time a user would wait
     seconds = time.perf_counter() - start
-    # A setting of the call: the teacher sees each query once, whichever methods, draws and shots follow.
+    # `memory` is a parameter of the call: features of each query are computed once for all methods, draws and shots.
     scorer = det.session(memory=features).scorer
     queries = pictures(drawn.queries, det.fitted_.geometry)
     evidence = scored(det, scorer, drawn, queries, features)
@@ -369,19 +367,19 @@ def scored(
     return evidence
 
 
-# Parameters that no result depends on, or that the key contains otherwise.
+# Parameters that no result depends on, or that the key contains in another form.
 _NOT_IN_KEYS = ("weights", "init", "device", "n_jobs", "memory", "verbose")
 
 
 def in_key(det: DualDistillationDetector) -> dict[str, Any]:
-    """List what results depend on besides images, teacher and student, for their key."""
+    """Return the parameters that results depend on, other than images, teacher and student, for the key."""
     parameters = {name: value for name, value in det.get_params().items() if name not in _NOT_IN_KEYS}
     return {"parameters": {**parameters, "trained": det.init is None}, "code": code()}
 
 
 @functools.lru_cache(maxsize=1)
 def code() -> str:
-    """Hash the package's own code, so that results of other code are not reused."""
+    """Hash the code of the package, so that results of other code are not reused."""
     root = Path(fewshot_ad.__file__).parent
     digest = hashlib.sha256(fewshot_ad.__version__.encode())
     for file in sorted(root.rglob("*.py")):
@@ -419,7 +417,7 @@ class Store:
         return found
 
     def report(self) -> None:
-        """Report on standard error how much was computed."""
+        """Print to standard error how many results were computed and reused."""
         if self.n_computed == 0:
             print(f"All {self.n_found} results came from {self.folder}; nothing was computed.", file=sys.stderr)
         else:
@@ -427,7 +425,7 @@ class Store:
 
 
 def write(file: Path, text: str) -> None:
-    """Write a file completely or not at all."""
+    """Write a file atomically."""
     beginning = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     beginning.write_text(text)
     os.replace(beginning, file)
@@ -457,9 +455,9 @@ def pretrained_student(
     tasks : sequence of Path
         All tasks; those of `held_out`'s family are left out.
     held_out, folder : Path
-        The folder keeps students, and the teacher's features, which all lines share.
+        Task to hold out; and folder for the students and the teacher's features, which all lines share.
     n_steps, n_shots : int
-        Fixed in advance; the last student is kept.
+        Number of training steps, fixed in advance (the last student is kept), and of support images per episode.
     limit : int, optional
         Limit on the images of each task.
     **network

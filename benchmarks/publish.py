@@ -1,11 +1,11 @@
-"""Write the results of a benchmark to one small JSON file, as those in docs/results.
+"""Write the results of a benchmark to a small JSON file, like those in docs/results.
 
 python benchmarks/publish.py quality OUT quality.json --methods default memory-rotated
 python benchmarks/publish.py defaults OUT defaults.json
 python benchmarks/publish.py calibrate OUT calibrate.json
 
-OUT is the folder that quality.py, defaults.py or calibrate.py keeps its results in. A list in the file has one entry
-for each draw of the support, in the order of the seeds. No path and no time is in the file.
+OUT is the folder in which quality.py, defaults.py or calibrate.py stores its results. A list in the file has one entry
+for each draw of the support, in the order of the seeds. The file contains neither paths nor times.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calibrate import SIZES, after, called
+from calibrate import SIZES, measure_rates, rates_after
 from defaults import VALUES
 from protocol import write
 
@@ -39,13 +39,13 @@ Row = dict[str, Any]
 
 
 def stored(folder: Path) -> list[tuple[Row, Row]]:
-    """Read a store: key and result of each, in the order of the seeds."""
+    """Read a store: pairs of key and result, in the order of the seeds."""
     found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
     return sorted(((one["key"], one["found"]) for one in found if "key" in one), key=lambda pair: pair[0]["seed"])
 
 
 def rounded(value: Any) -> Any:
-    """Round to four digits; null for what is not a number."""
+    """Round to four digits; NaN becomes null."""
     if isinstance(value, (list, np.ndarray)):
         return None if np.isnan(value).any() else [round(float(one), 4) for one in value]
     return None if np.isnan(value) else round(float(value), 4)
@@ -64,7 +64,7 @@ def quality(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Row
 def defaults(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Row]]:
     """Yield the parameters that differ from the defaults, and image AUROC."""
     usual = {name: one.default for name, one in inspect.signature(DualDistillationDetector).parameters.items()}
-    usual["image_size"] = VALUES["image_size"][0]  # keys have what None is resolved to
+    usual["image_size"] = VALUES["image_size"][0]  # keys have the resolved value of None
     for key, found in stored(out / "results"):
         own = {name: key["parameters"][name] for name in [*VALUES, "evidence"] if name in key["parameters"]}
         changed = {name: value for name, value in own.items() if value != usual[name]}
@@ -77,8 +77,8 @@ def defaults(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Ro
 def calibrated(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Row]]:
     """Yield the rates before and after a calibration."""
     for key, found in stored(out):
-        rates = {"before": rounded(called(found, found["offset"]))}
-        rates |= {f"calibrated_{n}": rounded(after(found, n, key["seed"])) for n in SIZES}
+        rates = {"before": rounded(measure_rates(found, found["offset"]))}
+        rates |= {f"calibrated_{n}": rounded(rates_after(found, n, key["seed"])) for n in SIZES}
         yield {"task": key["task"], "shots": key["shots"]}, rates
 
 

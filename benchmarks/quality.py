@@ -1,36 +1,36 @@
-"""Accuracy of our methods and of peers on real images: Markdown on standard output, and a folder of results.
+"""Accuracy of our methods and of peers on real images, as Markdown on standard output and a folder of results.
 
 python benchmarks/quality.py DATA --out results
 python benchmarks/quality.py DATA --out results --backbone mobilenetv2_100 --weights mobilenetv2_100.safetensors
 python benchmarks/quality.py DATA --out results --shots 4 --methods default --aspect square
 
-DATA has one folder for each task, with good/, bad/ and optionally masks/ (named as the images of bad/). Each seed draws
-K normal images as the support; the next 150 and the first 100 anomalous ones are the test set. The metrics are image
+DATA has one folder per task, with good/, bad/ and optionally masks/ (named like the images of bad/). Each seed draws K
+normal images as the support; the next 150 and the first 100 anomalous ones are the test set. The metrics are image
 AUROC, and pixel AUROC and AUPRO (false-positive rate up to 0.3) at 256 px over the normal images and those with a mask:
-means over seeds, then over tasks, with the standard error over seeds. Nothing is chosen by test labels. Every result is
-kept in OUT; an interrupted run resumes.
+means over seeds, then over tasks, with the standard error over seeds. Test labels are used only for the metrics. Every
+result is stored in OUT; an interrupted run resumes.
 
 Methods, all with the network --backbone:
 
 default         DualDistillationDetector(), and each of its score components alone
 no-student      evidence=("patch", "embedding")
 memory          the memory bank alone: evidence="patch", border_weight=1, contrast=0, augment=False
-memory-rotated  the same with augment=True: also of rotated and flipped views
-paper           the paper's setting: a student pretrained by episodes on the other families' normal images (the family
+memory-rotated  the same with augment=True: with rotated and flipped views
+paper           the paper's setting: a student pretrained on episodes of the other families' normal images (the family
                 is the name up to the first underscore), not trained on the support
 paper-tsd, paper-ssd, paper-ssd-tsd
-                the lines of its ablation: one loss alone, and both without learn-to-weight
+                variants of its ablation: one loss alone, and both without learn-to-weight
 patchcore, patchcore-0.1, padim
-                anomalib's models, with a coreset of all patches and of a tenth, each image squashed to a square; left
-                out where it is not installed
-patchcore-keep  PatchCore with each image in its own proportions, at the same area
-scratch         an untrained student, trained on the support: "ssd" and "tsd" together, and each
-steps           the default, with another 50 training steps on the support (where there is a packaged student)
+                anomalib's models, with a coreset of all patches and of a tenth, each image resized to a square; left
+                out if it is not installed
+patchcore-keep  PatchCore with each image at its own aspect ratio, at the same area
+scratch         a student trained on the support from scratch: "ssd" and "tsd" together, and each alone
+steps           the default, with another 50 training steps on the support (if there is a packaged student)
 
---aspect, --max-patches and --precision apply to our methods; the paper's lines use squares. "scratch" and "steps" train
-at every fit and take longer than all others together, so they run only if named in --methods. The paper's students
-train for a fixed 300 episodes of four shots, with decoders of (2, 2, 2) blocks (--blocks 3 4 6 for the paper's, which
-take three times as long). benchmarks/paper.py is the paper's own experiment.
+--aspect, --max-patches and --precision apply to our methods; the paper's variants use squares. "scratch" and "steps"
+train at every fit and take longer than all others together, so they run only if named in --methods. The paper's
+students are trained for 300 episodes of four shots, with decoders of (2, 2, 2) blocks (--blocks 3 4 6 for those of the
+paper, which take three times as long). benchmarks/paper.py is the paper's experiment.
 """
 
 from __future__ import annotations
@@ -98,32 +98,36 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("data", type=Path, metavar="DATA")
-    add("--out", type=Path, required=True, metavar="DIR", help="quality.md, .json, .png, and what is kept between runs")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for quality.md, .json, .png, and stored results")
     add("--shots", type=int, nargs="+", default=[2, 4, 8], metavar="K")
     add("--seeds", type=int, default=5)
     add(
         "--image-size",
         type=int,
         default=128,
-        help="square root of the area; default: the package's",
+        help="square root of the area of images, pixels",
     )
-    add("--aspect", choices=("keep", "square"), default=DEFAULTS["aspect"], help="of ours; default: the package's")
-    add("--max-patches", type=int, default=DEFAULTS["max_patches"], help="of ours; default: the package's")
+    add("--aspect", choices=("keep", "square"), default=DEFAULTS["aspect"], help="for our methods")
+    add("--max-patches", type=int, default=DEFAULTS["max_patches"], help="for our methods")
     add("--backbone", default="compact")
     add("--weights", type=Path, help="safetensors file of the backbone; default: packaged, or the hub's")
     add("--precision", default="auto", help="precision of our networks and search")
-    add("--blocks", type=int, nargs=3, default=(2, 2, 2), help="decoder blocks of the paper's lines")
+    add("--blocks", type=int, nargs=3, default=(2, 2, 2), help="decoder blocks of the paper's variants")
     add("--tasks", nargs="+", metavar="NAME", help="default: all")
     add("--methods", nargs="+", metavar="NAME", choices=METHODS, default=[name for name in METHODS if name not in SLOW])
-    add("--jobs", type=int, help="processes, each for one family of tasks at a time; default: two, on a GPU one")
-    add("--threads", type=int, help="of each process; default: the cores, shared out")
-    add("--leaky", action="store_true", help="also score the paper's lines as the published code does")
-    add("--corrupted", action="store_true", help="also with anomalous images in the support: 1 of 4 and 2 of 8")
+    add(
+        "--jobs",
+        type=int,
+        help="number of processes, each for one family of tasks at a time; default: two, or one on a GPU",
+    )
+    add("--threads", type=int, help="number of threads of each process; default: the cores divided by --jobs")
+    add("--leaky", action="store_true", help="also score the paper's variants like the published code")
+    add("--corrupted", action="store_true", help="also with anomalous images in the support, 1 of 4 and 2 of 8")
     add("--fresh", action="store_true", help="recompute every result")
     add(
         "--quick",
         action="store_true",
-        help="four tasks, few images: a few minutes, and figures that are not comparable",
+        help="four tasks and few images, in a few minutes; figures are not comparable",
     )
     args = parser.parse_args()
     cores = os.cpu_count() or 1
@@ -169,14 +173,14 @@ class Run:
     def entries(self) -> list[Entry]:
         """Compute or reuse every result."""
         plan = list(self._plan())
-        families: dict[str, list[Entry]] = {}  # share students, which must not be trained twice at a time
+        families: dict[str, list[Entry]] = {}  # a family shares students, which must not be trained concurrently
         for item in sorted(plan, key=lambda item: not (self.args.data / item["task"] / "masks").is_dir()):
             families.setdefault(family(item["task"]), []).append(item)
         kinds = {}
         with tqdm(total=len(plan), unit="result", file=sys.stderr) as bar:
             if self.args.jobs == 1:
                 done = (([found], (0, 0)) for items in families.values() for found in self.results(items))
-            else:  # long ones, with masks, come first
+            else:  # long ones, those with masks, come first
                 # PatchCore's coreset keeps a small tensor after each large one that it frees. At 224 px glibc's heap
                 # grew beyond 20 GB, unless large blocks are mapped separately.
                 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 22))
@@ -244,7 +248,7 @@ class Run:
 
 
 def _elsewhere(args: argparse.Namespace, items: Sequence[Entry]) -> tuple[list[tuple[Entry, Any]], tuple[int, int]]:
-    """Run a part of the plan in another process: results, and how many were reused and computed."""
+    """Run a part of the plan in another process; return results, and numbers of reused and computed ones."""
     torch.set_num_threads(args.threads)
     run = Run(args)
     return list(run.results(items)), (run.store.n_found, run.store.n_computed)
@@ -278,7 +282,7 @@ class Results:
         return {name: tasks for name, tasks in groups.items() if tasks}
 
     def values(self, shots: int, label: str, tasks: Sequence[str], metric: str) -> np.ndarray | None:
-        """Return (tasks, seeds) for the tasks that have the metric; None where none has."""
+        """Return (tasks, seeds) for the tasks that have the metric; None if no task has it."""
         rows = [[row.get(metric, np.nan) for row in self.found.get((shots, label, task), [])] for task in tasks]
         rows = [row for row in rows if row and not np.isnan(row).any()]
         return np.array(rows) if rows else None
@@ -291,7 +295,7 @@ class Results:
         return "–" if values is None else shown(values, digits, error)
 
     def grid(self, shots: int, metrics: Sequence[str], digits: int = 3, needs: str | None = None) -> str:
-        """Make a table of labels (those with the metric `needs`) by tasks and means; cells have one or more metrics."""
+        """Format a table of labels (with the metric `needs`, if given) by tasks and means; a cell has all `metrics`."""
         groups = self.groups()
         tasks = [t for t in self.tasks if any(self.values(shots, n, [t], metrics[0]) is not None for n in self.labels)]
         columns = [[task] for task in tasks] + list(groups.values())
@@ -306,7 +310,7 @@ class Results:
         return table(["method", *tasks, *(f"**{name}**" for name in groups)], rows) if rows else ""
 
     def summary(self) -> str:
-        """Make the table of mean image AUROC by group of tasks and shots."""
+        """Format the table of mean image AUROC by group of tasks and shots."""
         columns = [(name, shots) for name in self.groups() for shots in self.shots]
         rows = []
         for label in self.labels:
@@ -321,9 +325,7 @@ def report(run: Run, results: Results) -> str:
         f"{args.seeds} seeds, {len(results.tasks)} tasks.\n"
     ]
     if args.quick:
-        parts.append(
-            "**A quick look: fewer images, seeds and training steps than the protocol asks for. Not to quote.**\n"
-        )
+        parts.append("**A quick look: fewer images, seeds and training steps than in the protocol. Not to quote.**\n")
     parts += [note + "\n" for note in run.notes]
     parts += ["## Mean image AUROC ± standard error over seeds\n", results.summary()]
     for shots in results.shots:
@@ -336,8 +338,8 @@ def report(run: Run, results: Results) -> str:
         parts.append(results.grid(shots, ["fit"], 2))
         if leaky := results.grid(shots, ["leaky", "image"], needs="leaky"):
             parts += [
-                "Image AUROC of the same maps as the published code scores them, blurred across images that are sorted "
-                "by class / scored each by itself. The first is not a measurement of anything:\n",
+                "Image AUROC of the same maps, scored like the published code, with a blur across images that are "
+                "sorted by class / scored image by image. The first is not a valid measurement:\n",
                 leaky,
             ]
     return "\n".join(parts)
@@ -371,7 +373,7 @@ def plot(results: Results, file: Path) -> None:
 
 
 def dump(file: Path, found: dict[str, Any]) -> None:
-    """Write JSON; a leaky figure that has no meaning is null."""
+    """Write JSON; an undefined leaky figure is null."""
     write(file, json.dumps(found, indent=1).replace("NaN", "null"))
 
 

@@ -1,4 +1,4 @@
-"""Processor time of scoring by part. `python benchmarks/speed.py --profile` prints it."""
+"""Processor time of scoring by part, printed by `python benchmarks/speed.py --profile`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewshot_ad import support
 from fewshot_ad.data import images
 from fewshot_ad.method import features, matching, scoring
 
-# Each part and its functions, by the names that their callers use. Time counts for the innermost.
+# Parts and their functions, by the names that callers use. Time is attributed to the innermost part.
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "teacher": [(features, "run_network")],
     "student": [(scoring, "run_student")],
@@ -32,7 +32,7 @@ REST = "threads, batching, other"
 
 
 class Clock:
-    """Processor time by part; nested parts count for the inner one."""
+    """Processor time by part; time in nested parts is attributed to the inner one."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = dict.fromkeys([*PARTS, REST], 0.0)
@@ -46,7 +46,7 @@ class Clock:
 
     @contextmanager
     def run(self, part: str) -> Iterator[None]:
-        """Count the time of a part."""
+        """Measure the time of a part."""
         self._tick()
         self._within.append(part)
         try:
@@ -56,7 +56,7 @@ class Clock:
             self._within.pop()
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Count a function's time for a part."""
+        """Wrap a function to attribute its time to a part."""
 
         @functools.wraps(function)
         def call(*given: Any, **options: Any) -> Any:
@@ -67,7 +67,7 @@ class Clock:
 
 
 def profile(work: Callable[[], object], n: int) -> dict[str, float]:
-    """Run a function that scores n images in this thread; ms of processor time for an image, by part."""
+    """Run a function that scores n images in this thread; return ms of processor time per image, by part."""
     with ExitStack() as stack:
         clock = Clock()
         for part, places in PARTS.items():

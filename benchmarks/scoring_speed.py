@@ -1,15 +1,15 @@
-"""Images a second that a fitted detector scores from files, in one process, and memory: Markdown on standard output.
+"""Scoring speed from files in one process, in images per second, and memory, as Markdown on standard output.
 
 python benchmarks/scoring_speed.py FOLDER --threads 1 2
 python benchmarks/scoring_speed.py FOLDER --threads 2 1 --small
 python benchmarks/scoring_speed.py FOLDER --processes 2
 python benchmarks/scoring_speed.py FOLDER --rounds 0 --many 20000
 
-The first four files of the folder are the support. Numbers of threads are timed in turn, and the median of the rounds
-is shown. Processor time excludes other programs. --many scores this number of files in one call, by repetition, and
-prints the growth of the peak resident memory over a call of 1,000. --processes times joblib's processes of one thread
-each against this process with its threads, in turn. --small times one array at a time, and 32 of the files as arrays
-and as JPEGs of several sizes, in turn.
+The first four files of the folder are the support. Numbers of threads are timed alternately, and the median over rounds
+is printed. Processor time excludes other programs. --many scores this number of files in one call, by repetition, and
+prints the peak resident memory compared with that of a call with 1,000. --processes times joblib's processes of one
+thread each against this process with its threads, alternately. --small times one array at a time, and 32 of the files
+as arrays and as JPEGs of several sizes, alternately.
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--files", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="one image, and JPEGs against arrays, instead")
-    parser.add_argument("--processes", type=int, metavar="N", help="joblib's, against one process, instead")
-    parser.add_argument("--many", type=int, metavar="N", help="files in one call, to measure growth of memory")
+    parser.add_argument("--small", action="store_true", help="time one image, and JPEGs against arrays, instead")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="time this number of joblib's processes against one process, instead"
+    )
+    parser.add_argument(
+        "--many", type=int, metavar="N", help="number of files in one call, to measure the growth of memory"
+    )
     args = parser.parse_args()
 
     files = images.files(args.folder)
@@ -56,7 +60,7 @@ def main() -> None:
 
 
 def show_growth(detector: DualDistillationDetector, files: list[Path], n: int) -> None:
-    """Score 1,000 files, then n; print the peak of the resident memory after each."""
+    """Score 1,000 files, then n; print the peak resident memory after each."""
     for count in (1000, n):
         start = time.perf_counter()
         detector.score_samples([files[i % len(files)] for i in range(count)])
@@ -65,7 +69,7 @@ def show_growth(detector: DualDistillationDetector, files: list[Path], n: int) -
 
 
 def show_processes(args: argparse.Namespace, detector: DualDistillationDetector, files: list[Path]) -> None:
-    """Time N processes, already started, against one with all threads, in turn; print medians of images a second."""
+    """Time N running processes against one with all threads, alternately; print medians in images per second."""
     size = -(-len(files) // args.processes)
     parts = [files[i : i + size] for i in range(0, len(files), size)]
     pairs = []

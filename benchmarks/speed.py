@@ -1,4 +1,4 @@
-"""Speed of the default against targets and contenders timed in turn in one run: Markdown on standard output.
+"""Speed of the default compared with targets and contenders, timed alternately in one run, as Markdown.
 
 python benchmarks/speed.py --earlier EARLIER
 python benchmarks/speed.py --profile
@@ -8,24 +8,24 @@ without it, and those of PatchCore without anomalib. A full run takes about ten 
 selects rows.
 
 The packaged network and default settings are used unless a row says otherwise; pictures are square crops of
-photographs. Every contender runs in its own process. All are timed in turn, once to warm up and once in each round, so
-that they share the machine's conditions. A figure is the median of the rounds' ratios, with the interquartile range.
+photographs. Every contender runs in its own process. All are timed alternately, once to warm up and once in each round,
+so that they share the machine's conditions. A figure is the median ratio over rounds, with the interquartile range.
 
 earlier     the default against the earlier package, arrays
 patchcore   evidence="patch" without rotated views against anomalib's PatchcoreModel (coreset 0.1), same number of
             patches; PatchCore starts from ready tensors, ours from arrays
-networks    the default against bare passes of its teacher and student, on ready tensors: with torch's own threads, and
-            with one thread for each batch, as in the default
+networks    the default against bare passes of its teacher and student, on ready tensors: with torch's threads, and with
+            one thread for each batch, as in the default
 shots       many support images against few, for each precision
-sizes       larger images against the earlier package; peak of the resident memory (libraries included) and time of fit
-one         one array in a call
+sizes       larger images against the earlier package; peak resident memory (including libraries) and time of fit
+one         one array per call
 files       large JPEG files against arrays
 student     time saved without the student
 workers     n_jobs=2 against n_jobs=1, and whether the scores have the same bits
 many        many more support images: time of a score, and size of the .fsad file
 cli         `fewshot-ad score` of one image in a new process against the earlier package's
 
---profile prints the processor time of an image by part, with n_jobs=1.
+--profile prints the processor time per image by part, with n_jobs=1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
 
 
 class Process:
-    """A package in its own process, see speed_worker.py."""
+    """A package in a separate process; see speed_worker.py."""
 
     def __init__(self, root: Path, threads: int, folder: Path) -> None:
         if not (root / "fewshot_ad").is_dir():
@@ -61,7 +61,7 @@ class Process:
         self.about = self.ask("about")
 
     def ask(self, command: str, **options: Any) -> Any:
-        """Send a command, and return its result."""
+        """Send a command and return its result."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps({"command": command, **options}), file=self._process.stdin, flush=True)
@@ -93,7 +93,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 class Bench:
-    """Measures rows, and prints each when it is ready."""
+    """Measurement of rows, each printed when it is ready."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
@@ -131,7 +131,7 @@ class Bench:
         return lambda: self.process(process).ask(command, name=name, n=n, side=side)
 
     def in_turn(self, *ways: Callable[[], float]) -> list[list[float]]:
-        """Call each function once to warm up, then once in every round; return their results."""
+        """Call each function once to warm up, then once per round, alternately; return their results."""
         found: list[list[float]] = [[] for _ in ways]
         for number in range(1 - self.warm, self.rounds + 1):
             for values, way in zip(found, ways, strict=True):
@@ -143,23 +143,23 @@ class Bench:
     def say(
         self, what: str, goal: str, values: Sequence[float], met: bool | None, further: str, digits: int = 2
     ) -> None:
-        """Write a row."""
+        """Print a row."""
         median, low, high = (f"{value:.{digits}f}" for value in middle(values))
         shown = median if len(values) == 1 else f"{median} ({low} to {high})"
         verdict = {None: "–", True: "yes", False: "**no**"}[met]
         print(f"| {what} | {goal} | {shown} | {verdict} | {further} |", flush=True)
 
     def at_least(self, what: str, goal: float, values: Sequence[float], further: str) -> None:
-        """Write a row whose figure should be large."""
+        """Print a row whose figure should be large."""
         self.say(what, f"at least {goal:g}", values, middle(values)[0] >= goal, further)
 
     def at_most(self, what: str, goal: float, values: Sequence[float], further: str, digits: int = 2) -> None:
-        """Write a row whose figure should be small."""
+        """Print a row whose figure should be small."""
         self.say(what, f"at most {goal:g}", values, middle(values)[0] <= goal, further, digits)
 
     @staticmethod
     def speeds(n: int, *seconds: Sequence[float]) -> str:
-        """Format several times as images a second."""
+        """Format several times as images per second."""
         return " against ".join(f"{n / statistics.median(each):.3g}" for each in seconds) + " images/s"
 
 
@@ -218,7 +218,7 @@ def row_shots(bench: Bench) -> None:
 
 def row_sizes(bench: Bench) -> None:
     for side, goal, n in bench.larger:
-        # New processes: a peak needs a process that did nothing else.
+        # New processes, since a peak covers everything that a process did.
         processes = [f"own {side}"] + ([f"earlier {side}"] if bench.args.earlier else [])
         names = [(process, bench.detector(process, bench.usual, side)) for process in processes]
         ways = [bench.scoring(*name, n, side) for name in names]
@@ -356,9 +356,13 @@ def parse() -> argparse.Namespace:
     add("--earlier", type=lambda name: Path(name).resolve(), metavar="PATH", help="checkout of an earlier commit")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     add("--rounds", type=int, default=7)
-    add("--threads", type=int, default=os.cpu_count(), help="of torch in every process")
-    add("--profile", action="store_true", help="print the processor time of an image by part instead")
-    add("--quick", action="store_true", help="few and small images: a check that everything runs, no usable figures")
+    add("--threads", type=int, default=os.cpu_count(), help="torch's number of threads in every process")
+    add("--profile", action="store_true", help="print the processor time per image by part instead")
+    add(
+        "--quick",
+        action="store_true",
+        help="few and small images, to check that everything runs; figures are not usable",
+    )
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Worker process of speed.py: one line of JSON in, one line of JSON out.
 
-It imports the first fewshot_ad on PYTHONPATH and uses only names that are public in earlier versions too. Only the
-commands `networks`, `patchcore` and `profile` need the package that this file comes with.
+It imports the first fewshot_ad on PYTHONPATH and uses only names that are public in earlier versions too, except that
+the commands `networks`, `patchcore` and `profile` need the package that this file comes with.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def picture(i: int, side: int) -> Image.Image:
 
 
 def arrays(first: int, n: int, side: int) -> list[np.ndarray]:
-    """Make n pictures, (side, side, 3) uint8."""
+    """Create n pictures, (side, side, 3) uint8."""
     return [np.asarray(picture(i, side)) for i in range(first, first + n)]
 
 
@@ -76,7 +76,7 @@ class Worker:
         }  # fmt: skip
 
     def fit(self, name: str, shots: int, side: int, **parameters: Any) -> float:
-        """Fit a detector on squares; seconds."""
+        """Fit a detector on squares; return the seconds."""
         detector = DualDistillationDetector(**{"image_size": side, "random_state": 0, **parameters})
         support = arrays(0, shots, side)
         start = time.perf_counter()
@@ -88,14 +88,14 @@ class Worker:
         self.made[name].set_params(**parameters)
 
     def score(self, name: str, n: int, side: int) -> float:
-        """Score n arrays in one call; seconds."""
+        """Score n arrays in one call; return the seconds."""
         given = arrays(FIRST_QUERY, n, side)
         start = time.perf_counter()
         self.made[name].anomaly_score(given)
         return time.perf_counter() - start
 
     def score_files(self, name: str, n: int, side: int) -> float:
-        """Score n JPEG files in one call; seconds."""
+        """Score n JPEG files in one call; return the seconds."""
         files = [self.folder / f"{side}-{i}.jpg" for i in range(n)]
         for i, file in enumerate(files):
             if not file.exists():
@@ -105,7 +105,7 @@ class Worker:
         return time.perf_counter() - start
 
     def score_each(self, name: str, n: int, side: int) -> float:
-        """Score n arrays, one per call; the median of their seconds."""
+        """Score n arrays, one per call; return the median in seconds."""
         seconds = []
         for array in arrays(FIRST_QUERY, n, side):
             start = time.perf_counter()
@@ -118,23 +118,23 @@ class Worker:
         return hashlib.sha256(self.made[name].anomaly_score(arrays(FIRST_QUERY, n, side)).tobytes()).hexdigest()
 
     def save(self, name: str, file: str) -> int:
-        """Write a detector; bytes of the file."""
+        """Save a detector; return the size of the file in bytes."""
         self.made[name].save(file, force=True)
         return Path(file).stat().st_size
 
     def write_image(self, file: str, side: int) -> None:
-        """Write one query."""
+        """Write a query to a file."""
         picture(FIRST_QUERY, side).save(file)
 
     def peak(self) -> float:
-        """Return the peak memory of this process; MB."""
+        """Return the peak memory of this process in MB."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
     def networks(self, name: str, n: int, side: int, in_threads: bool) -> float:
-        """Pass n ready tensors through a detector's teacher and student only; seconds.
+        """Pass n ready tensors through a detector's teacher and student only; return the seconds.
 
-        The batches have the size used for scoring; with torch's own threads, or with several batches at once of one
-        thread each, as in scoring.
+        The batches have the size used for scoring, and use torch's threads, or run concurrently with one thread each,
+        as in scoring.
         """
         from fewshot_ad.method.features import batch_size
         from fewshot_ad.threads import computed
@@ -161,7 +161,7 @@ class Worker:
         return time.perf_counter() - start
 
     def patchcore(self, name: str, shots: int, side: int, ratio: float) -> int | None:
-        """Fit anomalib's PatchCore with the network of `compact`; patches in its bank, or None: it is not installed."""
+        """Fit anomalib's PatchCore with the network of `compact`; return its bank's size, or None if not installed."""
         import peers
 
         from fewshot_ad.method.packaged import teacher_file, timm_name
@@ -185,14 +185,14 @@ class Worker:
         return len(model.memory_bank)
 
     def score_patchcore(self, name: str, n: int, side: int) -> float:
-        """Have PatchCore score n ready tensors; seconds."""
+        """Score n ready tensors with PatchCore; return the seconds."""
         given = ready(arrays(FIRST_QUERY, n, side))
         start = time.perf_counter()
         self.peers[name](given)
         return time.perf_counter() - start
 
     def profile(self, name: str, n: int, side: int) -> dict[str, float]:
-        """Score n arrays in one thread; ms of processor time for an image, by part."""
+        """Score n arrays in one thread; return ms of processor time per image, by part."""
         from scoring_profile import profile
 
         detector = self.made[name]
@@ -204,7 +204,7 @@ class Worker:
 def main() -> None:
     """Answer commands until the input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's output is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with answers
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(Path(folder))
         for line in sys.stdin:

@@ -1,9 +1,9 @@
-"""Images a second of several teachers, timed in turn in one run: Markdown on standard output.
+"""Speed of several teachers, timed alternately in one run, in images per second, as Markdown on standard output.
 
 python benchmarks/teacher_speed.py --backbones mobilenetv2_100 compact --precision bfloat16
 
-Bare forward passes up to stride 32. Networks without weights at hand have random ones, which does not change the time.
-The others are compared with the first backbone.
+Bare forward passes up to stride 32. Networks whose weights are not available have random ones, which does not affect
+the time. The ratios are relative to the first backbone.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ _OPTIONS = {
     "Call calibrate again.": "Run `fewshot-ad calibrate` again.",
     "evidence=('patch', 'embedding')": "--evidence patch embedding",
     "or raise fewshot_ad.images": "or use Python, and raise fewshot_ad.images",
+    "the same arguments and resume=True.": "the same arguments and --resume.",
 }  # fmt: skip
 
 _WITH_VALUE_RANGE = ("fit", "evaluate")
@@ -97,7 +98,7 @@ def _run(commands: Any, arguments: dict[str, Any]) -> int:
     try:
         return _print_outcome(getattr(commands, run)(**arguments), as_json)
     except PretrainingStopped as stop:
-        _print_error(str(stop).replace("resume.", "--resume."))
+        _print_error(_as_options(str(stop), with_range=False))
         return _STOPPED
     except KeyboardInterrupt:
         _print_error("stopped")

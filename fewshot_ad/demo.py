@@ -1,4 +1,4 @@
-"""Images to try the detector on, of a photograph that comes with scikit-learn or rendered, in folders."""
+"""Example images: crops of a photograph from scikit-learn, or rendered images."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .rendered import metal, retina
 def write_images(
     folder: str | os.PathLike[str], n_normal: int = 24, n_anomalous: int = 20, *, kind: str = "photograph"
 ) -> Path:
-    """Write good/, bad/ and masks/: normal images, anomalous ones, and where these are anomalous.
+    """Write example images to good/, bad/ and masks/: normal images, anomalous images, and ground-truth masks.
 
     Parameters
     ----------
     folder : path
-        Is made; must not hold these three folders yet.
+        Folder to write to; it is created if needed, and must not contain these three folders.
     n_normal, n_anomalous : int, optional
-        PNG images of 160 pixels that are written.
+        Numbers of images: PNG, 160 x 160 pixels.
     kind : {"photograph", "metal", "retina"}, default="photograph"
-        "photograph": crops of a photograph, as by a shaky camera in changing light; scratches are the anomalies.
-        "metal": rendered plates of brushed metal; scratches again. "retina": rendered pictures that look like
-        photographs of the fundus; bright or dark spots.
+        "photograph": crops of a photograph, as from a shaky camera in changing light; the anomalies are scratches.
+        "metal": rendered plates of brushed metal; the anomalies are scratches. "retina": rendered pictures that look
+        like fundus photographs; the anomalies are bright or dark spots.
 
     Returns
     -------
     Path
-        The folder. The same images come out each time.
+        The folder. Each call writes the same images.
 
     Raises
     ------
     ValueError
-        There is no such kind.
+        `kind` is unknown.
     """
     kinds = {"photograph": _photograph, "metal": metal, "retina": retina}
     if kind not in kinds:
@@ -60,7 +60,7 @@ def _china() -> Image.Image:
 
 
 def _photograph(rng: np.random.Generator, anomalous: bool) -> tuple[Image.Image, Image.Image]:
-    """Cut one spot out of a photograph, and scratch it."""
+    """Crop a photograph at random, with a scratch if `anomalous`."""
     left, top = (int(v) for v in rng.integers((56, 196), (65, 205)))
     image = _china().crop((left, top, left + 160, top + 160))
     image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.95, 1.05))

@@ -1,8 +1,7 @@
-"""What colours mean in all pictures, and outlines of regions; without matplotlib.
+"""Colours of all pictures, and outlines of regions; without matplotlib.
 
-Warm colours are for what is anomalous, blue for what is normal, and grey for what is neither. What only points at a
-place is black and white. The warm scale grows lighter, and no two meanings are red and green: readers who cannot tell
-these two apart miss nothing.
+Warm colours are anomalous, blue is normal, grey is neither, and markers are black and white. The warm scale increases
+in lightness, and no information depends on telling red from green, so that colour-blind readers miss nothing.
 """
 
 from __future__ import annotations
@@ -12,33 +11,33 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-# From just below the threshold to far above it; lighter throughout.
+# From just below the threshold to far above it, in increasing lightness.
 WARM = ("#D9480F", "#FF8C1A", "#FFD95A")
-# The largest share of a picture's colour that a map takes.
+# Maximum opacity of a heat map on a picture.
 FILL = 0.4
-# Around what is above the threshold, within a dark rim.
+# Outline of a region, drawn on a dark rim.
 CONTOUR = "#FFB000"
-# Of Okabe and Ito's palette.
+# From Okabe and Ito's colour-blind-safe palette.
 NORMAL, ANOMALOUS, NEUTRAL = "#0072B2", "#D55E00", "#6F7782"
 
 
 def rgb(colour: str) -> np.ndarray:
-    """Turn "#RRGGBB" into three numbers from 0 to 255."""
+    """Convert "#RRGGBB" to three numbers from 0 to 255."""
     return np.frombuffer(bytes.fromhex(colour[1:]), np.uint8).astype(np.float32)
 
 
-def warm(shares: np.ndarray) -> np.ndarray:
-    """Colour shares, the one colour scale of all anomaly maps.
+def warm(values: np.ndarray) -> np.ndarray:
+    """Map values to colours; all anomaly maps share this colour scale.
 
     Parameters
     ----------
-    shares : ndarray of float
-        From 0, the scale's lower end, to 1; 0.5 is the threshold.
+    values : ndarray of float
+        Positions on the scale, from 0 (lower end) to 1; 0.5 is the threshold.
 
     Returns
     -------
-    ndarray of float32, with a last axis more
-        Red, green and blue, from 0 to 255.
+    ndarray of float32, with one more axis
+        Red, green and blue along the last axis, from 0 to 255.
 
     Examples
     --------
@@ -46,24 +45,24 @@ def warm(shares: np.ndarray) -> np.ndarray:
     [255.0, 140.0, 26.0]
     """
     stops = np.stack([rgb(colour) for colour in WARM])
-    places = np.linspace(0, 1, len(WARM))
-    return np.stack([np.interp(shares, places, channel) for channel in stops.T], axis=-1).astype(np.float32)
+    positions = np.linspace(0, 1, len(WARM))
+    return np.stack([np.interp(values, positions, channel) for channel in stops.T], axis=-1).astype(np.float32)
 
 
 def outlined(picture: np.ndarray, polygons: Sequence[np.ndarray]) -> np.ndarray:
-    """Draw outlines into a picture, in the warm colour within a dark rim.
+    """Draw outlines on a picture, in a warm colour with a dark rim.
 
     Parameters
     ----------
     picture : ndarray of shape (H, W, 3), uint8
-        Is not changed.
+        RGB image; it is not modified.
     polygons : sequence of ndarray of shape (n, 2)
-        Rows and columns of corners, pixels from the upper left corner; closed.
+        Closed polygons: rows and columns of the corners, in pixels from the upper left corner.
 
     Returns
     -------
     ndarray of shape (H, W, 3), uint8
-        The picture itself where there is nothing to draw.
+        A copy with the outlines, or the picture itself if there are no polygons.
     """
     if not polygons:
         return picture
@@ -71,7 +70,7 @@ def outlined(picture: np.ndarray, polygons: Sequence[np.ndarray]) -> np.ndarray:
     thin = max(1, round(max(picture.shape) / 320))
     for colour, width in (("black", thin + 2), (CONTOUR, thin)):
         for polygon in polygons:
-            # Pillow counts from the middle of the first pixel.
+            # In Pillow, the centre of the first pixel is at 0.
             corners = np.clip(polygon - 0.5, 0, np.array(picture.shape[:2]) - 1)
             ImageDraw.Draw(image).line([(x, y) for y, x in corners.tolist()], colour, width, joint="curve")
     return np.array(image)

@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A folder, the ground-truth masks of its test images, and all draws."""
+    """A folder, the ground-truth masks of its test images by index, and all draws."""
 
     folder: ImageFolder
     truth: dict[int, np.ndarray]
@@ -53,14 +53,14 @@ def draw(root: Any, n_shots: Sequence[int], n_seeds: int, left_out: LeftOut | No
     y, split = folder.y, bool(folder.train.any())
     pool = np.flatnonzero((y == 1) & (folder.train | (not split)))
     tested = np.flatnonzero(~folder.train if split else y == -1)
-    least = max(n_shots) + (not split)
-    if len(pool) < least or not (y[tested] == -1).any() or (split and not (y[tested] == 1).any()):
+    n_needed = max(n_shots) + (not split)
+    if len(pool) < n_needed or not (y[tested] == -1).any() or (split and not (y[tested] == 1).any()):
         raise ValueError(
             f"{root} has {len(pool)} normal images to draw from, and {np.sum(y[tested] == -1)} anomalous ones to test "
-            f"on; needed are {least} normal images, and normal and anomalous ones to test on."
+            f"on; needed are {n_needed} normal images, and normal and anomalous ones to test on."
         )
-    counted = pool if not split else tested[:0]
-    truth = _truth(folder, np.concatenate([counted, tested if split else tested[:N_ANOMALOUS]]))
+    normal = pool if not split else tested[:0]
+    truth = _truth(folder, np.concatenate([normal, tested if split else tested[:N_ANOMALOUS]]))
     if left_out is not None:
         left_out += folder.skipped
     plan = []
@@ -86,9 +86,9 @@ def at_least_one(name: str, value: Any) -> int:
 
 
 def _truth(folder: ImageFolder, tested: np.ndarray) -> dict[int, np.ndarray]:
-    """Read the masks of the test images, (PIXELS, PIXELS) bool, and warn of files that are left out.
+    """Read the masks of the test images, (PIXELS, PIXELS) bool, and warn about files that are left out.
 
-    An anomalous image without a valid mask gets none; masks that are not valid are added to `folder.skipped`.
+    An anomalous image without a valid mask has no entry; invalid masks are added to `folder.skipped`.
     """
     truth: dict[int, np.ndarray] = {}
     for i in tested.tolist():
@@ -108,12 +108,12 @@ def _truth(folder: ImageFolder, tested: np.ndarray) -> dict[int, np.ndarray]:
             continue
         truth[i] = small
     messages = list(say_left_out(folder.skipped))
-    bare = [str(folder.paths[i]) for i in tested.tolist() if folder.y[i] == -1 and i not in truth]
-    if bare and any(folder.masks):
-        more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
+    maskless = [str(folder.paths[i]) for i in tested.tolist() if folder.y[i] == -1 and i not in truth]
+    if maskless and any(folder.masks):
+        more = f" and {len(maskless) - 5} more" if len(maskless) > 5 else ""
         messages.append(
-            f"{len(bare)} of {np.sum(folder.y[tested] == -1)} anomalous images have no mask and are not counted in "
-            f"pixel_auroc and aupro: {', '.join(bare[:5])}{more}"
+            f"{len(maskless)} of {np.sum(folder.y[tested] == -1)} anomalous images have no mask and are not counted in "
+            f"pixel_auroc and aupro: {', '.join(maskless[:5])}{more}"
         )
     for message in messages:
         warn(message, ImageSkippedWarning)

@@ -132,9 +132,9 @@ def describe(session: Session, X: Any, on_error: OnError | None = None) -> Stati
     def reduce(scorer: Scorer, one: QueryResult, loaded: Loaded) -> tuple[np.ndarray, str]:
         return np.append(light(loaded.image), float(scorer.image_scores(one.evidence)[0])), image_hash(loaded.image)
 
-    read = [found for _, found in session.each(X, on_error or session.settings.on_error, reduce)]
-    values = np.array([row for row, _ in read]).reshape(-1, len(LIGHT) + 1)
-    return Statistics(values, [key for _, key in read])
+    results = [result for _, result in session.each(X, on_error or session.settings.on_error, reduce)]
+    values = np.array([row for row, _ in results]).reshape(-1, len(LIGHT) + 1)
+    return Statistics(values, [key for _, key in results])
 
 
 def compare(fitted: FittedSupport, new: Statistics, reference: Statistics | None = None) -> Drift:
@@ -180,7 +180,7 @@ def compare(fitted: FittedSupport, new: Statistics, reference: Statistics | None
 def light(image: torch.Tensor) -> np.ndarray:
     """Measure brightness, highlights, clipping, contrast and focus of an image (3, H, W) in [0, 1].
 
-    All are above 0, but for clipping.
+    All except clipping are above 0.
     """
     pixels = image.double().clamp(0, 1).numpy()
     grey = pixels.mean(0)
@@ -190,40 +190,40 @@ def light(image: torch.Tensor) -> np.ndarray:
 
 
 def _detail(grey: np.ndarray) -> float:
-    """Tell the mean square of what differs from the four neighbours."""
+    """Compute the mean squared difference between pixels and the mean of their four neighbours."""
     from scipy import ndimage
 
     return float((ndimage.laplace(grey, mode="nearest") ** 2).mean()) / 16
 
 
 def _halved(grey: np.ndarray) -> np.ndarray:
-    """Average squares of two by two pixels."""
+    """Average blocks of 2 x 2 pixels."""
     height, width = (n + n % 2 for n in grey.shape)
-    whole = np.pad(grey, [(0, height - grey.shape[0]), (0, width - grey.shape[1])], mode="edge")
-    return whole.reshape(height // 2, 2, width // 2, 2).mean((1, 3))
+    padded = np.pad(grey, [(0, height - grey.shape[0]), (0, width - grey.shape[1])], mode="edge")
+    return padded.reshape(height // 2, 2, width // 2, 2).mean((1, 3))
 
 
 def _of_support(fitted: FittedSupport) -> dict[str, np.ndarray]:
-    """Compute what is known of the support; of near-duplicates one value."""
-    found: dict[str, np.ndarray] = {}
+    """Compute the available statistics of the support, averaged over near-duplicates."""
+    statistics: dict[str, np.ndarray] = {}
     if fitted.images is not None:
-        found |= zip(LIGHT, np.array([light(image) for image in fitted.images]).T, strict=True)
-    if len(set(fitted.groups)) > 1:  # a single image is compared with itself
-        found[SCORE] = -fitted.scores
-    return {name: one_of_each(values, fitted.groups) for name, values in found.items()}
+        statistics |= zip(LIGHT, np.array([light(image) for image in fitted.images]).T, strict=True)
+    if len(set(fitted.groups)) > 1:  # a single image is scored against its own views
+        statistics[SCORE] = -fitted.scores
+    return {name: one_of_each(values, fitted.groups) for name, values in statistics.items()}
 
 
 def _compare(name: str, normal: np.ndarray | None, new: np.ndarray, offset: float) -> Compared:
-    """Compare by Student's t, of both samples' spread and a little prior belief."""
+    """Compare two samples by Student's t, with a weak prior for their pooled standard deviation."""
     from scipy import stats
 
     known = new if normal is None else np.concatenate([normal, new])
-    # Scores of next to nothing, as of copies, are not told apart.
-    least = max(0.05 * float(np.median(known)), float(np.finfo(float).tiny))
+    # Differences between scores near 0, such as those of copies, are ignored.
+    floor = max(0.05 * float(np.median(known)), float(np.finfo(float).tiny))
 
     def scale(values: np.ndarray) -> np.ndarray:
-        # Of what is clipped it counts whether there is any: how much of it differs widely between images.
-        return values / (values + _SOME) if name == CLIPPING else np.log(np.maximum(values, least))
+        # Mainly whether there is any clipping: its amount varies widely between images.
+        return values / (values + _SOME) if name == CLIPPING else np.log(np.maximum(values, floor))
 
     def shown(mean: float) -> float:
         value = _SOME * mean / (1 - mean) if name == CLIPPING else float(np.exp(mean))
@@ -233,10 +233,10 @@ def _compare(name: str, normal: np.ndarray | None, new: np.ndarray, offset: floa
     if normal is None:
         return Compared(np.nan, shown(float(of_new.mean())), np.nan)
     before = scale(normal)
-    degrees = len(before) + len(of_new) - 1  # of a belief that counts as one image
+    degrees = len(before) + len(of_new) - 1  # the prior counts as one image
     squares = ((before - before.mean()) ** 2).sum() + ((of_new - of_new.mean()) ** 2).sum()
     spread = np.sqrt((_PRIOR[name] ** 2 + squares) / degrees * (1 / len(before) + 1 / len(of_new)))
     t = (of_new.mean() - before.mean()) / spread
-    # Lower scores are no drift: the support is compared with one image less.
+    # One-sided, since support images are scored against one image fewer: lower scores are not drift.
     p_value = stats.t.sf(t, degrees) if name == SCORE else 2 * stats.t.sf(abs(t), degrees)
     return Compared(shown(float(before.mean())), shown(float(of_new.mean())), float(p_value))

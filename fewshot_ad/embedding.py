@@ -14,7 +14,7 @@ from .method.scoring import QueryResult, Scorer
 from .session import Session, find_runtime
 from .support import find_teacher
 
-# Number of images that are read before they are batched by shape.
+# Number of images to read before they are batched by shape.
 _WINDOW = 64
 
 
@@ -62,5 +62,5 @@ def _embed(window: list[images.Loaded], extract: FeatureExtractor, embeddings: n
 def _extractor(session: Session) -> FeatureExtractor:
     """Find the teacher with its deepest stage, even if no score component needs this stage."""
     runtime, fitted = find_runtime(session.settings), session.fitted
-    find_teacher(session.settings, fitted.evidence, runtime, fitted.teacher_fingerprint)  # its weights are checked
+    find_teacher(session.settings, fitted.evidence, runtime, fitted.teacher_fingerprint)  # checks the weights
     return find_teacher(session.settings, ("embedding",), runtime)[0]

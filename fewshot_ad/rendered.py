@@ -1,4 +1,4 @@
-"""Rendered images to try the detector on: plates of brushed metal, and what looks like photographs of a retina."""
+"""Rendered example images: plates of brushed metal, and pictures that look like photographs of a retina."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIDE = 160
 # Rendered three times as large, for smooth edges.
 _FINE = 3 * SIDE
 _HOLES = ((0.2, 0.2), (0.8, 0.2), (0.2, 0.8), (0.8, 0.8))
-# Vessels: how far to the right, how far up or down, and how wide at the optic disc, in pixels.
+# Vessels: extent to the right and upwards or downwards, and width at the optic disc in pixels.
 _VESSELS = ((0.55, 0.26, 9), (0.36, 0.34, 7.5), (-0.22, 0.3, 7), (0.62, 0.12, 4.5))
 _BLOOD, _HAEMORRHAGE, _EXUDATE = (96, 22, 16), (92, 14, 14), (244, 226, 140)
 
@@ -31,7 +31,7 @@ def metal(rng: np.random.Generator, anomalous: bool) -> tuple[Image.Image, Image
     image : PIL.Image.Image
         RGB, 160 x 160.
     mask : PIL.Image.Image
-        Where the scratch is: 255, elsewhere 0.
+        255 at the scratch, else 0.
     """
     grain = gaussian_filter(rng.normal(0, 1, (_FINE, _FINE)), (0.7, 22))
     y, x = _grid()
@@ -59,20 +59,20 @@ def metal(rng: np.random.Generator, anomalous: bool) -> tuple[Image.Image, Image
 
 
 def retina(rng: np.random.Generator, anomalous: bool) -> tuple[Image.Image, Image.Image]:
-    """Render what looks like a photograph of the fundus of an eye.
+    """Render a picture that looks like a fundus photograph.
 
     Parameters
     ----------
     rng : numpy.random.Generator
     anomalous : bool
-        Whether it has a few bright or dark spots, like exudates or haemorrhages.
+        Whether it has some bright or dark spots, like exudates or haemorrhages.
 
     Returns
     -------
     image : PIL.Image.Image
         RGB, 160 x 160.
     mask : PIL.Image.Image
-        Where the spots are: 255, elsewhere 0.
+        255 at the spots, else 0.
     """
     y, x = _grid()
     clouds = gaussian_filter(rng.normal(0, 1, (_FINE, _FINE)), 30)

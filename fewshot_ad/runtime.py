@@ -29,7 +29,7 @@ class Runtime:
     matching_dtype : torch.dtype or None
         Number format of the approximate nearest-neighbour search; None means exact search in `dtype`.
     workers : int
-        Number of threads that compute images; no result depends on it.
+        Number of threads that process images; results do not depend on it.
     """
 
     device: torch.device
@@ -41,7 +41,7 @@ class Runtime:
 
     @contextmanager
     def autocast(self, *, training: bool = False) -> Iterator[None]:
-        """Return the context that the networks (and nothing else) run in."""
+        """Return the context in which the networks, and nothing else, are run."""
         lowered = self.training_dtype if training else self.scoring_dtype
         if lowered is None:
             yield
@@ -50,11 +50,11 @@ class Runtime:
             with torch.autocast(self.device.type, lowered):
                 yield
         finally:
-            # Within an autocast of the caller's, torch would keep the lowered weights, and use them after a step.
+            # Inside an autocast of the caller, torch would keep the cast weights, and use them after an optimiser step.
             torch.clear_autocast_cache()
 
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Move to the device in the working format."""
+        """Move to the device, in `dtype`."""
         return tensor.to(self.device, self.dtype)
 
 
@@ -66,10 +66,10 @@ def resolve_runtime(device: str | torch.device, precision: str, workers: int = 1
     device : str or torch.device
         "auto" is CUDA if available, otherwise the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
-        "auto" runs the networks in float32 to score; on hardware that multiplies bfloat16 natively it trains, and
-        searches the support's patches, in bfloat16, elsewhere in float32.
+        "auto" scores in float32; training and the nearest-neighbour search are in bfloat16 if the hardware supports it
+        natively, else in float32.
     workers : int, optional
-        Threads that compute images; on a GPU it is always one.
+        Number of threads that process images; ignored on a GPU, where it is one.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def resolve_runtime(device: str | torch.device, precision: str, workers: int = 1
     Raises
     ------
     ValueError
-        Unknown precision, or a device that this machine does not have.
+        The precision is unknown, or the device is not available.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} was given; it must be one of {', '.join(map(repr, PRECISIONS))}.")
@@ -101,59 +101,59 @@ def resolve_runtime(device: str | torch.device, precision: str, workers: int = 1
 
 
 def _native_bfloat16(device: torch.device) -> bool:
-    # Elsewhere bfloat16 is emulated, and many times slower than float32.
+    # Without native support, bfloat16 is emulated and many times slower than float32.
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and any(
-        # Private names, which another release of torch may lack.
+        # Private names, which other releases of torch may lack.
         getattr(torch.cpu, name, lambda: False)()
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that memory ran out, on the GPU or on the CPU."""
+    """Return whether an exception means that memory ran out, on the GPU or on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     )
 
 
 class Lock:
-    """A re-entrant lock that is free in a forked process, unless the thread that forked holds it.
+    """A re-entrant lock that is free in a forked process, unless the forking thread holds it.
 
     Other threads do not exist after a fork: their locks would never be released.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._mine = threading.local()
+        self._local = threading.local()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew)
 
     def __enter__(self) -> None:
         """Wait for the lock."""
         self._lock.acquire()
-        self._mine.depth = self._depth() + 1
+        self._local.depth = self._depth() + 1
 
     def __exit__(self, *_: object) -> None:
         """Release the lock."""
-        self._mine.depth -= 1
+        self._local.depth -= 1
         self._lock.release()
 
     def _depth(self) -> int:
-        return getattr(self._mine, "depth", 0)
+        return getattr(self._local, "depth", 0)
 
     def _renew(self) -> None:
         if self._depth() == 0:
             self._lock = threading.RLock()
 
 
-# Values of a precision that was not set, and of a setting that cannot be read.
-_AS_GOOD = ("none", None)
+# Values that need no change: of a precision that was not set, and of a setting that cannot be read.
+_ACCEPTABLE = ("none", None)
 
 
 class _Setting(NamedTuple):
-    """One of torch's settings for the whole process, and what the package's own passes need it to be."""
+    """A process-wide setting of torch, and the value that the package needs."""
 
     get: Callable[[], Any]
     write: Callable[[Any], None]
@@ -162,19 +162,19 @@ class _Setting(NamedTuple):
     def read(self) -> Any:
         try:
             return self.get()
-        except RuntimeError:  # torch's older name for a precision, where the caller used the newer one
+        except RuntimeError:  # torch's older name of a precision that the caller set by its newer name
             return None
 
 
 def _settings() -> list[_Setting]:
-    """List them. To write one may change later ones: all are written in this order."""
+    """List the settings in the order in which they must be written: writing one may change later ones."""
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
     named = [
         _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
         _attribute(cudnn, "allow_tf32", False),
     ]
-    # From torch 2.9 on: of everything, and of single operations, which follow unless they were set themselves.
+    # From torch 2.9 on: for all operations, and for single ones, which follow unless they were set explicitly.
     wide: list[Any] = [torch.backends, cudnn, mkldnn]
     single: list[Any] = [torch.backends.cuda.matmul]
     single += [getattr(owner, name, None) for owner in (cudnn, mkldnn) for name in ("conv", "rnn", "matmul")]
@@ -191,15 +191,15 @@ def _attribute(owner: Any, name: str, wanted: Any) -> _Setting:
 
 
 class _Settings:
-    """Makes torch's settings for the whole process what the package needs, while any thread is inside.
+    """Context manager that sets torch's process-wide settings to what the package needs, while any thread is inside.
 
     Settings that already match are not changed. The last thread to leave restores the caller's values, except those
-    that the caller has changed meanwhile.
+    that the caller has changed in the meantime.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._inside: dict[int, int] = {}  # how deep, by thread
+        self._inside: dict[int, int] = {}  # depth of nesting by thread
         self._before: dict[_Setting, Any] = {}
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget_others)
@@ -209,7 +209,7 @@ class _Settings:
         with self._lock:
             self._inside[me] = self._inside.get(me, 0) + 1
             if self._inside[me] == 1:
-                self._make_ours()
+                self._apply()
 
     def __exit__(self, *_: object) -> None:
         me = threading.get_ident()
@@ -217,20 +217,20 @@ class _Settings:
             self._inside[me] -= 1
             if not self._inside[me]:
                 del self._inside[me]
-                self._put_back()
+                self._restore()
 
-    def _make_ours(self) -> None:
-        found = {setting: setting.read() for setting in _SETTINGS}
-        for setting, value in found.items():
-            right = value in (setting.wanted, *_AS_GOOD)
-            self._before[setting] = self._before.get(setting, value) if right else value
-            if setting.read() not in (setting.wanted, *_AS_GOOD):
+    def _apply(self) -> None:
+        current = {setting: setting.read() for setting in _SETTINGS}
+        for setting, value in current.items():
+            matches = value in (setting.wanted, *_ACCEPTABLE)
+            self._before[setting] = self._before.get(setting, value) if matches else value
+            if setting.read() not in (setting.wanted, *_ACCEPTABLE):
                 setting.write(setting.wanted)
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         if not self._inside:
-            ours = [setting for setting in self._before if setting.read() in (setting.wanted, *_AS_GOOD)]
-            for setting in ours:
+            unchanged = [setting for setting in self._before if setting.read() in (setting.wanted, *_ACCEPTABLE)]
+            for setting in unchanged:
                 before = self._before[setting]
                 if before is not None and setting.read() != before:
                     setting.write(before)
@@ -239,25 +239,25 @@ class _Settings:
     def _forget_others(self) -> None:
         me = threading.get_ident()
         self._inside = {me: self._inside[me]} if me in self._inside else {}
-        self._put_back()
+        self._restore()
 
 
 class _Gate:
-    """Any number of threads compute, or one alone: while torch traces a graph, it switches the process's kernels."""
+    """Admits any number of threads, or one exclusively: tracing a graph switches the kernels of the whole process."""
 
     def __init__(self) -> None:
         self._open = threading.Condition()
-        self._inside: dict[int, int] = {}  # how deep, by thread
+        self._inside: dict[int, int] = {}  # depth of nesting by thread
         self._alone: int | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget_others)
 
     @contextmanager
-    def enter(self, sponsor: int | None) -> Iterator[None]:
+    def enter(self, parent: int | None) -> Iterator[None]:
         me = threading.get_ident()
         with self._open:
-            # Who works for a thread that is inside may come in: it is waited for.
-            self._open.wait_for(lambda: {me, sponsor} & self._inside.keys() or self._alone in (None, me))
+            # A thread may enter if one inside waits for it.
+            self._open.wait_for(lambda: {me, parent} & self._inside.keys() or self._alone in (None, me))
             self._inside[me] = self._inside.get(me, 0) + 1
         try:
             yield
@@ -276,7 +276,7 @@ class _Gate:
         me = threading.get_ident()
         with self._open:
             self._open.wait_for(lambda: self._alone is None)
-            self._alone = me  # from now on nobody else comes in
+            self._alone = me  # from now on, no other thread enters
             self._open.wait_for(lambda: not self._inside.keys() - {me})
         try:
             yield
@@ -299,7 +299,7 @@ _GENERATOR = Lock()
 
 
 class _Fork:
-    """Whether this process was forked and has not computed yet."""
+    """Records whether this process was forked and has not computed since."""
 
     fresh = False
 
@@ -309,7 +309,7 @@ class _Fork:
 
     @classmethod
     def settle(cls) -> None:
-        """Compute with one thread: OpenMP's threads do not survive a fork, and GNU's would wait forever."""
+        """Limit a forked process to one thread: OpenMP's threads do not survive a fork, and GNU's hang."""
         if cls.fresh:
             cls.fresh = False
             if torch.get_num_threads() > 1:
@@ -321,24 +321,24 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def own_torch_state(sponsor: int | None = None) -> Iterator[None]:
-    """Compute as if the caller had left torch's global state as it is at the start of a program.
+def own_torch_state(parent: int | None = None) -> Iterator[None]:
+    """Compute with torch's global state as it is at the start of a program, whatever the caller has set.
 
-    For this thread: no autocast, no inference mode, gradients on, tensors on the CPU unless a device is named. For the
-    whole process, while any thread is inside: float32 as the default dtype, and products of float32 in float32 (no
-    TF32, no bfloat16); what differs is changed, and put back by the last thread that leaves. The caller's setting of
-    deterministic algorithms applies. In a forked process torch computes with one thread from the first call on.
+    For this thread: no autocast, no inference mode, gradients enabled, tensors on the CPU unless a device is named. For
+    the whole process, while any thread is inside: float32 as the default dtype, and products of float32 in float32 (no
+    TF32, no bfloat16); the last thread that leaves restores the settings that were changed. The caller's setting of
+    deterministic algorithms applies. In a forked process torch uses one thread from the first call on.
 
-    Also a decorator, but not of generators.
+    Also a decorator, but not for generators.
 
     Parameters
     ----------
-    sponsor : int, optional
-        The thread that this one works for, if that is inside.
+    parent : int, optional
+        Identifier of the thread that waits for this one; if it is inside, this one may enter.
     """
     _Fork.settle()
     with ExitStack() as stack:
-        stack.enter_context(_GATE.enter(sponsor))
+        stack.enter_context(_GATE.enter(parent))
         stack.enter_context(_SHARED)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -352,7 +352,7 @@ def own_torch_state(sponsor: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Compute in `own_torch_state` while no other thread does: the others wait. Not to be nested in it."""
+    """Compute in `own_torch_state` exclusively: other threads wait. It must not be nested in `own_torch_state`."""
     with _GATE.alone(), own_torch_state():
         yield
 
@@ -361,7 +361,7 @@ _Item = TypeVar("_Item")
 
 
 def in_own_torch_state(steps: Iterator[_Item]) -> Iterator[_Item]:
-    """Run each step of a generator in `own_torch_state`, and its caller between them in the caller's."""
+    """Run each step of a generator in `own_torch_state`; between the steps the caller's state is restored."""
     while True:
         with own_torch_state():
             try:
@@ -373,16 +373,16 @@ def in_own_torch_state(steps: Iterator[_Item]) -> Iterator[_Item]:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Use torch's global generator exclusively, from a seed, in `own_torch_state`.
+    """Seed torch's global generator and use it exclusively, in `own_torch_state`.
 
-    One thread at a time; the generator is left as it was.
+    Other threads wait; the state of the generator is restored at the end.
 
     Parameters
     ----------
     seed : int or None
-        None goes on from where a `seeded` around this one is.
+        None continues the random numbers of an enclosing `seeded`.
     """
-    # Who holds a lock never waits at the gate: others within may be waiting for that lock.
+    # The gate comes first: a thread that holds the lock must not wait there, as threads inside may wait for the lock.
     with own_torch_state(), _GENERATOR, torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Several images at once, in threads of which each computes by itself."""
+"""Computation of several images at once, each in its own thread."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _Result = TypeVar("_Result")
 
 
 def count_workers(n_jobs: int | None) -> int:
-    """Tell how many threads the parameter `n_jobs` means; None is as many as torch would compute with."""
+    """Return the number of threads for the parameter `n_jobs`; None is torch's number of threads."""
     return max(1, torch.get_num_threads()) if n_jobs is None else int(effective_n_jobs(n_jobs))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch compute in this thread alone, without others to help; other threads keep their setting.
+    """Limit torch to one thread in this thread; other threads keep their setting.
 
-    Kernels round differently with the number of threads. Also a decorator, but not of generators.
+    Rounding in kernels depends on the number of threads. Also a decorator, but not for generators.
     """
     if torch.get_num_threads() == 1:
         yield
         return
     limit_mkl = _mkl()
     with _controller().limit(limits=1, user_api="openmp"):
-        before = limit_mkl(1)
+        previous = limit_mkl(1)
         try:
             yield
         finally:
-            limit_mkl(before)
+            limit_mkl(previous)
 
 
 @functools.lru_cache(maxsize=1)
@@ -52,10 +52,10 @@ def _controller() -> ThreadpoolController:
 
 @functools.lru_cache(maxsize=1)
 def _mkl() -> Callable[[int], int]:
-    """Return MKL's function that limits its threads in the calling one (0: no limit), and returns the limit before.
+    """Return MKL's function that sets the limit for the calling thread (0: no limit) and returns the previous limit.
 
-    `torch.set_num_threads` gives MKL a number that it prefers to OpenMP's, and where MKL is a part of torch's library,
-    threadpoolctl does not find it.
+    `torch.set_num_threads` sets a number in MKL that overrides OpenMP's, and threadpoolctl does not find an MKL that is
+    linked statically into torch's library.
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
@@ -65,37 +65,37 @@ def _mkl() -> Callable[[int], int]:
 
 
 def computed(calls: Iterable[Callable[[], _Result]], runtime: Runtime) -> Iterator[_Result]:
-    """Compute some things at a time, each in `own_torch_state`; on a CPU each in one thread.
+    """Run several calls at a time, each in `own_torch_state`, and on a CPU each in a single thread.
 
     Parameters
     ----------
     calls : iterable of callables
-        Taken from by the thread that asks for results, a few ahead of them.
+        Consumed a few calls ahead of the results, by the thread that iterates over these.
     runtime : Runtime
-        With one worker nothing is computed ahead, and in no other thread.
+        With one worker, each call is run when its result is requested, in the same thread.
 
     Yields
     ------
     object
-        What each returned, in their order; its error is raised in its place.
+        Results, in the order of the calls; the error of a call is raised in its place.
     """
-    sponsor = threading.get_ident()
+    parent = threading.get_ident()
 
-    def alone(call: Callable[[], _Result]) -> _Result:
-        with own_torch_state(sponsor), one_thread() if runtime.device.type == "cpu" else nullcontext():
+    def run(call: Callable[[], _Result]) -> _Result:
+        with own_torch_state(parent), one_thread() if runtime.device.type == "cpu" else nullcontext():
             return call()
 
-    for result in ahead((functools.partial(alone, call) for call in calls), runtime.workers, 2 * runtime.workers):
+    for result in ahead((functools.partial(run, call) for call in calls), runtime.workers, 2 * runtime.workers):
         yield result()
 
 
 def ahead(calls: Iterable[Callable[[], _Result]], n_threads: int, n_ahead: int) -> Iterator[Callable[[], _Result]]:
-    """Start calls in threads, some before they are asked for.
+    """Start calls in threads, some before their results are requested.
 
     Yields
     ------
     callable
-        For each of the calls, in their order: it returns the result, or raises the error.
+        One per call, in order: it returns the result, or raises the error.
     """
     calls = iter(calls)
     if n_threads <= 1:

@@ -1,4 +1,4 @@
-"""Fixtures: a toy detector, small images, and the real ones where they are to be had."""
+"""Fixtures: a toy detector, small images, and real images and weights if they are available."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHARED_WEIGHTS = _DATA.parent / "weights"
 
 @pytest.fixture(scope="session", autouse=True)
 def exporter_without_coverage():
-    """Turn coverage off while torch's exporter runs, twice as long with it: nearly all of its Python is torch's own."""
+    """Disable coverage in torch's exporter, which would take twice as long: nearly all of that code is torch's."""
     export = torch.onnx.export
 
     def untraced(*args, **kwargs):
@@ -44,7 +44,7 @@ def exporter_without_coverage():
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> dict:
-    """Constructor parameters of a detector that fits in a moment."""
+    """Constructor parameters of a detector that is fast to fit."""
     path = write_random_weights("toy_resnet", tmp_path_factory.mktemp("weights") / "toy.safetensors")
     return {
         "backbone": "toy_resnet",
@@ -93,7 +93,7 @@ def two_threads():
 
 @pytest.fixture
 def off_line(monkeypatch, tmp_path):
-    """An empty cache, no variable that says so, and nobody who knows an address."""
+    """No network: an empty cache, no environment variable that says so, and no name resolution."""
 
     def fail(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")

@@ -1,4 +1,4 @@
-"""Files of every format and depth that is read, each of black, white and their neighbours; and what became of them."""
+"""Files of every supported format and depth, with black, white and their neighbouring values, and their outcomes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from fewshot_ad.data import images
 from fewshot_ad.data.geometry import Geometry
 from fewshot_ad.exceptions import ImageError, MissingExtraError
 
-# JPEG 2000 wants 32 pixels a side.
+# JPEG 2000 needs sides of 32 pixels.
 SIDE = 32
 
 
 class Trial(NamedTuple):
     """One kind of file.
 
-    `make` writes an image whose pixels are given as numbers from `black` to `white`; of each, `near` says how far from
-    its place in [0, 1] it may be read. Where `steps` is 0, black and white have no neighbours to be told apart.
+    `make` writes an image whose pixels are given as numbers from `black` to `white`; `near` is the tolerance of the
+    values read, in [0, 1]. If `steps` is 0, black and white have no distinguishable neighbouring values.
     """
 
     format: str
@@ -46,7 +46,7 @@ class Trial(NamedTuple):
 
 
 def values_of(trial: Trial) -> np.ndarray:
-    """Quarters of black, its neighbour, white's neighbour and white: large, so that lossy codecs keep them."""
+    """Create large quarters of black, its neighbour, white's neighbour and white, which survive lossy codecs."""
     low, high, step = trial.black, trial.white, trial.steps
     rows = np.repeat([low, low + step, high - step, high], SIDE // 4)
     return np.repeat(rows[:, None], SIDE, axis=1)
@@ -57,7 +57,7 @@ def expected_of(trial: Trial) -> np.ndarray:
 
 
 def outcome(trial: Trial) -> tuple[str, np.ndarray | None, str]:
-    """Read a trial's file: "read", "warned" or "refused", its pixels, and what was said."""
+    """Read a trial's file; return "read", "warned" or "refused", its pixels, and the message."""
     data = io.BytesIO(trial.make(values_of(trial)))
     data.name = trial.name or "a"
     with warnings.catch_warnings(record=True) as caught:
@@ -82,7 +82,7 @@ def _opaque(values: np.ndarray, white: float) -> np.ndarray:
 
 
 def _png(bits: int, kind: int) -> Callable[[np.ndarray], bytes]:
-    """Write by hand what few writers can: any depth of any of the five kinds."""
+    """Write a PNG by hand, as few writers support all depths of all five kinds."""
     n = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
     opaque = kind in (4, 6)
 
@@ -163,7 +163,7 @@ def _tiff(dtype: str, photometric: str = "minisblack", alpha: bool = False, **op
 
 
 def _packed_tiff(bits: int, white_is_zero: bool = False) -> Callable[[np.ndarray], bytes]:
-    """Write depths that share bytes, uncompressed."""
+    """Write an uncompressed TIFF of a depth in which pixels share bytes."""
 
     def make(values: np.ndarray) -> bytes:
         digits = (values.astype(np.int64)[..., None] >> np.arange(bits - 1, -1, -1)) & 1
@@ -183,7 +183,7 @@ def _packed_tiff(bits: int, white_is_zero: bool = False) -> Callable[[np.ndarray
 
 
 def dicom_bytes(values: np.ndarray, syntax: str = uid.ExplicitVRLittleEndian, **fields: Any) -> bytes:
-    """Write (H, W) or (H, W, 3) as DICOM; a field of None is left out, after which the file is not checked."""
+    """Write (H, W) or (H, W, 3) as DICOM; a field of None is omitted, and the file is then not validated."""
     data = Dataset()
     data.file_meta = FileMetaDataset()
     native = uid.ExplicitVRLittleEndian if pydicom.uid.UID(syntax).is_compressed else syntax
@@ -388,7 +388,7 @@ def _dicoms() -> list[Trial]:
 
 
 def table() -> str:
-    """Say for every format and depth what becomes of it, as docs/formats.md has it."""
+    """Format the table of outcomes in docs/formats.md."""
     rows: dict[str, dict[str, list[str]]] = {}
     for trial in trials():
         rows.setdefault(trial.format, {}).setdefault(outcome(trial)[0], []).append(trial.depth)

@@ -1,4 +1,4 @@
-"""A toy backbone that timm builds, random weights, and small images."""
+"""Toy backbones registered with timm, random weights, and small images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from functools import partial
 from pathlib import Path
 
-# The hub's client reads it when it is imported: a test that needs the network must fail at once, not after its retries.
+# Read by the hub's client on import: a test that needs the network must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Variables that would lead a connection elsewhere.
+# Environment variables that would redirect a connection.
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 import numpy as np
@@ -26,7 +26,7 @@ from fewshot_ad import DualDistillationDetector, Student
 
 
 def make_detector(**parameters) -> DualDistillationDetector:
-    """Make a detector of parameters by all the names of `set_params`; a `Student` among them stays as it is."""
+    """Create a detector from parameters with any names that `set_params` accepts; a given `Student` is not changed."""
     if isinstance(parameters.get("student"), Student):
         parameters["student"] = clone(parameters["student"])
     return DualDistillationDetector().set_params(**parameters)
@@ -34,14 +34,14 @@ def make_detector(**parameters) -> DualDistillationDetector:
 
 @register_model
 def toy_resnet(pretrained: bool = False, **options) -> ResNet:
-    """Four stages at strides 4, 8, 16, 32 and 60,000 weights."""
+    """Build a network with four stages, at strides 4, 8, 16 and 32, and 60,000 weights."""
     options = {
         "block": BasicBlock, "layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "stem_width": 8, **options,
     }  # fmt: skip
     return build_model_with_cfg(ResNet, "toy_resnet", pretrained, **options)
 
 
-# timm takes what a network is of the module that registers it.
+# timm requires these in the module that registers a network.
 default_cfgs = generate_default_cfgs({
     "toy_dinov2.none": {"input_size": (3, 70, 70), "fixed_input_size": True},
     "toy_dinov2_reg.none": {"input_size": (3, 70, 70), "fixed_input_size": True},
@@ -50,7 +50,7 @@ default_cfgs = generate_default_cfgs({
 
 
 def _transformer(name: str, module, network: type, pretrained: bool, **options):
-    """Build a transformer as timm builds its own; its blocks count for more than freshly initialised ones do."""
+    """Build a transformer like timm does, with a larger contribution of the blocks than at initialisation."""
     return build_model_with_cfg(
         network, name, pretrained, feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         pretrained_filter_fn=module.checkpoint_filter_fn, **{"num_heads": 3, "init_values": 0.5, **options},
@@ -59,14 +59,14 @@ def _transformer(name: str, module, network: type, pretrained: bool, **options):
 
 @register_model
 def toy_dinov2(pretrained: bool = False, **options) -> VisionTransformer:
-    """DINOv2's architecture in small: patches of 14 px, 12 blocks, a class token."""
+    """Build a small DINOv2: patches of 14 px, 12 blocks, a class token."""
     options = {"patch_size": 14, "img_size": 70, "embed_dim": 96, "depth": 12, **options}
     return _transformer("toy_dinov2", vision_transformer, VisionTransformer, pretrained, **options)
 
 
 @register_model
 def toy_dinov2_reg(pretrained: bool = False, **options) -> VisionTransformer:
-    """The same with four register tokens, and four blocks."""
+    """Build a small DINOv2 with four register tokens and four blocks."""
     options = {"patch_size": 14, "img_size": 70, "embed_dim": 24, "depth": 4, **options}
     registers = {"reg_tokens": 4, "no_embed_class": True}
     return _transformer("toy_dinov2_reg", vision_transformer, VisionTransformer, pretrained, **registers, **options)
@@ -74,7 +74,7 @@ def toy_dinov2_reg(pretrained: bool = False, **options) -> VisionTransformer:
 
 @register_model
 def toy_dinov3(pretrained: bool = False, **options) -> eva.Eva:
-    """DINOv3's architecture in small: patches of 16 px, 4 blocks, rotary positions, class and register tokens."""
+    """Build a small DINOv3: patches of 16 px, 4 blocks, rotary positions, class and register tokens."""
     options = {
         "patch_size": 16, "img_size": 64, "dynamic_img_size": True, "embed_dim": 48, "depth": 4, "qkv_bias": False,
         "rope_type": "dinov3", "rope_temperature": 100, "use_rot_pos_emb": True, "use_abs_pos_emb": False,
@@ -93,7 +93,7 @@ def write_random_weights(name: str, path: Path, seed: int = 0, **options) -> Pat
 
 
 def stripes(n: int, size: int = 40, seed: int = 0) -> np.ndarray:
-    """Normal images: slanted colour stripes, (n, size, size, 3) uint8, each with its own phase and noise."""
+    """Create normal images of slanted colour stripes, (n, size, size, 3) uint8, with different phases and noise."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size]
     phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
@@ -103,7 +103,7 @@ def stripes(n: int, size: int = 40, seed: int = 0) -> np.ndarray:
 
 
 def corrupted(images: np.ndarray, side: int = 12) -> np.ndarray:
-    """Paint a flat grey square into the lower right quarter of each image."""
+    """Paint a flat grey square in the lower right quarter of each image."""
     images = images.copy()
     start = images.shape[1] // 2
     images[:, start : start + side, start : start + side] = 128
@@ -111,7 +111,7 @@ def corrupted(images: np.ndarray, side: int = 12) -> np.ndarray:
 
 
 def plain_and_marked(height: int, width: int) -> tuple[list[np.ndarray], np.ndarray, tuple[float, float]]:
-    """Make four plain noisy images, one with a bright spot in it, and where that is: shares of height and width."""
+    """Create four plain noisy images, one with a bright spot, and its position as fractions of height and width."""
     rng = np.random.default_rng(0)
     images = [rng.integers(90, 110, (height, width, 3), dtype=np.uint8) for _ in range(5)]
     top, bottom = round(0.63 * height), round(0.77 * height)

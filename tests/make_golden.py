@@ -1,4 +1,4 @@
-"""Remake tests/golden.json: python tests/make_golden.py."""
+"""Update tests/golden.json: python tests/make_golden.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewshot_ad import DualDistillationDetector
 GOLDEN = Path(__file__).with_name("golden.json")
 EVIDENCE = ("ssd", "tsd", "patch", "embedding", "all")
 CASES = (*EVIDENCE, "paper")
-# The packaged networks as users have them: in float32.
+# The packaged networks with default precision, float32.
 PACKAGED = {"default": {}, "default with a student": {"student_weight": 0.1}}
 
 
@@ -27,7 +27,7 @@ def measure(det: DualDistillationDetector, queries: list[np.ndarray]) -> dict[st
 
 
 def compute_packaged() -> dict[str, dict[str, list[float]]]:
-    """Scores of two normal and two painted images by the default settings, nothing but the seed given."""
+    """Compute scores of two normal and two painted images with default settings, except for the seed."""
     queries = [*stripes(2, size=160, seed=3), *corrupted(stripes(2, size=160, seed=4), side=40)]
     return {
         case: measure(DualDistillationDetector(random_state=0, **changed).fit(stripes(4, size=160)), queries)
@@ -36,7 +36,7 @@ def compute_packaged() -> dict[str, dict[str, list[float]]]:
 
 
 def compute() -> dict[str, dict[str, list[float]]]:
-    """Scores of two normal and two painted images, in float64, for each kind of evidence."""
+    """Compute scores of two normal and two painted images in float64, for each kind of evidence."""
     queries = [*stripes(2, seed=3), *corrupted(stripes(2, seed=4))]
     results = {}
     with tempfile.TemporaryDirectory() as folder:

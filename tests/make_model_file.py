@@ -1,6 +1,6 @@
-"""Remake tests/data/model_2.fsad and its scores: python tests/make_model_file.py.
+"""Update tests/data/model_2.fsad and its scores: python tests/make_model_file.py.
 
-Only with a new version of the format, under that version's name: the old files must go on being read.
+Run it only for a new version of the format, under that version's name: old files must remain readable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MODEL = DATA / "model_2.fsad"
 
 
 def scores(det: DualDistillationDetector) -> dict[str, list[float]]:
-    """Scores and map means of two normal and two painted images."""
+    """Compute scores and map means of two normal and two painted images."""
     queries = [*stripes(2, seed=3), *corrupted(stripes(2, seed=4))]
     return {
         "decision_function": det.decision_function(queries).tolist(),
@@ -26,7 +26,7 @@ def scores(det: DualDistillationDetector) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Fit and save what needs no student, and so little room."""
+    """Fit and save a detector without a student, which keeps the file small."""
     det = DualDistillationDetector(
         image_size=64, evidence=("patch", "embedding"), contrast=0.5, augment=False, precision="float32", random_state=0
     ).fit(stripes(2))

@@ -1,6 +1,6 @@
-"""Advice in error messages and warnings, followed: provoke the message, do what it says, and succeed.
+"""Advice in error messages and warnings: the tests provoke a message, follow its advice, and succeed.
 
-The last tests collect the advice from the source of the package, and find for each the test that follows it.
+The last tests collect all advice from the source of the package, and look up the test that follows it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FOLLOWED: dict[str, str] = {}
 
 
 def follows(*advice: str) -> Callable[[Callable], Callable]:
-    """Mark a test as the one that follows advice; of each, a part of the message."""
+    """Mark a test as the one that follows advice, given as parts of messages."""
 
     def mark(test: Callable) -> Callable:
         FOLLOWED.update(dict.fromkeys(advice, test.__name__))
@@ -74,7 +74,7 @@ def make(toy):
 
 
 def refusal(call: Callable, *words: str, error: type[BaseException] = FewShotADError) -> str:
-    """Return what is said when a call fails."""
+    """Return the message of the error that a call raises."""
     with pytest.raises(error) as caught:
         call()
     for word in words:
@@ -83,7 +83,7 @@ def refusal(call: Callable, *words: str, error: type[BaseException] = FewShotADE
 
 
 def warning_of(call: Callable, *words: str, category: type[Warning] = SupportWarning) -> object:
-    """Return what a call returns, which has to warn."""
+    """Return the result of a call that must warn."""
     with pytest.warns(category) as caught:
         found = call()
     assert any(all(word in str(one.message) for word in words) for one in caught)
@@ -91,7 +91,7 @@ def warning_of(call: Callable, *words: str, category: type[Warning] = SupportWar
 
 
 def quietly(call: Callable) -> object:
-    """Return what a call returns, which must not warn."""
+    """Return the result of a call that must not warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return call()
@@ -114,7 +114,7 @@ def save_pictures(folder: Path, pictures, ending: str = ".png") -> list[Path]:
 
 
 @follows("Pass at least one.", "given; pass (N, C, H, W)")
-def test_something_of_the_shape_that_is_asked_for(normal):
+def test_image_shapes(normal):
     refusal(lambda: read([]), "Pass at least one.")
     one = torch.from_numpy(normal[0]).permute(2, 0, 1)
     refusal(lambda: read(one), "pass (N, C, H, W)")
@@ -122,7 +122,7 @@ def test_something_of_the_shape_that_is_asked_for(normal):
 
 
 @follows("pass array.transpose(1, 2, 0), or a torch tensor")
-def test_an_array_whose_channels_come_first(normal):
+def test_channels_first_array(normal):
     misplaced = np.ascontiguousarray(normal[0].transpose(2, 0, 1))
     warning_of(lambda: images.as_items(misplaced), "array.transpose(1, 2, 0)", category=ImageWarning)
     torch.testing.assert_close(quietly(lambda: read(misplaced.transpose(1, 2, 0))), read(normal[0]))
@@ -131,7 +131,7 @@ def test_an_array_whose_channels_come_first(normal):
 
 @follows("Are the channels misplaced? An array has them last, a torch tensor first.")
 @pytest.mark.parametrize("kind", ["array", "tensor"])
-def test_channels_of_one_image_of_a_list(normal, kind):
+def test_channels_first_image_in_a_list(normal, kind):
     right = normal[0] if kind == "array" else torch.from_numpy(normal[0]).permute(2, 0, 1)
     wrong = normal[0].transpose(2, 0, 1) if kind == "array" else torch.from_numpy(normal[0])
     refusal(lambda: read([wrong]), "An array has them last, a torch tensor first")
@@ -139,7 +139,7 @@ def test_channels_of_one_image_of_a_list(normal, kind):
 
 
 @follows("Leave out its fourth channel (image[..., :3]), or save it without transparency")
-def test_an_image_that_is_transparent_everywhere(normal, tmp_path):
+def test_fully_transparent_image(normal, tmp_path):
     hidden = np.dstack([normal[0], np.zeros((40, 40), np.uint8)])
     (path,) = save_pictures(tmp_path, [hidden])
     for item in (hidden, path):
@@ -151,7 +151,7 @@ def test_an_image_that_is_transparent_everywhere(normal, tmp_path):
 
 
 @follows("Remove it or pass on_error='skip'.", "does not exist. Pass the path of an image file.")
-def test_an_image_that_cannot_be_read(make, normal, tmp_path):
+def test_unreadable_image(make, normal, tmp_path):
     paths = save_pictures(tmp_path, normal[:3])
     said = refusal(lambda: make().fit([*paths, tmp_path / "none.png"]), "Remove it or pass on_error='skip'.")
     assert "Pass the path of an image file" in said
@@ -161,7 +161,7 @@ def test_an_image_that_cannot_be_read(make, normal, tmp_path):
 
 
 @follows("Make it smaller, or raise fewshot_ad.images.MAX_PIXELS if you trust it.")
-def test_a_large_image(make, normal, tmp_path, monkeypatch):
+def test_large_image(make, normal, tmp_path, monkeypatch):
     paths = save_pictures(tmp_path, normal[:3])
     det = make()
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
@@ -175,7 +175,7 @@ def test_a_large_image(make, normal, tmp_path, monkeypatch):
 
 
 @follows("not enough memory. Make it smaller, or free memory.")
-def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
+def test_out_of_memory_for_an_image(monkeypatch, normal):
     resize = images.resize
 
     def small_ones_only(image, *arguments, **options):
@@ -191,7 +191,7 @@ def test_an_image_that_memory_does_not_suffice_for(monkeypatch, normal):
 
 
 @follows("each entry must be one image. {first} fewshot_ad.images.frames(paths), which")
-def test_a_file_of_several_images(normal, tmp_path):
+def test_file_of_several_images(normal, tmp_path):
     path = tmp_path / "several.tif"
     first, *others = (Image.fromarray(image) for image in normal[:3])
     first.save(path, save_all=True, append_images=others)
@@ -200,7 +200,7 @@ def test_a_file_of_several_images(normal, tmp_path):
 
 
 @follows("pass value_range=(low, high), the input window, for instance value_range=(0, 4095).")
-def test_a_support_of_few_bits(make, normal):
+def test_support_with_few_bits(make, normal):
     deep = list(normal[:3, ..., 0].astype(np.uint16) * 16)
     warning_of(lambda: make().fit(deep), "value_range=(0, 4095)")
     quietly(lambda: make(value_range=(0, 4095)).fit(deep))
@@ -213,7 +213,7 @@ WINDOW = {"WindowCenter": 128, "WindowWidth": 256}
 
 
 def altered(data: bytes, *without: str, **fields) -> bytes:
-    """Change or take out elements, and write the file as it then is."""
+    """Change or remove elements, and write the file without validation."""
     found = pydicom.dcmread(io.BytesIO(data))
     for name in without:
         del found[name]
@@ -258,7 +258,7 @@ DAMAGED = {
 
 @follows(*DAMAGED)
 @pytest.mark.parametrize("message", DAMAGED)
-def test_a_damaged_dicom_file_is_left_out(tmp_path, message):
+def test_damaged_dicom_file(tmp_path, message):
     (tmp_path / "a.dcm").write_bytes(DAMAGED[message])
     (tmp_path / "b.dcm").write_bytes(_WHOLE)
     paths = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
@@ -275,7 +275,7 @@ def test_a_damaged_dicom_file_is_left_out(tmp_path, message):
     DAMAGED["has a lookup table without"], DAMAGED["without which its lookup table cannot be read"],
     DAMAGED["of its three palettes (PaletteColorLookupTableData) are missing"],
 ])  # fmt: skip
-def test_dicom_that_another_program_converts(tmp_path, data):
+def test_dicom_converted_by_another_program(tmp_path, data):
     refusal(lambda: read([data]), "convert it with another program")
     found = pydicom.dcmread(io.BytesIO(data))
     stored = np.frombuffer(found.PixelData, np.uint8).reshape(40, 40, -1)[..., 0]
@@ -286,7 +286,7 @@ def test_dicom_that_another_program_converts(tmp_path, data):
 @follows("has a damaged element {self._tag(name)}", "which is not a number. Correct it with pydicom")
 @pytest.mark.filterwarnings("ignore:::pydicom")
 @pytest.mark.parametrize("name", ["WindowCenter", "PhotometricInterpretation", "RescaleSlope", "Rows"])
-def test_a_damaged_element_is_mended(tmp_path, name):
+def test_damaged_element_is_corrected(tmp_path, name):
     whole = dicom_bytes(GREY, RescaleSlope=1, RescaleIntercept=0, **WINDOW)
     tag = pydicom.tag.Tag(name)
     place = whole.index(tag.group.to_bytes(2, "little") + tag.elem.to_bytes(2, "little"))
@@ -348,7 +348,7 @@ def test_dicom_is_converted_to_explicit_little_endian(monkeypatch, why):
 
 
 @follows("photometric interpretations or sizes works poorly: pass images of one kind")
-def test_a_support_of_one_kind_of_dicom(make, normal):
+def test_support_of_one_kind_of_dicom(make, normal):
     alike = [dicom_bytes(image[..., 0], Modality="MR", **WINDOW) for image in normal[:3]]
     other = dicom_bytes(normal[3][..., 0], Modality="CT", **WINDOW)
     warning_of(lambda: make().fit([*alike, other]), "pass images of one kind", category=UserWarning)
@@ -375,7 +375,7 @@ def images_of(root: Path):
 
 @pytest.fixture
 def labelled(tmp_path) -> Path:
-    """A good image and a bad one."""
+    """A folder with a good and a bad image."""
     for kind in ("good", "bad"):
         (tmp_path / kind).mkdir()
         Image.new("L", (20, 16)).save(tmp_path / kind / f"{kind}.png")
@@ -383,7 +383,7 @@ def labelled(tmp_path) -> Path:
 
 
 @follows("Pass a folder with {LAYOUTS}.")
-def test_a_folder_of_labelled_images(labelled):
+def test_folder_of_labelled_images(labelled):
     refusal(lambda: images_of(labelled / "good" / "good.png"), "Pass a folder with good/, optionally with bad/")
     refusal(lambda: images_of(labelled / "none"), "or train/good/ and test/good/ with test/DEFECT/")
     assert images_of(labelled).y.tolist() == [1, -1]
@@ -395,7 +395,7 @@ def test_a_folder_of_labelled_images(labelled):
 
 @follows("has two masks: {masks[i]} and {mask}. Remove one.")
 @pytest.mark.parametrize("removed", ["bad.png", "bad_mask.png"])
-def test_one_of_two_masks_is_removed(labelled, removed):
+def test_two_masks_of_an_image(labelled, removed):
     for name in ("bad.png", "bad_mask.png"):
         _mask(labelled / "masks" / name)
     refusal(lambda: images_of(labelled), "Remove one.")
@@ -404,7 +404,7 @@ def test_one_of_two_masks_is_removed(labelled, removed):
 
 
 @follows("Put the masks of each kind into a folder of that name, and give all images of a kind different names.")
-def test_masks_are_told_apart_by_kind_and_name(labelled):
+def test_ambiguous_mask(labelled):
     (labelled / "test").mkdir()
     for kind in ("good", "bad", "worse"):
         (labelled / "test" / kind).mkdir()
@@ -424,7 +424,7 @@ def test_masks_are_told_apart_by_kind_and_name(labelled):
 
 @follows(" in {kind}/'}. Rename or remove the mask.")
 @pytest.mark.parametrize("how", ["rename", "remove"])
-def test_a_mask_of_no_image(labelled, how):
+def test_mask_without_an_image(labelled, how):
     _mask(labelled / "masks" / "typo.png")
     refusal(lambda: images_of(labelled), "Rename or remove the mask")
     if how == "rename":
@@ -437,7 +437,7 @@ def test_a_mask_of_no_image(labelled, how):
 @follows("cannot be read. Remove it or save it again.", "Resize the mask, or remove it.")
 @pytest.mark.parametrize("wrong", ["unreadable", "large"])
 @pytest.mark.parametrize("how", ["remove", "write"])
-def test_a_mask_that_does_not_fit(labelled, wrong, how):
+def test_mask_of_another_size(labelled, wrong, how):
     mask = labelled / "masks" / "bad.png"
     _mask(mask, (40, 32))
     if wrong == "unreadable":
@@ -454,7 +454,7 @@ def test_a_mask_that_does_not_fit(labelled, wrong, how):
 
 
 @follows("contains no mask. Remove it.")
-def test_a_folder_without_a_mask(labelled):
+def test_mask_folder_without_masks(labelled):
     (labelled / "bad" / "bad.png").rename(labelled / "bad" / "0.png")
     (labelled / "masks" / "0").mkdir(parents=True)
     refusal(lambda: images_of(labelled), "contains no mask. Remove it.")
@@ -463,7 +463,7 @@ def test_a_folder_without_a_mask(labelled):
 
 
 @follows("differ in size. Save them again.", "Save it again, with 0 there.")
-def test_masks_are_written_anew(tmp_path):
+def test_invalid_masks_are_saved_again(tmp_path):
     _mask(tmp_path / "a.png")
     _mask(tmp_path / "b.png", (10, 10))
     refusal(lambda: datasets.read_mask(tmp_path), "Save them again")
@@ -494,21 +494,21 @@ def test_labels_of_rows(make):
 
 
 @follows("cannot be set: it is a result of `fit`. Change a parameter, and fit again.")
-def test_a_fitted_attribute_is_changed_by_a_parameter(make, normal):
+def test_fitted_attributes_are_read_only(make, normal):
     det = make().fit(normal[:3])
     refusal(lambda: setattr(det, "evidence_", "embedding"), "Change a parameter, and fit again", error=AttributeError)
     assert det.set_params(evidence="embedding").fit(normal[:3]).evidence_ == "embedding"
 
 
 @follows("every weight must be a finite number above 0; leave out kinds without weight.")
-def test_evidence_without_weight_is_left_out():
+def test_zero_weights():
     refusal(lambda: parse_evidence({"patch": 1, "ssd": 0}, 0.1), "leave out kinds without weight", error=ValueError)
     assert parse_evidence({"patch": 1}, 0.1)[0] == {"patch": 1}
 
 
 @follows("Pass init= a trained student without auxiliary, student__n_steps above 0, or evidence='patch'.")
 @pytest.mark.parametrize("auxiliary", [None, {"other": stripes(4, seed=5)}])
-def test_no_steps_need_a_student(make, normal, tmp_path, auxiliary):
+def test_zero_steps_need_a_student(make, normal, tmp_path, auxiliary):
     det = make(evidence="ssd", student__n_steps=0)
     refusal(lambda: det.fit(normal[:3], auxiliary=auxiliary), "Pass init= a trained student", error=ValueError)
     student = tmp_path / "student.safetensors"
@@ -520,8 +520,8 @@ def test_no_steps_need_a_student(make, normal, tmp_path, auxiliary):
     make(evidence="patch", student__n_steps=0).fit(normal[:3], auxiliary=auxiliary)
 
 
-@follows("Pass auxiliary= to fit, images of other kinds, to train one that can be used elsewhere.")
-def test_a_student_that_can_be_used_elsewhere(make, normal, tmp_path):
+@follows("Pass auxiliary= to fit, images of other kinds, to train one for other detectors.")
+def test_student_for_other_detectors(make, normal, tmp_path):
     student = tmp_path / "student.safetensors"
     det = make(evidence="ssd").fit(normal[:3])
     refusal(lambda: det.save_student(student), "Pass auxiliary= to fit", error=ValueError)
@@ -530,7 +530,7 @@ def test_a_student_that_can_be_used_elsewhere(make, normal, tmp_path):
 
 
 @follows("Pass that teacher as backbone and weights, or train a student for this one.", "; pass the same, or another")
-def test_a_student_and_its_teacher(make, toy, normal, tmp_path):
+def test_student_of_another_teacher(make, toy, normal, tmp_path):
     student, own = tmp_path / "student.safetensors", tmp_path / "own.safetensors"
     auxiliary = {"other": stripes(4, seed=5)}
     make(evidence="ssd").fit(normal[:3], auxiliary=auxiliary).save_student(student)
@@ -550,7 +550,7 @@ def test_a_student_and_its_teacher(make, toy, normal, tmp_path):
 
 
 @follows(". They count as one for the threshold; pass different images.", "If it is not normal, fit without it")
-def test_the_support_is_of_different_normal_images(make, normal):
+def test_support_of_identical_or_outlying_images(make, normal):
     again = np.clip(normal[0].astype(int) + 1, 0, 255).astype(np.uint8)
     warning_of(lambda: make().fit([*normal[:3], again]), "pass different images")
     quietly(lambda: make().fit(normal[:3]))
@@ -560,7 +560,7 @@ def test_the_support_is_of_different_normal_images(make, normal):
 
 
 @follows("scores are hardly informative. Check the image, and value_range.")
-def test_a_support_of_one_value(make, normal):
+def test_constant_support(make, normal):
     black = np.zeros_like(normal[0])
     warning_of(lambda: make().fit([*normal[:2], black]), "Check the image")
     quietly(lambda: make().fit(normal[:2]))
@@ -570,7 +570,7 @@ def test_a_support_of_one_value(make, normal):
 
 @follows("cannot be used here ({error}). Pass")
 @pytest.mark.parametrize("device", ["cuda", "cuda:99", "toaster"])
-def test_a_device_that_is_here(make, normal, monkeypatch, device):
+def test_available_device(make, normal, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if device == "cuda" and torch.backends.cuda.is_built() and torch.cuda.device_count():
         pytest.skip("there is one")
@@ -582,10 +582,10 @@ def test_a_device_that_is_here(make, normal, monkeypatch, device):
 
 
 @follows("Lower learning_rate (now", "precision='float32'")
-def test_a_loss_that_diverges(make, normal, monkeypatch):
+def test_diverging_loss(make, normal, monkeypatch):
     det = make(evidence="ssd", student__learning_rate=1e30, student__n_steps=60, precision="float32")
     said = refusal(lambda: det.fit(normal[:4]), "Lower learning_rate (now 1e+30)", error=TrainingError)
-    assert "precision=" not in said  # it is float32 already
+    assert "precision=" not in said  # the precision is float32 already
     det.set_params(student__learning_rate=1e-3, student__n_steps=3).fit(normal[:4])
     backward = loop.Training._backward
 
@@ -599,7 +599,7 @@ def test_a_loss_that_diverges(make, normal, monkeypatch):
 
 
 @follows("queries a step. Lower batch_size or image_size.")
-def test_memory_that_runs_out_in_training(make, normal, monkeypatch):
+def test_out_of_memory_in_training(make, normal, monkeypatch):
     original = loop.episode_loss
 
     def few_only(student, episode, *rest):
@@ -616,7 +616,7 @@ def test_memory_that_runs_out_in_training(make, normal, monkeypatch):
 
 
 @follows("images. Lower image_size, or take a smaller backbone.")
-def test_memory_that_runs_out_in_the_teacher(make, normal, monkeypatch, tmp_path):
+def test_out_of_memory_in_the_teacher(make, normal, monkeypatch, tmp_path):
     forward = teacher.Backbone.forward
 
     def small_only(self, images):
@@ -635,7 +635,7 @@ def test_memory_that_runs_out_in_the_teacher(make, normal, monkeypatch, tmp_path
 
 
 @follows("Lower image_size, take a smaller backbone, or free memory.")
-def test_memory_that_runs_out_in_building(toy, monkeypatch, tmp_path):
+def test_out_of_memory_in_building(toy, monkeypatch, tmp_path):
     create = timm.create_model
 
     def small_networks_only(name, **options):
@@ -654,7 +654,7 @@ def test_memory_that_runs_out_in_building(toy, monkeypatch, tmp_path):
 # ---- teachers
 
 
-def test_a_size_that_patches_divide(tmp_path):
+def test_image_size_for_patches(tmp_path):
     weights = write_random_weights("test_vit3", tmp_path / "w.safetensors")
     fitting = "The nearest fitting sizes are image_size=64 and image_size=80."
     refusal(lambda: build_backbone("test_vit3", 65, weights=weights), fitting, error=ValueError)
@@ -663,7 +663,7 @@ def test_a_size_that_patches_divide(tmp_path):
 
 
 @follows("Pass layers='auto' or a tuple of these, or the name of a transformer as backbone")
-def test_the_last_block_of_what_has_none(make, normal, tmp_path):
+def test_last_layer_of_a_network_without_tokens(make, normal, tmp_path):
     said = refusal(lambda: make(layers="last").fit(normal[:3]), "stages 1 to 4", error=ValueError)
     assert "tuple of these" in said
     weights = write_random_weights("toy_dinov3", tmp_path / "w.safetensors")
@@ -672,14 +672,14 @@ def test_the_last_block_of_what_has_none(make, normal, tmp_path):
 
 
 @follows("layers or more, or evidence=('patch', 'embedding')")
-def test_a_student_of_too_few_layers(make, normal):
+def test_too_few_layers_for_a_student(make, normal):
     options = {"layers": (2, 3), "evidence": "tsd"}
     refusal(lambda: make(**options).fit(normal[:3]), "Pass 3 layers or more", error=ValueError)
     make(**{**options, "layers": (1, 2, 4)}).fit(normal[:3])
     make(**{**options, "evidence": ("patch", "embedding")}).fit(normal[:3])
 
 
-def test_layers_that_are_there_are_named(make, normal, capsys, tmp_path):
+def test_missing_layers(make, normal, capsys, tmp_path):
     said = refusal(lambda: make(layers=(3, 9)).fit(normal[:3]), "choice is layers=(3, 4)", error=ValueError)
     assert "has stages 1 to 4" in said
     make(layers=(3, 4)).fit(normal[:3])
@@ -695,7 +695,7 @@ def test_layers_that_are_there_are_named(make, normal, capsys, tmp_path):
 
 @follows("Pass the path of a safetensors file in timm's naming for this network, or weights=None")
 @pytest.mark.parametrize("wrong", ["missing", "pickle", "damaged", "part", "nan"])
-def test_weights_of_a_file(tmp_path, wrong):
+def test_invalid_weights_file(tmp_path, wrong):
     own = PACKAGED["compact"].teacher
     file = tmp_path / ("w.pth" if wrong == "pickle" else "w.safetensors")
     tensors = load_file(own)
@@ -716,8 +716,8 @@ def test_weights_of_a_file(tmp_path, wrong):
 
 @follows("Pass weights=FILE, a safetensors file in timm's naming for this network.", "{ways}")
 @pytest.mark.parametrize("wrong", ["part", "nan"])
-def test_weights_of_the_hub(toy, tmp_path, monkeypatch, wrong):
-    """There weights=None has led to what is wrong."""
+def test_weights_from_the_hub(toy, tmp_path, monkeypatch, wrong):
+    """With weights=None, the message has other advice."""
     tensors = load_file(toy["weights"])
     cached = tmp_path / "cached.safetensors"
     if wrong == "part":
@@ -731,7 +731,7 @@ def test_weights_of_the_hub(toy, tmp_path, monkeypatch, wrong):
 
 
 @follows("Pass a name from timm.list_models(), or import the module that registers it.")
-def test_a_network_that_timm_does_not_know(make, normal):
+def test_unknown_network(make, normal):
     said = refusal(lambda: make(backbone="toy_resnet_of_mine").fit(normal[:2]), "timm.list_models()")
     assert "weights=" not in said
     assert "toy_resnet" in timm.list_models()
@@ -745,15 +745,15 @@ def test_a_network_that_timm_does_not_know(make, normal):
 
 
 @follows("Pass one of these names.")
-def test_a_tag_that_there_is(tmp_path):
+def test_unknown_tag(tmp_path):
     weights = write_random_weights("resnet18", tmp_path / "w.safetensors")
     said = refusal(lambda: build_backbone("resnet18.mine", 32, weights=weights), "Pass one of these names")
     named = re.search(r"only (\S+), ", said)[1]
     build_backbone(named, 32, weights=weights)
 
 
-@follows("Pass {options_text}, on a machine with network or with the file in the hub's cache.")
-def test_weights_that_do_not_fit(tmp_path):
+@follows("Pass {options_text}, on a machine with network access or with the file in the hub's cache.")
+def test_weights_of_another_network(tmp_path):
     wide = write_random_weights("toy_resnet", tmp_path / "wide.safetensors", channels=(8, 16, 24, 40))
     refusal(lambda: build_backbone("toy_resnet", 32, weights=wide), "Pass weights=FILE")
     build_backbone("toy_resnet", 32, weights=write_random_weights("toy_resnet", tmp_path / "w.safetensors"))
@@ -761,7 +761,7 @@ def test_weights_that_do_not_fit(tmp_path):
 
 @follows("Set weights= to the file used for fit, or fit again.")
 @pytest.mark.parametrize("how", ["weights", "fit"])
-def test_weights_that_were_replaced(make, normal, anomalous, tmp_path, how):
+def test_replaced_weights(make, normal, anomalous, tmp_path, how):
     weights = write_random_weights("toy_resnet", tmp_path / "w.safetensors")
     det = make(weights=weights).fit(normal[:3])
     expected = det.score_samples(anomalous)
@@ -781,7 +781,7 @@ def test_weights_that_were_replaced(make, normal, anomalous, tmp_path, how):
 
 
 @follows("Pass force=True to replace it, or another name", "is a folder. Name a file in it", "Make it first")
-def test_a_place_that_can_be_written_to(make, normal, tmp_path):
+def test_destination_that_exists(make, normal, tmp_path):
     det = make().fit(normal[:2])
     path = tmp_path / "m.fsad"
     det.save(path)
@@ -796,7 +796,7 @@ def test_a_place_that_can_be_written_to(make, normal, tmp_path):
 
 
 @follows("Choose another folder or name", "are free. Make room, or write elsewhere", "are still valid. Make room")
-def test_a_place_with_rights_and_room(make, normal, tmp_path, monkeypatch):
+def test_destination_without_permission_or_space(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     (tmp_path / "other").mkdir()
     refusal(lambda: det.save(tmp_path / ("x" * 300)), "Choose another folder or name", error=OutputError)
@@ -817,15 +817,15 @@ def test_a_place_with_rights_and_room(make, normal, tmp_path, monkeypatch):
     det.save(tmp_path / "m.fsad")
 
 
-@follows("Copy it again from where it came from, or save the detector again.", "Write one with {made_by}.")
-def test_a_damaged_file(make, normal, tmp_path):
+@follows("Copy it again from its source, or save the detector again.", "Write one with {made_by}.")
+def test_damaged_file(make, normal, tmp_path):
     det = make().fit(normal[:2])
     path, whole = tmp_path / "m.fsad", tmp_path / "whole.fsad"
     det.save(whole)
     data = bytearray(whole.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    refusal(lambda: det.load(path), "Copy it again from where it came from, or save the detector again")
+    refusal(lambda: det.load(path), "Copy it again from its source, or save the detector again")
     shutil.copy(whole, path)
     det.load(path)
     path.write_bytes(data)
@@ -838,7 +838,7 @@ def test_a_damaged_file(make, normal, tmp_path):
 
 
 @follows("or make it again with {made_by}.")
-def test_a_file_of_another_version(make, normal, tmp_path):
+def test_file_of_another_version(make, normal, tmp_path):
     path = tmp_path / "m.fsad"
     det = make().fit(normal[:2])
     checkpoints.save(path, {"x": torch.zeros(1)}, "fewshot_ad model 99", {})
@@ -848,14 +848,14 @@ def test_a_file_of_another_version(make, normal, tmp_path):
 
 
 @follows("cannot be saved: {error}. Fit with a plain value.")
-def test_a_parameter_that_can_be_saved(make, normal, tmp_path):
+def test_parameter_that_cannot_be_saved(make, normal, tmp_path):
     det = make(lam=Fraction(1, 10)).fit(normal[:2])
     refusal(lambda: det.save(tmp_path / "m.fsad"), "lam=Fraction(1, 10) cannot be saved", "Fit with a plain value")
     make(lam=0.1).fit(normal[:2]).save(tmp_path / "m.fsad")
 
 
 @follows("Save the detector with support=True where it was fitted, or fit again on all images.")
-def test_a_detector_that_can_be_added_to(make, normal, tmp_path):
+def test_partial_fit_without_support_images(make, normal, tmp_path):
     det = make().fit(normal[:2])
     det.save(tmp_path / "m.fsad")
     loaded = det.load(tmp_path / "m.fsad")
@@ -866,7 +866,7 @@ def test_a_detector_that_can_be_added_to(make, normal, tmp_path):
 
 
 @follows("Either pass load(..., weights=FILE)")
-def test_a_model_whose_weights_moved(make, normal, tmp_path):
+def test_weights_that_were_moved(make, normal, tmp_path):
     weights = write_random_weights("toy_resnet", tmp_path / "w.safetensors")
     det = make(weights=weights).fit(normal[:2])
     det.save(tmp_path / "m.fsad")
@@ -878,7 +878,7 @@ def test_a_model_whose_weights_moved(make, normal, tmp_path):
 
 
 @follows("Import the module that registers it")
-def test_a_model_of_a_network_of_ones_own(make, normal, tmp_path, monkeypatch):
+def test_model_of_a_custom_network(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     det.save(tmp_path / "m.fsad")
     with monkeypatch.context() as patched:
@@ -888,7 +888,7 @@ def test_a_model_of_a_network_of_ones_own(make, normal, tmp_path, monkeypatch):
 
 
 @follows("A pickle is only for the release that wrote it; use det.save(path) and DualDistillationDetector.load(path).")
-def test_a_detector_for_the_next_release(make, normal, tmp_path, monkeypatch):
+def test_pickle_of_another_release(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     data = pickle.dumps(det)
     det.save(tmp_path / "m.fsad")
@@ -901,7 +901,7 @@ def test_a_detector_for_the_next_release(make, normal, tmp_path, monkeypatch):
 @follows(
     "Rename it, or pass force=True to replace it.", "or write .csv.", "Pass force=True to replace it, or another fo"
 )
-def test_the_rows_of_a_stopped_run(tmp_path, monkeypatch):
+def test_rows_of_an_interrupted_run(tmp_path, monkeypatch):
     out = tmp_path / "s.csv"
     table = Table(out)
     table.partial.write_text("rows")
@@ -936,14 +936,14 @@ def run(toy, tmp_path):
 
 
 @follows("; pass a name that ends in .safetensors.", "Pass a folder with one sub-folder of normal images for each task")
-def test_names_of_a_pretraining(run, tmp_path):
+def test_output_name_of_pretrain(run, tmp_path):
     refusal(lambda: run(out=tmp_path / "student"), "pass a name that ends in .safetensors", error=ValueError)
     refusal(lambda: run(tasks=tmp_path / "tasks" / "task0" / "0.png"), "one sub-folder of normal images for each task")
     assert run().exists()
 
 
 @follows("Pass architecture='decoder', or engine='local'.")
-def test_an_encoder_is_trained_here(run):
+def test_encoder_with_ray(run):
     ray = {"architecture": "encoder", "engine": "ray"}
     refusal(lambda: run(**ray), "or engine='local'", error=ValueError)
     run(**{**ray, "engine": "local"})
@@ -953,7 +953,7 @@ def test_an_encoder_is_trained_here(run):
     "Pass resume=True (--resume) to continue from there, or remove it to start again.", "Pass those, or another out.",
     "Remove it to start again.", "once this file is removed",
 )  # fmt: skip
-def test_what_an_earlier_pretraining_left(run, tmp_path, monkeypatch):
+def test_checkpoint_of_an_earlier_pretraining(run, tmp_path, monkeypatch):
     out = run()
     refusal(run, "Pass resume=True (--resume) to continue from there, or remove it")
     run(resume=True)
@@ -987,7 +987,7 @@ def test_what_an_earlier_pretraining_left(run, tmp_path, monkeypatch):
 
 
 @follows("Images must lie directly in the task's folder.")
-def test_a_task_whose_images_lie_deeper(run, tmp_path):
+def test_task_with_nested_images(run, tmp_path):
     save_pictures(tmp_path / "tasks" / "deep" / "below", stripes(3, size=32))
     warning_of(run, "Images must lie directly in the task's folder", category=TaskSkippedWarning)
     for path in (tmp_path / "tasks" / "deep" / "below").iterdir():
@@ -1000,7 +1000,7 @@ def test_a_task_whose_images_lie_deeper(run, tmp_path):
 
 
 @follows("are not finite; leave them out, with their masks.")
-def test_maps_that_are_not_finite():
+def test_maps_with_nan():
     maps, masks = np.random.default_rng(0).random((3, 8, 8)), np.zeros((3, 8, 8), bool)
     masks[:, :2], maps[1] = True, np.nan
     refusal(lambda: metrics.aupro(masks, maps), "leave them out, with their masks", error=ValueError)
@@ -1008,7 +1008,7 @@ def test_maps_that_are_not_finite():
 
 
 @follows("Write numpy.where(is_anomalous, -1, 1).", "are not finite; leave them out, with their labels.")
-def test_labels_and_scores_of_metrics():
+def test_invalid_labels_and_scores():
     is_anomalous, scores = np.array([False, True, True]), np.array([0.1, np.nan, 0.9])
     refusal(lambda: metrics.f1_max(is_anomalous, scores), "Write numpy.where(is_anomalous, -1, 1)", error=ValueError)
     y = np.where(is_anomalous, -1, 1)
@@ -1017,7 +1017,7 @@ def test_labels_and_scores_of_metrics():
 
 
 @follows("is not a folder. Pass a folder of images, or a list of paths.", "There are no image files in {source}")
-def test_sources_of_a_cluster(normal, tmp_path):
+def test_sources_for_a_cluster(normal, tmp_path):
     (path,) = save_pictures(tmp_path / "a", normal[:1])
     refusal(lambda: distributed.list_files(path), "Pass a folder of images, or a list of paths")
     refusal(lambda: distributed.list_files([]), "Pass at least one")
@@ -1026,8 +1026,8 @@ def test_sources_of_a_cluster(normal, tmp_path):
 
 @follows("Install the extra: {INSTALL}.", 'Install the extra: pip install "fewshot-ad[plot]".')
 @pytest.mark.parametrize("module", ["pydicom", "nibabel", "matplotlib"])
-def test_what_an_extra_brings(make, normal, tmp_path, monkeypatch, module):
-    """As good as installed: the module is hidden, and shown again."""
+def test_missing_extra(make, normal, tmp_path, monkeypatch, module):
+    """Hiding a module and restoring it stands in for its installation."""
     det = make().fit(normal[:3])
     (tmp_path / "a.dcm").write_bytes(_WHOLE)
     nibabel = pytest.importorskip("nibabel")
@@ -1045,8 +1045,8 @@ def test_what_an_extra_brings(make, normal, tmp_path, monkeypatch, module):
 
 
 @follows("already exists. Remove it, or pass another name.")
-def test_a_table_of_a_cluster_that_is_there(make, normal, tmp_path, monkeypatch):
-    """What comes after the check needs Ray."""
+def test_existing_output_of_a_cluster(make, normal, tmp_path, monkeypatch):
+    """Only the check is tested, as the rest needs Ray."""
     det, out = make().fit(normal[:2]), tmp_path / "scores"
     out.mkdir()
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -1057,7 +1057,7 @@ def test_a_table_of_a_cluster_that_is_there(make, normal, tmp_path, monkeypatch)
 
 
 @follows('Install the extra: pip install "fewshot-ad[export]"')
-def test_the_extra_for_graphs(make, normal, tmp_path, monkeypatch):
+def test_extra_for_export(make, normal, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     det = make(evidence="patch", image_size=(32, 32)).fit(normal[:2])
     with monkeypatch.context() as patched:
@@ -1067,7 +1067,7 @@ def test_the_extra_for_graphs(make, normal, tmp_path, monkeypatch):
 
 
 @follows('Install the extra: pip install "fewshot-ad[ray]"')
-def test_the_extra_for_clusters(monkeypatch):
+def test_extra_for_ray(monkeypatch):
     pytest.importorskip("ray")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "ray", None)
@@ -1077,18 +1077,18 @@ def test_the_extra_for_clusters(monkeypatch):
 
 
 @follows("Install fewshot-ad again")
-def test_packaged_weights_that_were_altered(normal, tmp_path, monkeypatch):
+def test_altered_packaged_weights(normal, tmp_path, monkeypatch):
     whole = packaged.PACKAGED["compact"]
     copies = [Path(shutil.copy(path, tmp_path)) for path in (whole.teacher, whole.student)]
     monkeypatch.setitem(packaged.PACKAGED, "compact", packaged.Packaged(whole.network, *copies, whole.hashes))
     copies[0].write_bytes(copies[0].read_bytes()[:-1])
     refusal(lambda: DualDistillationDetector().fit(normal[:2]), "Install fewshot-ad again", error=CheckpointError)
-    shutil.copy(whole.teacher, tmp_path)  # what an installation does
+    shutil.copy(whole.teacher, tmp_path)  # stands in for an installation
     DualDistillationDetector().fit(normal[:2])
 
 
 @follows("was saved by a release whose threshold was not usable")
-def test_a_file_of_the_first_release_that_never_worked(tmp_path):
+def test_unusable_file_of_format_1(tmp_path):
     old, path = Path(__file__).parent / "data" / "model_1.fsad", tmp_path / "old.fsad"
     tensors, header = checkpoints.load(old, "fewshot_ad model 1", "")
     del header["sha256"]
@@ -1106,7 +1106,7 @@ def test_a_file_of_the_first_release_that_never_worked(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, make, normal):
-    """A model, and two folders of an image of the same name."""
+    """A model, and two folders with an image of the same name."""
     make(weights=None, backbone="compact", image_size=32).fit(normal[:3]).save(tmp_path / "m.fsad")
     for name, image in zip("ab", normal[4:], strict=False):
         save_pictures(tmp_path / "new" / name, [image])
@@ -1146,7 +1146,7 @@ def test_commands(folders, capsys):
 
 @follows("but a pipe or a device. Write it to a file, and name that.")
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs devices")
-def test_a_device_is_written_to_a_file(folders, capsys):
+def test_device_as_input(folders, capsys):
     assert cli.main(["score", str(folders / "m.fsad"), "/dev/null", "--quiet"]) == 2
     assert "Write it to a file, and name that" in capsys.readouterr().err
     assert cli.main(["score", str(folders / "m.fsad"), str(folders / "new" / "a" / "0.png"), "--quiet"]) == 0
@@ -1164,7 +1164,7 @@ def test_warnings_name_the_options_of_the_command(folders, normal, capsys):
 
 
 @follows("Free memory, or pass fewer images at once.")
-def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
+def test_out_of_memory_in_a_command(folders, monkeypatch, capsys):
     fit = DualDistillationDetector.fit
 
     def few_only(self, X, *rest):
@@ -1183,7 +1183,7 @@ def test_memory_that_runs_out_in_a_command(folders, monkeypatch, capsys):
 
 
 @follows("was not scored: memory ran out. Score it again with more memory free.")
-def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
+def test_out_of_memory_while_scoring(make, normal, monkeypatch):
     det = make().fit(normal[:3])
     session = det.session()
     read = type(session.scorer).read
@@ -1208,101 +1208,89 @@ def test_memory_that_runs_out_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "bring check choose convert copy correct download export fetch fit fix free give go import install leave let lower "
-    "make mend name open pass put raise read remove rename replace resize save score set take use write"
+    "check choose continue convert copy correct download export fetch fit fix free give import install leave let "
+    "lower make mend name open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"
     rf"|(?:[;:,] |[;,] or | or | either )(?:{'|'.join(_VERBS)})\b(?! of| in)"
 )
-# Followed by tests that lie with what they are about.
+# Advice that is followed in other test files.
 ELSEWHERE = {
-    "It looks channels-first: pass array.transpose(0, 2, 3, 1)": "test_images::test_advice_about_channels_is_good",
-    "numpy.nan_to_num": "test_images::test_advice_about_nan_is_good",
-    "float in [0, 1]. Pass value_range=(low, high)": "test_images::test_advice_about_a_scale_is_good",
-    "raise PIL.Image.MAX_IMAGE_PIXELS": "test_images::test_advice_about_bombs_is_good",
-    "is a folder. Pass its files": "test_images::test_advice_about_a_folder_is_good",
-    "is a pipe or a device, not a regular file": "test_streams::test_the_advice_about_a_pipe_is_good",
-    "Write it to a file, and pass": "test_streams::test_several_images_in_memory_have_a_way_out",
-    "Pass its bytes: await upload.read()": "test_streams::test_an_upload_that_can_only_be_awaited",
-    "Open the file in binary mode": "test_streams::test_text_is_refused_with_the_way_out",
-    "Read it once, and pass its bytes": "test_streams::test_an_empty_or_used_up_pipe_is_told",
+    "It looks channels-first: pass array.transpose(0, 2, 3, 1)": "test_images::test_advice_about_channels",
+    "numpy.nan_to_num": "test_images::test_advice_about_nan",
+    "float in [0, 1]. Pass value_range=(low, high)": "test_images::test_advice_about_a_scale",
+    "raise PIL.Image.MAX_IMAGE_PIXELS": "test_images::test_advice_about_bombs",
+    "is a folder. Pass its files": "test_images::test_advice_about_a_folder",
+    "is a pipe or a device, not a regular file": "test_streams::test_advice_about_a_pipe",
+    "Write it to a file, and pass": "test_streams::test_several_images_in_memory",
+    "Pass its bytes: await upload.read()": "test_streams::test_async_upload",
+    "Open the file in binary mode": "test_streams::test_text_mode_is_refused",
+    "Read it once, and pass its bytes": "test_streams::test_empty_or_exhausted_pipe",
     "Pass a file that is open for reading in binary mode": "test_streams::test_members_of_an_archive",
     "Pass None for an image without one": "test_plotting::test_masks_are_outlined_on_the_map",
-    "If it lies on its side, save it again upright": "test_pictures::test_the_advice_about_the_orientation_is_good",
-    "pass aspect='square', or image_size=(H, W)": "test_proportions::test_a_network_that_takes_squares_only_says_so",
-    "Fit with aspect='square', or with image_size=(H, W)": (
-        "test_export::test_a_network_that_pads_by_size_is_exported_for_one_shape_only"
-    ),
-    "save it as a TIFF for the extra": "test_pictures::test_the_advice_about_depth_is_good",
-    "Set it with pydicom, ds = pydicom.dcmread(path)": (
-        "test_dicom::test_a_needed_element_is_named_and_can_be_corrected"
-    ),
-    "Save its images as pages, for instance": "test_formats::test_an_imagej_stack_behind_one_page",
-    "Rename the other.": "test_layouts::test_normal_images_of_two_names",
+    "If it lies on its side, save it again upright": "test_pictures::test_advice_about_the_orientation",
+    "pass aspect='square', or image_size=(H, W)": "test_proportions::test_network_for_squares_only",
+    "Fit with aspect='square', or with image_size=(H, W)": "test_export::test_network_with_padding_by_size",
+    "save it as a TIFF for the extra": "test_pictures::test_advice_about_depth",
+    "Set it with pydicom, ds = pydicom.dcmread(path)": "test_dicom::test_missing_element_is_named",
+    "Save its images as pages, for instance": "test_formats::test_imagej_stack_in_one_page",
+    "Rename the other.": "test_layouts::test_good_and_ok",
     "Copy it from the data set, or make an empty one": "test_layouts::test_dagm_without_labels",
-    "{what}. Rename or remove it.": "test_layouts::test_masks_of_no_image_beside_images",
-    "Copy it from the data set, or remove the image.": ("test_layouts::test_an_image_of_kolektorsdd2_without_its_mask"),
+    "{what}. Rename or remove it.": "test_layouts::test_masks_without_images",
+    "Copy it from the data set, or remove the image.": "test_layouts::test_kolektorsdd2_image_without_a_mask",
     "Put the data set's table there.": "test_layouts::test_visa_without_its_table",
     "of its rows needs the columns": "test_layouts::test_visa_without_its_table",
     "Rename {root} as one of them.": "test_layouts::test_visa_without_its_table",
-    "Copy them from the data set.": "test_layouts::test_images_of_a_list_that_are_missing",
+    "Copy them from the data set.": "test_layouts::test_missing_listed_images",
     "and mask_path of each image. Copy it again.": "test_layouts::test_realiad_without_its_list",
     "Put the data set's realiad_jsons/ there": "test_layouts::test_realiad_without_its_list",
-    "or name the folders good/ and bad/.": "test_layouts::test_folders_of_realiads_names",
-    "{named}. Pass one of them.": "test_layouts::test_the_root_of_a_data_set",
-    "Run `fewshot-ad weights {name} --to DIR` on a machine": "test_fetching::test_the_way_out_leads_out",
-    "Name {found} as the backbone, or use the weights": "test_fetching::test_weights_of_another_training",
-    "Name a folder with --to.": "test_fetching::test_places_that_are_taken",
-    "Pass a name from timm.list_pretrained()": "test_fetching::test_names_that_have_no_weights",
-    "Accept them at {": "test_fetching::test_terms_that_are_to_be_accepted",
-    "Remove it, and run the command again.": "test_fetching::test_what_is_not_what_the_hub_has",
-    "Bring {source.url} from a machine with network": "test_hub::test_the_place_that_is_named_is_a_good_one",
-    "Go on with the same arguments and resume.": "test_pretraining::test_signals_write_a_checkpoint",
+    "or name the folders good/ and bad/.": "test_layouts::test_folders_named_as_in_realiad",
+    "{named}. Pass one of them.": "test_layouts::test_root_of_a_data_set",
+    "Run `fewshot-ad weights {name} --to DIR` on a machine": "test_fetching::test_offline_advice_works",
+    "Name {stored} as the backbone, or use the weights": "test_fetching::test_weights_with_another_tag",
+    "Name a folder with --to.": "test_fetching::test_existing_destinations",
+    "Pass a name from timm.list_pretrained()": "test_fetching::test_names_without_weights",
+    "Accept them at {": "test_fetching::test_gated_weights",
+    "Remove it, and run the command again.": "test_fetching::test_file_differs_from_the_hub",
+    "Download {source.url} on a machine with network access": "test_hub::test_named_path_works",
+    "Continue with the same arguments and resume=True.": "test_pretraining::test_signals_write_a_checkpoint",
     "Pass the name of a new folder with -o.": "test_cli::test_demo",
-    "fit the detector on normal images alone.": "test_labelled::test_fewer_labels_than_that",
-    "Give one of them a weight above 0": "test_evidence::test_something_must_have_a_weight",
-    "Pass more of them, or set n_support to at most": "test_labels::test_more_than_there_are",
-    "Do not pass --no-keep-support to fit, or": "test_update::test_a_model_without_its_images_is_refused",
-    "Save the detector with support=True where it was fitted, or": (
-        "test_update::test_a_model_without_its_images_is_refused"
-    ),
-    "{len(new.values)}. Pass more of them.": "test_drift::test_few_images_are_too_few",
+    "fit the detector on normal images alone.": "test_labelled::test_too_few_labels",
+    "Give one of them a weight above 0": "test_evidence::test_no_weight_is_an_error",
+    "Pass more of them, or set n_support to at most": "test_labels::test_too_few_normal_images",
+    "Do not pass --no-keep-support to fit, or": "test_update::test_model_without_support_images",
+    "Save the detector with support=True where it was fitted, or": "test_update::test_model_without_support_images",
+    "{len(new.values)}. Pass more of them.": "test_drift::test_too_few_images",
     "detector with support=True where it was fitted, fit on several images, or pass normal images as reference.": (
-        "test_drift::test_a_single_support_image"
+        "test_drift::test_single_support_image"
     ),
     "so it has no tokens. Pass foreground=False, or the name of a transformer as backbone.": (
-        "test_foreground::test_a_network_without_tokens"
+        "test_foreground::test_network_without_tokens"
     ),
-    "which a DICOM object that refers to it needs. Set it with pydicom": (
-        "test_dicom_out::test_what_must_be_there_is_named_and_can_be_set"
-    ),
-    "Fix that with pydicom, or use --format pictures.": (
-        "test_dicom_out::test_what_highdicom_refuses_is_named_and_can_be_mended"
-    ),
-    "Name only DICOM files, or use --format pictures.": (
-        "test_dicom_out::test_a_source_that_is_no_dicom_is_named_before_anything_is_written"
-    ),
-    "Call calibrate(X, y) after fit": "test_calibrate::test_probabilities_are_there_after_labels_of_both_kinds",
-    "pass FrozenEstimator(det)": "test_calibrate::test_a_clone_is_not_calibrated_and_is_told_so",
-    "Pass them in X, labelled -1 in y.": "test_calibrate::test_the_advice_about_images_is_good",
-    "Name them after --bad.": "test_calibrate::test_the_command_says_what_is_wrong",
-    "Pass some of them too.": "test_calibrate::test_the_advice_about_images_is_good",
-    "Pass normal images that the detector was not fitted on.": "test_calibrate::test_the_advice_about_images_is_good",
-    "Check the labels; +1 is normal": "test_calibrate::test_labels_that_are_the_wrong_way_round",
-    "Leave out the one that is labelled wrongly.": "test_calibrate::test_an_image_counts_once",
-    "For a guarantee pass at least": "test_calibrate::test_nineteen_images_cannot_promise_two_per_cent",
-    "Call calibrate again": "test_calibrate::test_without_its_images_the_threshold_keeps_its_proportion",
+    "which a DICOM object that refers to it needs. Set it with pydicom": "test_dicom_out::test_required_elements",
+    "Fix that with pydicom, or use --format pictures.": "test_dicom_out::test_sources_that_highdicom_refuses",
+    "Name only DICOM files, or use --format pictures.": "test_dicom_out::test_source_that_is_not_dicom",
+    "Call calibrate(X, y) after fit": "test_calibrate::test_predict_proba_needs_both_classes",
+    "pass FrozenEstimator(det)": "test_calibrate::test_clones_are_not_calibrated",
+    "Pass them in X, labelled -1 in y.": "test_calibrate::test_advice_about_images",
+    "Name them after --bad.": "test_calibrate::test_command_errors",
+    "Pass some of them too.": "test_calibrate::test_advice_about_images",
+    "Pass normal images that the detector was not fitted on.": "test_calibrate::test_advice_about_images",
+    "Check the labels; +1 is normal": "test_calibrate::test_inverted_labels",
+    "Leave out the one that is labelled wrongly.": "test_calibrate::test_repeated_images_count_once",
+    "For a guarantee pass at least": "test_calibrate::test_too_few_images_for_a_guarantee",
+    "Call calibrate again": "test_calibrate::test_partial_fit_rescales_without_calibration_images",
 }
-# Nothing that a test could do.
+# Advice that a test cannot follow.
 EXEMPT = {
-    "Go on from the last checkpoint": "workers of a cluster that are lost several times",
+    "Continue from the last checkpoint": "workers of a cluster that are lost several times",
     "Install the release that wrote it": "another release",
 }
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Find the texts of the package that are no docstrings, with the place of each."""
+    """Yield all strings of the package except docstrings, with their places."""
     root = Path(fewshot_ad.__file__).parent
     for path in sorted(root.rglob("*.py")):
         if path.name in ("arguments.py", "demo.py"):  # help, not messages
@@ -1324,7 +1312,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def test_all_advice_is_followed():
-    """A text that asks for something has a test that does it; and no entry of the tables is about a text of old."""
+    """Every string with advice has a test that follows it, and no entry of the tables is obsolete."""
     known = {**FOLLOWED, **ELSEWHERE, **EXEMPT}
     found = [(place, text) for place, text in texts() if _IMPERATIVE.search(text)]
     assert len(found) > 100
@@ -1334,7 +1322,7 @@ def test_all_advice_is_followed():
     assert [part for part in known if part not in source] == []
 
 
-def test_the_tests_that_follow_elsewhere_are_there():
+def test_referenced_tests_exist():
     for reference in ELSEWHERE.values():
         module, name = reference.split("::")
         text = Path(__file__).with_name(f"{module}.py").read_text()

@@ -1,4 +1,4 @@
-"""How the command line is read."""
+"""Parsing of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from fewshot_ad.arguments import parse
 
 
-def test_options_stand_anywhere():
+def test_options_in_any_position():
     expected = parse(["score", "m.fsad", "a.png", "b.png", "--quiet", "-o", "s.csv"])
     for line in (
         "--quiet score -o s.csv m.fsad a.png b.png", "score m.fsad --quiet a.png -o s.csv b.png",
@@ -26,7 +26,7 @@ def test_options_stand_anywhere():
         "evaluate --evidence patch ssd folder --shots 2 4", "--shots 2 4 evaluate --evidence patch ssd -- folder",
     ],
 )  # fmt: skip
-def test_lists_do_not_take_the_paths(line):
+def test_lists_do_not_consume_paths(line):
     found = parse(line.split())
     assert (found["folders"], found["shots"], found["evidence"]) == ([Path("folder")], [2, 4], ["patch", "ssd"])
 
@@ -79,7 +79,7 @@ def test_layers(command, capsys):
 ])  # fmt: skip
 def test_jobs(command):
     assert parse([*command.split(), "--jobs", "-1"])["n_jobs"] == -1
-    assert "n_jobs" not in parse(command.split())  # what the detector has by default
+    assert "n_jobs" not in parse(command.split())  # the detector's default
 
 
 @pytest.mark.parametrize("line", [
@@ -87,20 +87,20 @@ def test_jobs(command):
     "fit normal -o m.fsad --image-size large", "pretrain tasks --out s.safetensors --image-size 96x256",
     "fit normal -o m.fsad --aspect wide", "score m.fsad a.png --jobs many",
 ])  # fmt: skip
-def test_sizes_and_jobs_that_are_none(line, capsys):
+def test_invalid_sizes_and_jobs(line, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse(line.split())
     assert f"argument --{line.split(' --')[-1].split()[0]}" in capsys.readouterr().err
 
 
-def test_paths_that_begin_with_a_hyphen():
+def test_paths_with_a_leading_hyphen():
     found = parse(["score", "m.fsad", "--quiet", "--", "-x.png", "--json", "-1e3", "/a/-b"])
     assert found["paths"] == [Path(name) for name in ("m.fsad", "-x.png", "--json", "-1e3", "/a/-b")]
     assert not found["json"]
 
 
 @pytest.mark.parametrize("line", ["", "nonsense", "score", "score m.fsad --nonsense", "fit normal", "info a b"])
-def test_what_cannot_be_read(line, capsys):
+def test_invalid_arguments(line, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(line.split())
     assert stop.value.code == 2

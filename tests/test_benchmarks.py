@@ -1,4 +1,4 @@
-"""The benchmark scripts on toy data: they run, go on after a break, and score as they say."""
+"""The benchmark scripts on toy data: they run, resume, and measure what they state."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def here(script: str, monkeypatch, capsys, *arguments: object) -> tuple[str, str
 
 
 @pytest.mark.slow
-def test_calibrate_from_scores_that_are_kept(data, tmp_path, monkeypatch, capsys):
+def test_calibrate_reuses_stored_scores(data, tmp_path, monkeypatch, capsys):
     script = importlib.import_module("calibrate")
     monkeypatch.setattr(script, "SIZES", (5, 8))
     command = data, "--out", tmp_path, "--seeds", 2, "--shots", 2, 4
@@ -74,14 +74,14 @@ def test_calibrate_from_scores_that_are_kept(data, tmp_path, monkeypatch, capsys
     assert "| **mean distance from 0.05** |" in first.out
     monkeypatch.setattr(script, "SIZES", (5, 12))
     line = next(line for line in here("calibrate", monkeypatch, capsys, *command).out.splitlines() if "busi" in line)
-    assert "–" not in line  # two fitted on, and two left to test on
+    assert "–" not in line  # two to fit on, and two to test on
     monkeypatch.setattr(script, "SIZES", (5, 14))
     line = next(line for line in here("calibrate", monkeypatch, capsys, *command).out.splitlines() if "busi" in line)
     assert line.endswith("| – | 0 |")
 
 
 @pytest.mark.slow
-def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
+def test_quality_resumes(data, network, tmp_path, monkeypatch, capsys):
     methods = ("--methods", "memory", "memory-rotated", "paper", "patchcore", "steps")
     command = (data, "--out", tmp_path, "--quick", "--leaky", "--corrupted", *network, *methods)
     done = subprocess.run(
@@ -97,7 +97,7 @@ def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "quality.png").stat().st_size > 5000
     found = json.loads((tmp_path / "quality.json").read_text())["results"]
     n_methods = 3 + (peers.version() is not None)
-    assert len(found) == 3 * 2 * (n_methods + n_methods - 2)  # tasks, seeds, methods and the corrupted ones among them
+    assert len(found) == 3 * 2 * (n_methods + n_methods - 2)  # tasks, seeds, methods, some of them corrupted
     for entry in found:
         numbers = entry["kinds"]["fused"]
         assert ("aupro" in numbers) == ("pixel" in numbers) == (entry["task"] == "busi")
@@ -114,13 +114,13 @@ def test_quality_runs_and_goes_on(data, network, tmp_path, monkeypatch, capsys):
     broken_off = here("quality", monkeypatch, capsys, *command)
     assert f"1 results computed, {len(found) - 1} from" in broken_off.err
     new = json.loads((tmp_path / "quality.json").read_text())["results"]
-    for entry in (*found, *new):  # all but the time it takes
+    for entry in (*found, *new):  # except for times
         entry["kinds"]["fused"].pop("fit")
     assert new == found
 
 
 @pytest.mark.slow
-def test_quality_of_one_shot_and_own_patches(data, tmp_path, monkeypatch, capsys):
+def test_quality_with_one_shot_and_max_patches(data, tmp_path, monkeypatch, capsys):
     size = ("--image-size", 64, "--jobs", 1, "--seeds", 1, "--shots", 1, 3, "--tasks", "busi")
     here("quality", monkeypatch, capsys, data, "--out", tmp_path / "one", *size, "--methods", "memory-rotated")
     alone = json.loads((tmp_path / "one" / "quality.json").read_text())["results"]
@@ -130,15 +130,15 @@ def test_quality_of_one_shot_and_own_patches(data, tmp_path, monkeypatch, capsys
     found = json.loads((tmp_path / "two" / "quality.json").read_text())["results"]
     for entry, own, rotated in zip(alone, found[::2], found[1::2], strict=True):
         expected = {name: value for name, value in entry["kinds"]["fused"].items() if name != "fit"}
-        # Read from the default's pass, or by itself: the same.
+        # The same from the pass of the default, or alone.
         assert expected == {name: rotated["kinds"]["fused"][name] for name in expected}
-        # Their maps are the same; what counts at the border is of the score alone.
+        # The maps are equal; the border weight only affects the score.
         pixels = {name: value for name, value in expected.items() if name in ("pixel", "aupro")}
         assert pixels == {name: own["kinds"]["fused"][name] for name in pixels}
 
 
 @pytest.mark.slow
-def test_quality_of_images_of_several_shapes(tmp_path, monkeypatch, capsys):
+def test_quality_with_images_of_several_shapes(tmp_path, monkeypatch, capsys):
     task = write_task(tmp_path / "data" / "busi", 0)
     masks = corrupted(np.zeros((12, 40, 40, 3), np.uint8))[..., 0]
     write_images(task / "masks", np.where(masks > 0, 255, 0).astype(np.uint8))
@@ -159,7 +159,7 @@ def test_quality_of_images_of_several_shapes(tmp_path, monkeypatch, capsys):
     own, _ = run()
     assert 0 <= own["default"]["fused"]["aupro"] <= 1
     squares, said = run("--aspect", "square")
-    assert f"2 results computed, {len(methods) - 2} from" in said  # ours; what a peer does is in its name
+    assert f"2 results computed, {len(methods) - 2} from" in said  # ours; a peer's behaviour is defined by its name
     assert squares["memory"]["fused"]["pixel"] != own["memory"]["fused"]["pixel"]
     few, said = run("--max-patches", 16)
     assert "2 results computed" in said
@@ -171,7 +171,7 @@ def test_quality_of_images_of_several_shapes(tmp_path, monkeypatch, capsys):
         assert own["patchcore"]["fused"]["pixel"] != own["patchcore-keep"]["fused"]["pixel"]
 
 
-def test_results_of_other_code_are_others(tmp_path, monkeypatch):
+def test_results_of_other_code_are_not_reused(tmp_path, monkeypatch):
     (tmp_path / "method").mkdir()
     (tmp_path / "__init__.py").touch()
     monkeypatch.setattr(protocol.fewshot_ad, "__file__", str(tmp_path / "__init__.py"))
@@ -183,7 +183,7 @@ def test_results_of_other_code_are_others(tmp_path, monkeypatch):
     protocol.code.cache_clear()
     seen.append(protocol.code())
     protocol.code.cache_clear()
-    assert seen[0] == seen[1]  # no figure comes of a report
+    assert seen[0] == seen[1]  # no result depends on the report
     assert len(set(seen)) == 3
 
 
@@ -191,7 +191,7 @@ SPEED = (sys.executable, str(BENCHMARKS / "speed.py"), "--quick", "--threads", "
 
 
 def measured(*arguments: object) -> list[list[str]]:
-    """Run the benchmark of speed; the cells of its rows."""
+    """Run the speed benchmark; return the cells of its rows."""
     done = subprocess.run(
         [*SPEED, *map(str, arguments)], capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -203,7 +203,7 @@ def measured(*arguments: object) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_speed_stands_beside_its_goals():
+def test_speed_table_states_targets():
     rows = measured("--earlier", BENCHMARKS.parent)
     goals = [row for row in rows if row[1].startswith("at ")]
     assert len(goals) >= 14
@@ -211,25 +211,25 @@ def test_speed_stands_beside_its_goals():
         value = float(found.split()[0])
         limit = float(goal.split()[-1])
         assert value > 0 or "student" in what
-        if abs(value - limit) > 0.02 * limit:  # of what is shown rounded
+        if abs(value - limit) > 0.02 * limit:  # printed values are rounded
             assert met == ("yes" if (value > limit) == ("least" in goal) else "**no**")
     assert any("the same bits" in row[-1] for row in rows)
     assert any("PatchCore" in row[0] and "not installed" in row[2] for row in rows) == (peers.version() is None)
 
 
 @pytest.mark.slow
-def test_speed_tells_where_the_time_goes():
+def test_speed_profile():
     rows = {part: (spent, share) for part, spent, share in measured("--profile")}
     total = float(rows.pop("all")[0])
     parts = {part: float(spent) for part, (spent, _) in rows.items()}
     assert sum(parts.values()) == pytest.approx(total, abs=0.1)
-    # A function that is no longer called by the name that is known here would count for nothing.
+    # A function that is no longer called by the name in the profile would have no time.
     idle = ["student", "student against its weighted support and the teacher", "embedding"]  # not in the default
     assert [part for part, spent in parts.items() if spent == 0] == idle
 
 
 @pytest.mark.slow
-def test_speed_refuses_what_holds_no_package(tmp_path):
+def test_speed_without_a_package(tmp_path):
     done = subprocess.run(
         [*SPEED, "--earlier", tmp_path, "--rows", "earlier"], capture_output=True, text=True, check=False
     )
@@ -238,7 +238,7 @@ def test_speed_refuses_what_holds_no_package(tmp_path):
 
 
 @pytest.mark.slow
-def test_paper_holds_each_domain_out(data, network, tmp_path, monkeypatch, capsys):
+def test_paper_holds_out_each_domain(data, network, tmp_path, monkeypatch, capsys):
     root = tmp_path / "root"
     root.mkdir()
     for name in ("busi", "his_toy"):
@@ -255,7 +255,7 @@ def test_paper_holds_each_domain_out(data, network, tmp_path, monkeypatch, capsy
     assert len(found["results"]) == 3 * 2 * 2 * 2  # domains, shots, lines, seeds
     row = next(line for line in said.splitlines() if line.startswith("| HIS | 2 | paper |"))
     assert row.endswith("| 0.942 |")
-    assert row.count("–") == 0  # ours stands beside it
+    assert row.count("–") == 0  # our figure is in the same row
     students = {file.name.rsplit("-", 1)[0] for file in (tmp_path / "out" / "students").glob("*.safetensors")}
     assert students == {f"{line}-without-{name}" for line in ("paper-tsd", "paper") for name in ("HIS", "busi", "his")}
     again = here("paper", monkeypatch, capsys, *command)
@@ -265,7 +265,7 @@ def test_paper_holds_each_domain_out(data, network, tmp_path, monkeypatch, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", peers.PEERS)
-def test_a_peer_scores_the_same_twice(peer, data, network):
+def test_peers_are_deterministic(peer, data, network):
     pytest.importorskip("anomalib")
     drawn = protocol.draw(data / "busi", 4, 0)
     parameters = {"backbone": network[1], "weights": network[3], "image_size": 32, "seed": 0}
@@ -275,7 +275,7 @@ def test_a_peer_scores_the_same_twice(peer, data, network):
     assert 0 <= one["image"] <= 1
 
 
-def test_draws_are_the_protocols(tmp_path):
+def test_draws_follow_the_protocol(tmp_path):
     task = tmp_path / "busi"
     for folder, n in (("good", 160), ("bad", 104)):
         (task / folder).mkdir(parents=True)
@@ -296,21 +296,21 @@ def test_draws_are_the_protocols(tmp_path):
     assert not set(few.bad) & set(few.support)
 
 
-def test_pixel_auroc_is_scikit_learns():
+def test_pixel_auroc_equals_scikit_learn():
     rng = np.random.default_rng(0)
     truth, maps = rng.random((3, 16, 16)) < 0.2, rng.integers(0, 20, (3, 16, 16)).astype(np.float32)
     assert protocol.pixel_auroc(truth, maps) == pytest.approx(roc_auc_score(truth.ravel(), maps.ravel()))
 
 
-def test_means_are_over_seeds_and_their_error_too():
+def test_means_and_errors_over_seeds():
     mean, error = protocol.mean_and_error(np.array([[0.5, 0.7], [0.9, 0.9]]))
     assert mean == pytest.approx(0.75)
-    assert error == pytest.approx(0.05)  # of the tasks' means .7 and .8, by seed
+    assert error == pytest.approx(0.05)  # of the means over tasks by seed, 0.7 and 0.8
     assert protocol.shown(np.array([[1.0, 1.0]])) == "1.000 ± .000"
     assert protocol.shown(np.array([[0.5]])) == ".500"
 
 
-def test_blur_across_images_makes_a_score_of_its_own():
+def test_blur_across_images_leaks_labels():
     # Constant maps: a blur within an image changes none of them.
     anomalous, normal = np.tile([0.0, 2.0], 16), np.full(16, 0.5)
     maps = np.concatenate([normal, anomalous])[:, None, None] * np.ones((1, 8, 8), np.float32)
@@ -321,7 +321,7 @@ def test_blur_across_images_makes_a_score_of_its_own():
     one = np.zeros((5, 8, 8))
     one[0] = 1.0
     scores = protocol.leaky_scores(one, batch=3)
-    assert len(scores) == 3  # the incomplete batch is gone
+    assert len(scores) == 3  # the incomplete batch is dropped
     assert scores.sum() == pytest.approx(1.0)
     assert 1 > scores[0] > scores[1] > scores[2] > 0
 
@@ -330,7 +330,7 @@ def test_blur_across_images_makes_a_score_of_its_own():
 
 
 @pytest.mark.parametrize("make", [layouts.ad, layouts.ad2, layouts.loco, layouts.visa, layouts.realiad])
-def test_mvtec_reads_the_fields_data_sets(make, network, tmp_path, monkeypatch, capsys):
+def test_mvtec_reads_standard_data_sets(make, network, tmp_path, monkeypatch, capsys):
     for name in ("bottle", "cable"):
         make(tmp_path / "data" / name)
     command = (tmp_path / "data", "--out", tmp_path / "out", "--shots", 1, 2, "--draws", 2, *network)
@@ -348,13 +348,13 @@ def test_mvtec_reads_the_fields_data_sets(make, network, tmp_path, monkeypatch, 
     assert (again.out, "nothing was computed" in again.err) == (said.out, True)
 
 
-def test_mvtec_draws_measures_and_goes_on(network, tmp_path, monkeypatch, capsys):
+def test_mvtec_resumes(network, tmp_path, monkeypatch, capsys):
     root = tmp_path / "data" / "stripes"
     kinds = {"train/good": stripes(6), "test/good": stripes(5, seed=1), "test/square": corrupted(stripes(5, seed=2))}
     for kind, pictures in kinds.items():
         write_images(root / kind, pictures)
     masks = (corrupted(np.zeros((5, 40, 40, 3), np.uint8))[..., 0] > 0).astype(np.uint8)
-    write_images(root / "ground_truth" / "square", masks[:4] * 255)  # one has none, and does not count for pixels
+    write_images(root / "ground_truth" / "square", masks[:4] * 255)  # one has no mask: not in pixel metrics
     write_task(tmp_path / "data" / "unsplit", 7, n_good=6, n_bad=3)
     command = (
         tmp_path / "data",
@@ -401,7 +401,7 @@ def test_mvtec_draws_measures_and_goes_on(network, tmp_path, monkeypatch, capsys
     assert [(entry["n_normal"], entry["n_anomalous"]) for entry in results()] == [(2, 2)] * 2
 
 
-def test_mvtec_says_what_is_missing(network, tmp_path, monkeypatch, capsys):
+def test_mvtec_errors(network, tmp_path, monkeypatch, capsys):
     layouts.ad(tmp_path / "data" / "bottle")
     for further, message in (
         (("--categories", "cable"), "no category cable, but bottle"),

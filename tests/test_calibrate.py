@@ -1,4 +1,4 @@
-"""Thresholds from fresh images: `calibrate`, p-values, probabilities, and what becomes of them."""
+"""Thresholds from fresh images: `calibrate`, p-values, probabilities, and how they are stored and updated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOTHING = np.array([])
 
 @pytest.fixture(scope="module")
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """Forty normal images, the first four to fit on, and eight painted ones."""
+    """Forty normal images, of which the first four are the support, and eight painted ones."""
     return stripes(40, seed=5), corrupted(stripes(8, seed=6))
 
 
@@ -57,8 +57,8 @@ def both(images) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (20, 0.05), (40, 0.05), (9, 0.1), (40, 0.3), (99, 0.01), (3, 0.5)])
-def test_the_rate_is_kept(n, rate):
-    """Over draws of both kinds of images, a fresh normal one is called anomalous as often as is said, and not more."""
+def test_false_alarm_rate_is_kept(n, rate):
+    """Over draws of calibration and test images, the false-positive rate is as stated and not higher."""
     rng = np.random.default_rng(0)
     rates = []
     for _ in range(1000):
@@ -66,15 +66,15 @@ def test_the_rate_is_kept(n, rate):
         rates.append(stats.lognorm.sf(-offset, 1))
     assert found.how == "conformal"
     assert found.expected_rate <= rate
-    assert found.expected_rate + 1 / (n + 1) > rate  # no smaller than it must be
+    assert found.expected_rate + 1 / (n + 1) > rate  # no smaller than necessary
     assert np.mean(rates) == pytest.approx(found.expected_rate, abs=4 * np.std(rates) / 1000**0.5)
     low, high = found.rate_interval
     assert np.mean((np.array(rates) > low) & (np.array(rates) < high)) == pytest.approx(0.9, abs=0.035)
 
 
-def test_ties_are_let_through():
+def test_tied_scores_are_normal():
     offset, _ = calibrate(np.full(19, -1.0), NOTHING, 0.05)
-    assert offset == -1.0  # nothing that scores alike is below it
+    assert offset == -1.0  # tied scores are not below it
     rng = np.random.default_rng(0)
     alarms = []
     for _ in range(1000):
@@ -85,14 +85,14 @@ def test_ties_are_let_through():
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.02, 1 / 3, 0.01, 0.1, 0.5])
-def test_what_is_needed_is_enough_and_no_less(rate):
+def test_n_needed_is_minimal(rate):
     n = n_needed(rate)
     scores = -np.arange(1.0, n + 1)
     assert calibrate(scores, NOTHING, rate)[1].how == "conformal"
     assert n == 1 or calibrate(scores[1:], NOTHING, rate)[1].how == "predictive"
 
 
-def test_nineteen_images_cannot_promise_two_per_cent(det, images):
+def test_too_few_images_for_a_guarantee(det, images):
     with pytest.warns(
         SupportWarning, match=r"19 normal images cannot guarantee .*=0.02: .* at least 49 .*, or .*=0.05\."
     ):
@@ -119,7 +119,7 @@ def test_too_few_images_give_an_estimate(n):
     assert np.mean((rates > low) & (rates < high)) > 0.85
 
 
-def test_an_automatic_threshold_has_a_pvalue_of_five_per_cent(toy, images, base):
+def test_pvalue_at_the_automatic_threshold(toy, images, base):
     for fitted in (base.fitted_, DualDistillationDetector(**{**toy, "evidence": "patch"}).fit(images[0][:1]).fitted_):
         assert fitted.pvalue(np.array([fitted.offset])) == pytest.approx(0.05)
         assert (np.diff(fitted.pvalue(fitted.offset * np.linspace(0.1, 3, 50))) < 0).all()
@@ -130,11 +130,11 @@ def test_an_automatic_threshold_has_a_pvalue_of_five_per_cent(toy, images, base)
 # ---- what is moved, and what is said
 
 
-def test_only_the_threshold_moves(base, det, images):
+def test_only_the_threshold_changes(base, det, images):
     normal, bad = images
     before = base.offset_, base.score_samples(bad), base.anomaly_map(bad)
     det.calibrate(normal[4:], false_alarm_rate=0.1)
-    assert base.offset_ == before[0] != det.offset_  # a copy of it has a state of its own
+    assert base.offset_ == before[0] != det.offset_  # a copy has its own state
     assert det.offset_ == np.sort(det.score_samples(normal[4:]))[2]  # 37 * 0.1 -> the third
     np.testing.assert_array_equal(det.score_samples(bad), before[1])
     np.testing.assert_array_equal(det.anomaly_map(bad), before[2])
@@ -147,8 +147,8 @@ def test_only_the_threshold_moves(base, det, images):
         det.calibration_.how = "guess"
 
 
-def test_many_images_are_not_all_in_memory(det, images, monkeypatch):
-    """They are scored in windows, to the same threshold; all of them are kept, or none."""
+def test_many_images_are_scored_in_windows(det, images, monkeypatch):
+    """Windows give the same threshold, and either all images are kept or none."""
     fresh = images[0][4:30]
     expected = copy.copy(det).calibrate(fresh, false_alarm_rate=0.1)
     monkeypatch.setattr(calibrating, "_WINDOW", 7)
@@ -183,7 +183,7 @@ def test_unreadable_images_have_no_pvalue(det, images, both, tmp_path):
     assert det.calibration_.n_normal == 19
 
 
-def test_labelled_anomalies_tell_the_recall(det, both):
+def test_recall_with_labelled_anomalies(det, both):
     X, y = both
     det.calibrate(X, y, false_alarm_rate=0.1)
     found = det.calibration_
@@ -197,7 +197,7 @@ def test_labelled_anomalies_tell_the_recall(det, both):
     assert det.offset_ == copy.copy(det).calibrate(X[:20], false_alarm_rate=0.1).offset_
 
 
-def test_the_best_f1_is_the_best():
+def test_best_f1_is_maximal():
     rng = np.random.default_rng(0)
     for _ in range(8):
         normal, bad = np.round(-rng.lognormal(0, 0.5, 12), 1), np.round(-rng.lognormal(0.7, 0.5, 7), 1)
@@ -209,7 +209,7 @@ def test_the_best_f1_is_the_best():
         assert found.rate_interval[0] < found.expected_rate < found.rate_interval[1]
 
 
-def test_the_best_f1_through_the_detector(det, both):
+def test_best_f1_of_a_detector(det, both):
     X, y = both
     det.calibrate(X, y, goal="f1")
     assert det.calibration_.how == "f1"
@@ -220,14 +220,14 @@ def test_the_best_f1_through_the_detector(det, both):
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 0.51, 1.0, np.nan, "0.05", None, True])
-def test_rates_that_are_none(det, images, rate):
+def test_invalid_rates(det, images, rate):
     with pytest.raises(
         ValueError, match=r"false_alarm_rate=.* was given; it must be a number above 0 and at most 0\.5"
     ):
         det.calibrate(images[0][4:], false_alarm_rate=rate)
 
 
-def test_images_that_are_not_enough(det, images, tmp_path):
+def test_unusable_images(det, images, tmp_path):
     normal, bad = images
     before = det.fitted_
     with pytest.raises(ImageError, match="There are no images in the input"):
@@ -257,8 +257,8 @@ def test_images_that_are_not_enough(det, images, tmp_path):
         clone(det).calibrate(normal)
 
 
-def test_the_advice_about_images_is_good(det, images):
-    """What the errors of the test before say is to be done."""
+def test_advice_about_images(det, images):
+    """Following the advice in the errors of the previous test succeeds."""
     normal, bad = images
     X, y = [*normal[4:24], *bad], np.repeat([1, -1], [20, 8])
     with warnings.catch_warnings():
@@ -268,7 +268,7 @@ def test_the_advice_about_images_is_good(det, images):
         det.calibrate(X[:20])
 
 
-def test_images_of_the_support_are_left_out(det, images):
+def test_support_images_are_left_out(det, images):
     normal = images[0]
     with pytest.warns(SupportWarning, match="image 1, image 3 are in the support, and not calibrated on"):
         det.calibrate([normal[8], normal[0], normal[9], normal[2], *normal[10:30]], false_alarm_rate=0.1)
@@ -276,7 +276,7 @@ def test_images_of_the_support_are_left_out(det, images):
     assert det.offset_ == copy.copy(det).calibrate(normal[8:30], false_alarm_rate=0.1).offset_
 
 
-def test_an_image_counts_once(det, images):
+def test_repeated_images_count_once(det, images):
     normal = images[0]
     with pytest.warns(SupportWarning, match="image 20 is in X more than once, and counts once"):
         det.calibrate([*normal[4:24], normal[4]], false_alarm_rate=0.1)
@@ -288,7 +288,7 @@ def test_an_image_counts_once(det, images):
         det.calibrate(normal[4:24], [1] * 20)  # as it says
 
 
-def test_labels_that_are_the_wrong_way_round(det, both):
+def test_inverted_labels(det, both):
     X, y = both
     with pytest.warns(SupportWarning, match="do not score higher"):
         det.calibrate(X, -y, false_alarm_rate=0.2)
@@ -301,7 +301,7 @@ def test_labels_that_are_the_wrong_way_round(det, both):
 # ---- what becomes of it
 
 
-def test_it_goes_through_a_file(det, both, images, tmp_path):
+def test_calibration_is_saved(det, both, images, tmp_path):
     X, y = both
     det.calibrate(X, y, false_alarm_rate=0.1)
     for support in (False, True):
@@ -321,7 +321,7 @@ def test_it_goes_through_a_file(det, both, images, tmp_path):
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_files_that_say_nothing_of_it(toy, images, tmp_path, monkeypatch, k):
+def test_files_without_calibration(toy, images, tmp_path, monkeypatch, k):
     det = DualDistillationDetector(**{**toy, "evidence": "patch"}).fit(images[0][:k])
     whole = model_file._header
 
@@ -348,7 +348,7 @@ def wrong_entries() -> list[tuple[str, object]]:
 
 
 @pytest.mark.parametrize(("name", "value"), wrong_entries(), ids=repr)
-def test_entries_that_cannot_be_right(name, value):
+def test_invalid_entries(name, value):
     rng = np.random.default_rng(0)
     good = json.loads(json.dumps(entry(calibrate(-rng.lognormal(size=20), -rng.lognormal(1, size=5), 0.1)[1])))
     assert is_entry(good)
@@ -357,7 +357,7 @@ def test_entries_that_cannot_be_right(name, value):
     assert not is_entry({**good, "more": 1})
 
 
-def test_scores_that_do_not_ascend(det, images, tmp_path):
+def test_unsorted_scores(det, images, tmp_path):
     det.calibrate(images[0][4:30], false_alarm_rate=0.1)
     wrong = replace(det.calibration_, normal_scores=det.calibration_.normal_scores[::-1])
     det.fitted_ = replace(det.fitted_, calibration=wrong)
@@ -366,21 +366,21 @@ def test_scores_that_do_not_ascend(det, images, tmp_path):
         DualDistillationDetector.load(tmp_path / "m.fsad")
 
 
-def test_added_support_images_calibrate_anew(det, both, images, tmp_path):
+def test_partial_fit_recalibrates(det, both, images, tmp_path):
     (X, y), normal = both, images[0]
     det.calibrate(X, y, false_alarm_rate=0.1)
     det.save(tmp_path / "m.fsad", support=True)
     again = DualDistillationDetector.load(tmp_path / "m.fsad")
     for one in (det, again):
-        with pytest.warns(SupportWarning, match="calibrated anew, on the 27 images"):
-            one.partial_fit([normal[30], normal[6]])  # the second was calibrated on
+        with pytest.warns(SupportWarning, match="recalibrated on the 27 images"):
+            one.partial_fit([normal[30], normal[6]])  # the second is a calibration image
         assert one.calibration_.n_normal == 19
         expected = copy.copy(one).calibrate([*X[:2], *X[3:]], [*y[:2], *y[3:]], false_alarm_rate=0.1)
         assert (one.offset_, one.calibration_) == (expected.offset_, expected.calibration_)
     assert again.offset_ == det.offset_
 
 
-def test_without_its_images_the_threshold_keeps_its_proportion(det, both, images, monkeypatch, tmp_path):
+def test_partial_fit_rescales_without_calibration_images(det, both, images, monkeypatch, tmp_path):
     (X, y), normal = both, images[0]
     monkeypatch.setattr(calibrating, "MOST_KEPT", 10)
     det.calibrate(X, y, false_alarm_rate=0.1)
@@ -403,7 +403,7 @@ def test_without_its_images_the_threshold_keeps_its_proportion(det, both, images
     assert not det.calibration_.carried_over
 
 
-def test_support_that_swallows_all_of_them(det, images):
+def test_all_calibration_images_in_the_support(det, images):
     normal = images[0]
     with pytest.warns(SupportWarning):
         det.calibrate(normal[4:6], false_alarm_rate=0.1)
@@ -411,7 +411,7 @@ def test_support_that_swallows_all_of_them(det, images):
         det.partial_fit(normal[4:6])
 
 
-def test_fit_and_a_threshold_by_hand_end_it(det, both, images):
+def test_fit_and_setting_the_threshold_discard_the_calibration(det, both, images):
     det.calibrate(*both)
     by_hand = copy.copy(det)
     by_hand.offset_ = -0.5
@@ -431,7 +431,7 @@ def test_fit_and_a_threshold_by_hand_end_it(det, both, images):
 # ---- probabilities, and scikit-learn
 
 
-def test_probabilities_are_there_after_labels_of_both_kinds(det, both, images):
+def test_predict_proba_needs_both_classes(det, both, images):
     X, y = both
     with pytest.raises(AttributeError, match="predict_proba") as caught:
         det.predict_proba(X)
@@ -453,7 +453,7 @@ def test_probabilities_are_there_after_labels_of_both_kinds(det, both, images):
 
 
 @pytest.mark.parametrize("rows", [False, True])
-def test_scikit_learn_calibrates_and_tunes(toy, images, rows):
+def test_in_scikit_learn(toy, images, rows):
     normal, bad = images
     det = DualDistillationDetector(**{**toy, "evidence": "patch"}, image_shape=(40, 40, 3) if rows else None)
     X, y = np.concatenate([normal[4:24], bad]), np.repeat([1, -1], [20, 8])
@@ -467,7 +467,7 @@ def test_scikit_learn_calibrates_and_tunes(toy, images, rows):
     assert (prefit.predict(X) == y).mean() > 0.8
 
 
-def test_a_clone_is_not_calibrated_and_is_told_so(det, both):
+def test_clones_are_not_calibrated(det, both):
     X, y = both
     det.calibrate(X, y)
     with pytest.raises(AttributeError, match=r"pass FrozenEstimator\(det\)"):
@@ -476,7 +476,7 @@ def test_a_clone_is_not_calibrated_and_is_told_so(det, both):
 
 
 class Blind(BaseEstimator):
-    """Calls everything normal."""
+    """A detector that calls all images normal."""
 
     def fit(self, X, y=None):
         return self
@@ -488,10 +488,10 @@ class Blind(BaseEstimator):
         return np.ones(len(X))
 
 
-def test_scorers_take_anomalies_for_the_positive_class(det, both):
+def test_anomalies_are_the_positive_class_of_scorers(det, both):
     X, y = both
     blind = cross_val_score(Blind(), X, y, cv=KShotSplit(4, 2, 0), scoring="f1")
-    assert (blind > 0.75).all()  # as if it were good
+    assert (blind > 0.75).all()  # although the detector is useless
     assert cross_val_score(Blind(), X, y, cv=KShotSplit(4, 2, 0), scoring=anomaly_f1).tolist() == [0, 0]
     share = [8 / 24] * 2
     found = cross_val_score(Blind(), X, y, cv=KShotSplit(4, 2, 0), scoring=anomaly_average_precision)
@@ -509,7 +509,7 @@ def test_scorers_take_anomalies_for_the_positive_class(det, both):
 
 @pytest.fixture
 def folders(base, images, tmp_path, monkeypatch):
-    """A model in a file, and folders of images."""
+    """A model file, and folders of images."""
     normal, bad = images
     for name, of in (("fresh", normal[4:24]), ("bad", bad), ("support", normal[:1])):
         (tmp_path / name).mkdir()
@@ -526,7 +526,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return status, said.out, said.err
 
 
-def test_the_command(base, folders, images, both, capsys):
+def test_command(base, folders, images, both, capsys):
     before = (folders / "m.fsad").read_bytes()
     status, _, said = run(capsys, "calibrate", "m.fsad", "fresh")
     assert (status, "m.fsad exists. Pass --force" in said) == (2, True)
@@ -550,7 +550,7 @@ def test_the_command(base, folders, images, both, capsys):
     assert "how='conformal'" in (cli.main(["info", "m.fsad"]), capsys.readouterr().out)[1]
 
 
-def test_the_command_says_what_is_wrong(folders, capsys):
+def test_command_errors(folders, capsys):
     (folders / "fresh" / "broken.png").write_bytes(b"nothing")
     (folders / "support" / "00.png").rename(folders / "fresh" / "known.png")
     status, out, said = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--json")
@@ -571,7 +571,7 @@ def test_the_command_says_what_is_wrong(folders, capsys):
     assert run(capsys, "calibrate", "fresh/00.png", "fresh", "-o", "c.fsad")[0] == 2
 
 
-def test_a_threshold_of_the_command_line(base, folders, images, capsys):
+def test_threshold_option(base, folders, images, capsys):
     queries = [*images[1], images[0][30]]
     scores = relative_score(base.score_samples(queries), base.offset_)
     threshold = float(np.sort(scores)[4:6].mean())
@@ -589,7 +589,7 @@ def test_a_threshold_of_the_command_line(base, folders, images, capsys):
     moved.offset_ = moved.offset_ * threshold
     page = (folders / "report.html").read_text("utf-8")
     assert f"{moved.offset_:.6g}" in page
-    assert f'"moved":{threshold}' in page.replace(" ", "")  # the flag to copy counts from the model's own
+    assert f'"moved":{threshold}' in page.replace(" ", "")  # the option is relative to the threshold of the model
     assert run(capsys, "score", *paths[:1], "--support", "support", "--threshold", "2")[0] == 0
     for wrong in ("0", "-1", "nan", "inf", "much"):
         with pytest.raises(SystemExit):
@@ -598,7 +598,7 @@ def test_a_threshold_of_the_command_line(base, folders, images, capsys):
 
 
 @pytest.mark.parametrize("offset", [-2.0, -1e-9, 0.0, 3.0])
-def test_a_threshold_is_moved_on_the_scale_that_is_printed(offset):
+def test_threshold_option_uses_the_printed_scale(offset):
     scores = offset - np.array([-1.0, 0.1, 0.71, 5.0])
     for threshold in (0.5, 1.0, 1.7):
         moved = moved_offset(threshold, offset)

@@ -8,13 +8,13 @@ from fewshot_ad.method.calibration import OTHER_THAN_VIEWS, offset
 
 @pytest.mark.parametrize("k", [2, 4, 8, 100])
 @pytest.mark.parametrize("sd", [0.1, 0.2, 0.3])
-def test_auto_lets_about_95_of_100_fresh_normals_through(k, sd):
+def test_auto_keeps_about_95_percent_of_fresh_normal_images(k, sd):
     rng = np.random.default_rng(0)
     passed = []
     for _ in range(400):
         scores = -np.exp(rng.normal(1.0, sd, k))
         passed.append(np.mean(-np.exp(rng.normal(1.0, sd, 200)) >= offset(scores, "auto")))
-    # Where images differ less than is believed beforehand, more pass.
+    # If images differ less than the prior, more are normal.
     assert np.mean(passed) >= 0.85
     if sd == 0.2:
         assert 0.93 <= np.mean(passed) <= (0.995 if k == 2 else 0.97)
@@ -26,7 +26,7 @@ def test_float_is_the_quantile():
 
 
 @pytest.mark.parametrize("scores", [[-0.0], [-1.0], [-2.0, -2.0]])
-def test_few_or_equal_scores_give_a_finite_threshold_that_they_pass(scores):
+def test_few_or_equal_scores_give_a_finite_threshold(scores):
     threshold = offset(np.array(scores), "auto")
     assert np.isfinite(threshold)
     assert (np.array(scores) >= threshold).all()
@@ -38,7 +38,7 @@ def test_threshold_scales_with_the_scores():
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3])
-def test_views_of_the_only_image_read_lower_than_other_images_would(share):
+def test_scores_of_views_are_extrapolated(share):
     rng = np.random.default_rng(0)
     views = -np.exp(rng.normal(0.0, 0.2, 8))
     mean, sd = OTHER_THAN_VIEWS
@@ -47,7 +47,7 @@ def test_views_of_the_only_image_read_lower_than_other_images_would(share):
     assert np.mean(others < threshold) == pytest.approx(share, abs=0.01)
 
 
-def test_an_image_that_reads_nothing_does_not_spread_the_rest():
+def test_zero_score_does_not_inflate_the_spread():
     readings = np.array([0.0, 1.0, 1.1, 1.2])
     threshold = -offset(-readings, "auto")
     assert 1.2 < threshold < 100

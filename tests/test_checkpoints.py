@@ -1,4 +1,4 @@
-"""Students on disk: whole or not at all, and nothing but students."""
+"""Files of students: they are written atomically, and other files are refused."""
 
 import math
 import os
@@ -54,7 +54,7 @@ def test_round_trip(student, path, as_text):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_overwriting_leaves_what_was_loaded(student, path):
+def test_loaded_tensors_survive_overwriting(student, path):
     save_student(path, student, HEADER)
     tensors, _ = load_student(path)
     other = StudentNetwork("decoder", student.net, LearnToWeight((8, 8, 8)))
@@ -82,8 +82,8 @@ def test_failed_write_leaves_the_old_file(path, monkeypatch, step, old):
 
 
 @pytest.mark.parametrize("names", [("a", "a.b"), ("x" * 100, "x" * 100 + "y")])
-def test_what_was_left_of_a_file_is_removed_and_of_no_other(tmp_path, monkeypatch, names):
-    """Names that begin alike, and are cut alike."""
+def test_leftovers_of_a_file_are_removed(tmp_path, monkeypatch, names):
+    """The names share their beginning, and are truncated to the same prefix."""
     paths = [tmp_path / name for name in names]
     with monkeypatch.context() as killed:
         killed.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -92,7 +92,7 @@ def test_what_was_left_of_a_file_is_removed_and_of_no_other(tmp_path, monkeypatc
             with pytest.raises(KeyboardInterrupt):
                 write_atomically(path, b"half of it")
     assert len(os.listdir(tmp_path)) == 2
-    check_destination(paths[0], force=False)  # another process may still be at it
+    check_destination(paths[0], force=False)  # another process may still be writing
     assert len(os.listdir(tmp_path)) == 2
     for left in tmp_path.iterdir():
         os.utime(left, (0, 0))
@@ -102,8 +102,8 @@ def test_what_was_left_of_a_file_is_removed_and_of_no_other(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-def test_the_users_own_files_are_left_alone(tmp_path):
-    """Whatever they are called: the check before the work leaves the folder as it was."""
+def test_other_files_are_kept(tmp_path):
+    """The early check does not remove files with any other names."""
     mine = [tmp_path / name for name in (".model.fsad.probe", ".model.fsad.tmp", ".model.fsad", "model.fsad")]
     for file in mine:
         file.write_text("mine")
@@ -127,7 +127,7 @@ def test_threads_check_and_write_one_file(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs links")
-def test_a_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     victim, path = tmp_path / "victim", tmp_path / "a"
     victim.write_text("precious")
     names = []
@@ -144,17 +144,17 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="exists"):
         check_destination(path, force=False)
     assert victim.read_text() == "precious"
-    assert all(name.is_symlink() for name in names)  # not ours to remove
+    assert all(name.is_symlink() for name in names)  # links of other users are not removed
     assert not path.exists()
 
 
-def test_temporary_names_cannot_be_foreseen(path):
+def test_temporary_names_are_unpredictable(path):
     assert len({checkpoints.temporary_name(path) for _ in range(100)}) == 100
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a umask")
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_a_file_has_the_rights_of_any_new_file(path, mask, mode):
+def test_file_permissions(path, mask, mode):
     before = os.umask(mask)
     try:
         write_atomically(path, b"x")
@@ -165,7 +165,7 @@ def test_a_file_has_the_rights_of_any_new_file(path, mask, mode):
 
 @pytest.mark.skipif(os.name != "posix", reason="the longest name is another")
 @pytest.mark.parametrize(("length", "fits"), [(255, True), (256, False)])
-def test_names_as_long_as_the_system_takes(tmp_path, length, fits):
+def test_long_names(tmp_path, length, fits):
     path = tmp_path / ("x" * length)
     if fits:
         check_destination(path, force=False)

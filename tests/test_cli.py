@@ -1,4 +1,4 @@
-"""The command line: quick to answer, and errors in one line."""
+"""The command line: fast responses, and errors in one line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def command(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["report", "--help"], ["--version"]])
-def test_help_brings_nothing_heavy(arguments):
+def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys, fewshot_ad.cli\n"
         "try:\n"
@@ -51,8 +51,8 @@ def test_help_brings_nothing_heavy(arguments):
     assert ("fewshot-ad " + __version__ if arguments == ["--version"] else "usage: fewshot-ad") in done.stdout
 
 
-def test_what_a_model_suffices_for_brings_nothing_heavy(tmp_path, normal):
-    """As `docs/performance.md` has it: scikit-learn, torchvision and timm take twice as long to import as torch."""
+def test_scoring_with_a_model_imports_nothing_heavy(tmp_path, normal):
+    """See `docs/performance.md`: scikit-learn, torchvision and timm take twice as long to import as torch."""
     model, image = tmp_path / "m.fsad", tmp_path / "a.png"
     DualDistillationDetector(image_size=32, student=Student(n_steps=0)).fit(normal[:3]).save(model)
     Image.fromarray(normal[0]).save(image)
@@ -70,7 +70,7 @@ def test_what_a_model_suffices_for_brings_nothing_heavy(tmp_path, normal):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("command", [["fit", "none.png", "-o", "m.fsad"], ["score", "none.png", "--support", "a.png"]])
-def test_a_stop_is_awaited_while_libraries_are_imported(command, tmp_path):
+def test_interrupt_during_imports(command, tmp_path):
     code = (
         "import signal, sys, fewshot_ad.cli as cli\n"
         "class Watch:\n"
@@ -104,7 +104,7 @@ def test_pretrain_writes_a_student(command, capsys, tmp_path, normal):
     assert det.fit(normal[:3]).score_samples(normal[3:5]).shape == (2,)
 
 
-def test_every_argument_of_pretrain_can_be_given(command):
+def test_pretrain_accepts_every_argument(command):
     import inspect
 
     from fewshot_ad import pretrain
@@ -129,7 +129,7 @@ def test_errors_are_one_line(command, capsys, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Folders of four normal images and of three to score, one of them corrupted."""
+    """Folders with four normal images, and with three to score, one of which is corrupted."""
     for name, arrays in {"support": stripes(4), "new": [*stripes(2, seed=1), corrupted(stripes(1, seed=2))[0]]}.items():
         (tmp_path / name / "below").mkdir(parents=True)
         for i, image in enumerate(arrays):
@@ -159,7 +159,7 @@ def test_score_writes_a_table(pictures, capsys):
     assert cli.main([*command, "-o", str(out), "--force"]) == 0
 
 
-def test_score_counts_what_it_could_not_read(pictures, capsys):
+def test_score_counts_unreadable_files(pictures, capsys):
     broken = pictures / "new" / "below" / "broken.png"
     broken.write_bytes(b"no image")
     support = [str(path) for path in (pictures / "support").glob("*.png")]
@@ -195,7 +195,7 @@ def test_score_writes_parquet(pictures):
     assert len(second["hot_spot"]) == 2
 
 
-def test_score_says_what_is_wrong(pictures, capsys, monkeypatch):
+def test_score_errors(pictures, capsys, monkeypatch):
     command = ["score", str(pictures / "new"), "--support", str(pictures / "support")]
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "-o", "scores.txt"])
@@ -212,7 +212,7 @@ def test_score_says_what_is_wrong(pictures, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_command_says_how_to_go_on(command, tmp_path, number):
+def test_interrupted_command_says_how_to_resume(command, tmp_path, number):
     command = [*command, "--n-steps", "100", "--checkpoint-minutes", "0.0001"]
     start = [sys.executable, "-m", "fewshot_ad.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -231,7 +231,7 @@ def test_a_stopped_command_says_how_to_go_on(command, tmp_path, number):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A model file, from the command."""
+    """A model file written by the command."""
     root = tmp_path_factory.mktemp("fitted")
     (root / "support").mkdir()
     for i, image in enumerate(stripes(4)):
@@ -242,7 +242,7 @@ def fitted(tmp_path_factory):
 
 @pytest.fixture
 def model(pictures, fitted):
-    """The same, beside the pictures that it was fitted on."""
+    """The same model file, next to the support images."""
     return Path(shutil.copy(fitted, pictures / "model.fsad"))
 
 
@@ -258,9 +258,9 @@ def test_fit_then_score(model, pictures, capsys):
     assert found["n_anomalous"] == (det.predict(paths) == -1).sum()
 
 
-def test_fit_keeps_what_is_there(model, pictures, capsys, monkeypatch):
+def test_fit_keeps_an_existing_file(model, pictures, capsys, monkeypatch):
     before = model.read_bytes()
-    monkeypatch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)  # told before the work
+    monkeypatch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)  # reported before the work
     assert cli.main(["fit", str(pictures / "support"), "-o", str(model)]) == 2
     assert "exists. Pass --force" in capsys.readouterr().err
     assert model.read_bytes() == before
@@ -268,7 +268,7 @@ def test_fit_keeps_what_is_there(model, pictures, capsys, monkeypatch):
     assert "gone.png does not exist" in capsys.readouterr().err
 
 
-def test_fit_passes_its_settings_on(pictures, capsys):
+def test_fit_passes_settings(pictures, capsys):
     out = pictures / "model.fsad"
     settings = "--evidence patch tsd --lam 0.3 --contamination 0.2 --value-range 0 200 --no-augment --keep-support"
     command = ["fit", str(pictures / "support"), "-o", str(out), "--image-size", "64", "--json", "--quiet"]
@@ -299,7 +299,7 @@ def test_sizes_of_images(pictures, capsys):
     assert "sizes are --image-size 48x64 and --image-size 64." in capsys.readouterr().err
 
 
-def test_a_network_that_takes_one_shape(pictures, tmp_path, capsys):
+def test_network_for_one_shape(pictures, tmp_path, capsys):
     weights = write_random_weights("xcit_nano_12_p16_224", tmp_path / "weights.safetensors", img_size=32)
     network = ["--backbone", "xcit_nano_12_p16_224", "--weights", str(weights), "--evidence", "patch", "--quiet"]
     command = ["fit", str(pictures / "support"), "-o", str(tmp_path / "m.fsad"), "--force", *network]
@@ -372,7 +372,7 @@ def test_map(model, pictures, capsys):
     assert list(said["failed"]) == [str(pictures / "new" / "below" / "broken.png")]
 
 
-def test_map_in_the_size_of_the_files(model, pictures):
+def test_map_at_original_size(model, pictures):
     Image.fromarray(stripes(1, size=90)[0, :30]).save(pictures / "new" / "wide.png")
     command = ["map", str(model), str(pictures / "new"), "-o", str(pictures / "maps"), "--quiet", "--original-size"]
     assert cli.main(command) == 0
@@ -383,14 +383,14 @@ def test_map_in_the_size_of_the_files(model, pictures):
         np.testing.assert_array_equal(np.asarray(Image.open(pictures / "maps" / f"{path.name}.map.tiff")), one)
 
 
-def test_map_does_not_write_two_images_to_one_file(model, pictures, capsys):
+def test_map_with_equal_file_names(model, pictures, capsys):
     same = [str(pictures / folder / "0.png") for folder in ("support", "new")]
     assert cli.main(["map", str(model), *same, "-o", str(pictures / "maps"), "--quiet"]) == 2
     assert "Two of the images" in capsys.readouterr().err
     assert not (pictures / "maps").exists()
 
 
-def test_report_knows_labels_by_their_folders(model, pictures, capsys):
+def test_report_reads_labels_from_folders(model, pictures, capsys):
     labelled = pictures / "labelled"
     for kind in ("good", "bad"):
         (labelled / kind).mkdir(parents=True)
@@ -456,7 +456,7 @@ def test_evaluate(pictures, capsys):
 # ---- what is left out
 
 
-def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys):
+def test_evaluate_several_tasks_against_other_parameters(pictures, capsys):
     for task, side in (("easy", 20), ("hard", 2)):
         for kind, arrays in {"good": stripes(6), "bad": corrupted(stripes(3, seed=1), side)}.items():
             (pictures / "tasks" / task / kind).mkdir(parents=True)
@@ -495,7 +495,7 @@ def test_evaluate_of_several_tasks_and_against_another_setting(pictures, capsys)
         (["student__loss=l2"], "student__loss='l2'"),
     ],
 )  # fmt: skip
-def test_evaluate_against_what_is_no_setting(pictures, capsys, against, said):
+def test_evaluate_against_unknown_parameters(pictures, capsys, against, said):
     for kind, arrays in {"good": stripes(4), "bad": corrupted(stripes(1, seed=1))}.items():
         (pictures / kind).mkdir()
         for i, pixels in enumerate(arrays):
@@ -509,7 +509,7 @@ def test_evaluate_against_what_is_no_setting(pictures, capsys, against, said):
 
 @pytest.fixture
 def mixed(pictures):
-    """A folder of images, and of what is none."""
+    """A folder with images and other files."""
     for name in ("notes.txt", "a.heic", ".hidden.png"):
         (pictures / "new" / name).touch()
     (pictures / "new" / "masks").mkdir()
@@ -520,7 +520,7 @@ def mixed(pictures):
 
 
 @pytest.mark.parametrize("command", ["score", "map", "report", "fit"])
-def test_what_is_left_out_is_told(command, model, mixed, capsys):
+def test_files_left_out_are_listed(command, model, mixed, capsys):
     left_out = {"notes.txt", "a.heic", ".hidden.png", "masks/0.png"}
     out = mixed.parent / "out.html"
     files = [str(mixed)] if command == "fit" else [str(model), str(mixed)]
@@ -539,7 +539,7 @@ def test_what_is_left_out_is_told(command, model, mixed, capsys):
         assert "left out: 8 (written by `fewshot-ad map`)" in beside
 
 
-def test_a_folder_without_images_is_named(model, mixed, capsys):
+def test_folder_without_images(model, mixed, capsys):
     (mixed.parent / "empty").mkdir()
     for command in (["score"], ["map", "-o", str(mixed / "x")], ["report", "-o", str(mixed / "x")]):
         assert cli.main([*command, str(model), str(mixed.parent / "empty")]) == 2
@@ -554,7 +554,7 @@ def test_a_folder_without_images_is_named(model, mixed, capsys):
     assert f"There are no images in {mixed}" in capsys.readouterr().err
 
 
-def test_report_says_which_images_of_a_labelled_folder_are_left_out(model, pictures, capsys):
+def test_report_lists_files_left_out(model, pictures, capsys):
     root = pictures / "labelled"
     for part in ("train/good", "test/good", "test/crack", "other"):
         (root / part).mkdir(parents=True)
@@ -563,24 +563,24 @@ def test_report_says_which_images_of_a_labelled_folder_are_left_out(model, pictu
     assert cli.main(["report", str(model), str(root), "-o", str(out), "--quiet", "--json"]) == 0
     reasons = {entry["path"]: entry["reason"] for entry in json.loads(capsys.readouterr().out)["left_out"]}
     assert reasons.keys() == {str(root / "train" / "good" / "0.png"), str(root / "other")}
-    # A sub-folder called test/ alone is none of the layouts.
+    # A sub-folder test/ alone is not a layout.
     shutil.rmtree(root / "test" / "good")
     assert cli.main(["report", str(model), str(root), "-o", str(out), "--quiet", "--force"]) == 0
     assert "3 of 3 images" in capsys.readouterr().out
 
 
-def test_fit_counts_what_it_could_not_read(pictures, capsys):
+def test_fit_counts_unreadable_files(pictures, capsys):
     (pictures / "support" / "1.png").write_bytes(b"no image")
     assert cli.main(["fit", str(pictures / "support"), "-o", str(pictures / "m.fsad"), "--quiet", "--json"]) == 1
     said, beside = capsys.readouterr()
     assert json.loads(said)["n_failed"] == 1
     assert "1.png could not be read" in beside
-    # It was the command that skipped.
+    # Only the command skips; the parameter is not changed.
     assert DualDistillationDetector.load(pictures / "m.fsad").on_error == "raise"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_is_no_regular_file(model, pictures, capsys):
+def test_pipe_as_input(model, pictures, capsys):
     os.mkfifo(pictures / "pipe.png")
     for command in (["score", str(model), str(pictures / "pipe.png")], ["score", str(pictures / "pipe.png"), "x.png"]):
         assert cli.main(command) == 2
@@ -609,7 +609,7 @@ def test_arguments_in_any_order(model, pictures, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[1].startswith("-x.png,")
 
 
-def test_a_model_in_another_place_is_told(model, pictures, capsys):
+def test_model_named_in_the_wrong_place(model, pictures, capsys):
     new = str(pictures / "new")
     for command in ("score", "map", "report"):
         for paths in ([new, str(model)], [f"{new}/0.png", str(model)], [f"{new}/0.png", f"{new}/1.png", str(model)]):
@@ -641,7 +641,7 @@ def test_a_model_in_another_place_is_told(model, pictures, capsys):
         "demo -o ROOT", "demo -o NEW --random-state -1",
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(arguments, pictures, capsys):
+def test_impossible_requests_give_one_line(arguments, pictures, capsys):
     root = pictures / "root"
     for kind, arrays in {"good": stripes(4), "bad": corrupted(stripes(2, seed=1))}.items():
         (root / kind).mkdir(parents=True)
@@ -658,7 +658,7 @@ def test_what_cannot_be_is_one_line(arguments, pictures, capsys):
     assert sum("error: " in line for line in said) == 1
 
 
-def test_weights_that_moved(pictures, toy, capsys):
+def test_moved_weights(pictures, toy, capsys):
     weights = shutil.copy(toy["weights"], pictures / "w.safetensors")
     model, new = str(pictures / "m.fsad"), str(pictures / "new")
     network = ["--backbone", "toy_resnet", "--weights", str(weights), "--image-size", "32", "--evidence", "patch"]
@@ -674,7 +674,7 @@ def test_weights_that_moved(pictures, toy, capsys):
         assert cli.main([*command, model, new, "--weights", str(moved), "--quiet"]) == 0
 
 
-def test_export_takes_weights(pictures, toy, capsys):
+def test_export_with_weights(pictures, toy, capsys):
     pytest.importorskip("onnxscript")
     weights = shutil.copy(toy["weights"], pictures / "w.safetensors")
     model = str(pictures / "m.fsad")
@@ -686,7 +686,7 @@ def test_export_takes_weights(pictures, toy, capsys):
     assert cli.main(["export", model, "-o", str(pictures / "m.onnx"), "--weights", str(moved)]) == 0
 
 
-def test_fit_keeps_small_support_images(pictures, model, capsys):
+def test_fit_stores_resized_support_images(pictures, model, capsys):
     out = pictures / "report.html"
     assert DualDistillationDetector.load(model).support_.shape == (4, 3, 64, 64)
     assert cli.main(["report", str(model), str(pictures / "new"), "-o", str(out), "--quiet"]) == 0
@@ -698,11 +698,11 @@ def test_fit_keeps_small_support_images(pictures, model, capsys):
     assert '"names":["0.png","1.png","2.png","3.png"],"support":null' in out.read_text()
 
 
-def test_a_model_without_read_rights_says_so(model, capsys, monkeypatch):
+def test_model_without_read_permission(model, capsys, monkeypatch):
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoints, "open", refuse, raising=False)  # root may read everything
+    monkeypatch.setattr(checkpoints, "open", refuse, raising=False)  # simulated, as root can read all files
     for command in (["info", str(model)], ["score", str(model), str(model.parent / "new")]):
         assert cli.main(command) == 2
         assert f"{model} cannot be read (Permission denied)" in capsys.readouterr().err
@@ -721,7 +721,7 @@ def test_as_a_module():
     assert run("--version").stdout.decode().strip() == f"fewshot-ad {__version__}"
 
 
-def test_warnings_are_as_they_were(model, capsys):
+def test_warnings_are_restored(model, capsys):
     before = warnings.showwarning
     assert cli.main(["info", str(model)]) == 0
     assert warnings.showwarning is before
@@ -731,7 +731,7 @@ def test_warnings_are_as_they_were(model, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8", "utf-16"])
-def test_names_leave_in_any_encoding(model, pictures, encoding):
+def test_output_in_any_encoding(model, pictures, encoding):
     for name in ("零件.png", "ü.png", "\udcff.png"):
         shutil.copy(pictures / "new" / "0.png", pictures / "new" / "below" / name)
     done = run("score", model, pictures / "new", "--quiet", env={"PYTHONIOENCODING": encoding})
@@ -743,7 +743,7 @@ def test_names_leave_in_any_encoding(model, pictures, encoding):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
-def test_nobody_reads_on(model, pictures):
+def test_closed_standard_output(model, pictures):
     for i in range(40):
         shutil.copy(pictures / "new" / "0.png", pictures / "new" / "below" / f"{i}.png")
     command = f"{sys.executable} -m fewshot_ad score {model} {pictures / 'new'} --quiet | head -1"
@@ -753,7 +753,7 @@ def test_nobody_reads_on(model, pictures):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_no_room_for_the_output(model):
+def test_full_disk_at_standard_output(model):
     with open("/dev/full", "w") as full:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         start = [sys.executable, "-m", "fewshot_ad", "info", str(model)]
@@ -764,7 +764,7 @@ def test_no_room_for_the_output(model):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-def test_stopped_while_torch_is_imported(tmp_path):
+def test_interrupt_during_the_import_of_torch(tmp_path):
     (tmp_path / "torch.py").write_text(
         "import pathlib, time\npathlib.Path(__file__).with_name('begun').touch()\ntry:\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    raise ImportError('as numpy does')\n"
@@ -783,7 +783,7 @@ def test_stopped_while_torch_is_imported(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_what_was_scored_before_a_stop_is_kept(model, pictures, number):
+def test_interrupt_keeps_scored_rows(model, pictures, number):
     for i in range(2000):
         os.link(pictures / "new" / "0.png", pictures / "new" / "below" / f"{i}.png")
     out = pictures / "scores.csv"

@@ -1,4 +1,4 @@
-"""Patches that stand for many."""
+"""Coreset selection."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_farthest_first_against_a_loop():
     assert coreset.farthest_first(points, 20).tolist() == chosen
 
 
-def test_no_point_is_chosen_twice():
+def test_points_are_distinct():
     points = torch.zeros(10, 4)
     points[3:5] = 1
     assert sorted(coreset.farthest_first(points, 10).tolist()) == list(range(10))
 
 
-def test_what_is_kept_covers_what_is_not():
+def test_coreset_covers_the_rest():
     generator = torch.Generator().manual_seed(0)
     centres = F.normalize(torch.randn(12, 32, generator=generator), dim=1)
     crowd = centres[torch.randint(11, (500,), generator=generator)]
@@ -40,10 +40,10 @@ def test_what_is_kept_covers_what_is_not():
     assert len(kept) == 40
     assert (features @ kept.features.T).amax(1).min() > 0.99
     random = features[torch.randperm(500, generator=generator)[:40]]
-    assert (features @ random.T).amax(1).min() < 0.9  # the one that is alone is lost by chance
+    assert (features @ random.T).amax(1).min() < 0.9  # random selection misses the isolated patch
 
 
-def test_what_is_kept_is_what_it_was():
+def test_kept_patches_are_unchanged():
     features = F.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     whole = patches_of(features)
     kept, again = thinned(whole, 25), thinned(whole, 25)
@@ -56,18 +56,18 @@ def test_what_is_kept_is_what_it_was():
 
 
 @pytest.mark.parametrize(("k", "limit"), [(1, 2048), (3, 2048), (8, 2048), (7, 10), (5, 3)])
-def test_quotas_are_nearly_equal_and_make_the_limit(k, limit):
+def test_quotas_sum_to_the_limit(k, limit):
     shares = [quota(owner, k, limit) for owner in range(k)]
     assert sum(shares) == limit
     assert np.ptp(shares) <= 1
 
 
 @pytest.mark.parametrize(("k", "share"), [(9, 256), (64, 256), (1000, 32), (100_000, 1)])
-def test_of_many_images_a_bounded_number_is_chosen_from(k, share):
+def test_number_of_candidates_is_bounded(k, share):
     assert {quota(owner, k, 2048) for owner in range(k)} == {share}
 
 
-def test_leading_directions_hold_what_differs():
+def test_leading_directions_have_the_largest_variance():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(5000, 5, generator=generator) @ torch.randn(5, 96, generator=generator)
     basis = leading_directions(rows + 0.01 * torch.randn(5000, 96, generator=generator), 8)

@@ -1,4 +1,4 @@
-"""Folders of labelled images: what is found, what is left out, and what is refused."""
+"""Folders of labelled images: what is listed, left out and refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewshot_ad.exceptions import ImageError
 
 
 def write(root: Path, *names: str, size: tuple[int, int] = (20, 16)) -> None:
-    """Make grey pictures of this width and height."""
+    """Write grey pictures of this width and height."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", size, 128).save(root / name)
@@ -84,7 +84,7 @@ def test_masks_of_normal_images(tmp_path):
     assert names(tmp_path, load_folder(tmp_path).masks) == ["masks/1.png", "masks/2_mask.png", "masks/3.png"]
 
 
-def test_what_is_skipped_is_said(tmp_path):
+def test_skipped_files_are_listed(tmp_path):
     write(tmp_path, "good/a.png", "good/.hidden.png", "good/deeper/b.png", "bad/c.png", "masks/.c.png", "masks/c.png")
     write(tmp_path, "other/d.png", ".cache/e.png", "masks/bad/deeper/c.png")
     for name in ("good/Thumbs.db", "masks/notes.txt"):
@@ -106,7 +106,7 @@ def test_what_is_skipped_is_said(tmp_path):
     }
 
 
-def test_files_among_the_kinds_are_skipped(tmp_path):
+def test_files_beside_folders_are_skipped(tmp_path):
     write(tmp_path, "test/good/1.png", "test/2.png", "test/.thumbnails/3.png")
     found = load_folder(tmp_path)
     assert names(tmp_path, found.paths) == ["test/good/1.png"]
@@ -121,7 +121,7 @@ def test_no_pixel_is_decoded(tmp_path, monkeypatch):
     assert len(found.paths) == 3
 
 
-def test_a_damaged_image_is_left_to_its_use(tmp_path):
+def test_damaged_images_are_listed(tmp_path):
     write(tmp_path, "good/1.png", "masks/2.png")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "2.png").write_bytes(b"\x89PNG")
@@ -131,10 +131,10 @@ def test_a_damaged_image_is_left_to_its_use(tmp_path):
         images.load(found.paths[1], 0, Geometry(8))
 
 
-def test_a_turned_photograph_has_its_mask_as_shown(tmp_path):
+def test_mask_of_a_rotated_photograph(tmp_path):
     write(tmp_path, "good/1.png", "masks/2.png", size=(16, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: 20 x 16 is shown as 16 x 20
+    exif[0x0112] = 6  # rotated by 90°: 20 x 16 is displayed as 16 x 20
     (tmp_path / "bad").mkdir()
     Image.new("RGB", (20, 16)).save(tmp_path / "bad" / "2.jpg", exif=exif)
     assert names(tmp_path, load_folder(tmp_path).masks) == [None, "masks/2.png"]
@@ -159,14 +159,14 @@ def test_no_folder(tmp_path):
         (["train/crack/a.png", "test/crack/a.png"], ["train/good or", "test/good"]),
     ],
 )
-def test_good_is_missing(tmp_path, files, parts):
+def test_missing_good(tmp_path, files, parts):
     write(tmp_path, *files)
     message = refusal(tmp_path)
     for part in parts:
         assert part in message
 
 
-def test_good_is_empty(tmp_path):
+def test_empty_good(tmp_path):
     write(tmp_path, "bad/1.png")
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "readme.txt").write_text("x")
@@ -176,7 +176,7 @@ def test_good_is_empty(tmp_path):
 @pytest.mark.parametrize(
     "mask", ["masks/7.png", "masks/bad/7_mask.png", "masks/other/1.png", "ground_truth/good/9.png"]
 )
-def test_a_mask_of_no_image(tmp_path, mask):
+def test_mask_without_an_image(tmp_path, mask):
     write(tmp_path, "good/1.png", "bad/1.png", mask)
     message = refusal(tmp_path)
     assert str(tmp_path / mask) in message
@@ -188,7 +188,7 @@ def test_masks_of_training_images_are_not_expected(tmp_path):
     assert "belongs to no image" in refusal(tmp_path)
 
 
-def test_a_mask_of_several_images(tmp_path):
+def test_ambiguous_mask(tmp_path):
     write(tmp_path, "test/good/0.png", "test/crack/1.png", "test/hole/1.png", "masks/1.png")
     message = refusal(tmp_path)
     assert "could belong to" in message
@@ -202,7 +202,7 @@ def test_two_masks_of_one_image(tmp_path):
     assert "1_mask.png" in message
 
 
-def test_a_mask_of_another_size(tmp_path):
+def test_mask_of_another_size(tmp_path):
     write(tmp_path, "good/1.png", "bad/1.png")
     write(tmp_path, "masks/1.png", size=(16, 20))
     message = refusal(tmp_path)
@@ -210,7 +210,7 @@ def test_a_mask_of_another_size(tmp_path):
     assert "20 x 16" in message
 
 
-def test_a_damaged_mask(tmp_path):
+def test_damaged_mask(tmp_path):
     write(tmp_path, "good/1.png", "bad/1.png")
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "1.png").write_bytes(b"no picture")
@@ -247,7 +247,7 @@ def test_real_folders(real_data):
 
 
 def test_several_masks_of_an_image(tmp_path):
-    """As in MVTec LOCO: a folder for each image."""
+    """In MVTec LOCO, each image has a folder of masks."""
     write(tmp_path, "train/good/000.png", "test/good/000.png", "test/logical/000.png", "test/logical/001.png")
     write(tmp_path, "ground_truth/logical/000/000.png", "ground_truth/logical/000/001.png")
     write(tmp_path, "ground_truth/logical/001/000.png", "masks/readme/x.png")
@@ -267,13 +267,13 @@ def test_several_masks_without_a_folder_of_the_kind(tmp_path):
     assert names(tmp_path, load_folder(tmp_path).masks) == [None, "masks/2", "masks/3_mask"]
 
 
-def test_one_of_several_masks_is_of_another_size(tmp_path):
+def test_one_of_several_masks_has_another_size(tmp_path):
     write(tmp_path, "good/1.png", "bad/2.png", "masks/2/a.png")
     write(tmp_path, "masks/2/b.png", size=(10, 10))
     assert "masks/2/b.png is 10 x 10" in refusal(tmp_path)
 
 
-def test_wrong_masks_may_be_skipped(tmp_path):
+def test_invalid_masks_are_skipped(tmp_path):
     write(tmp_path, "good/1.png", *(f"bad/{i}.png" for i in range(2, 8)))
     write(tmp_path, "masks/2.png", "masks/2_mask.png", "masks/9.png")
     write(tmp_path, "masks/3.png", size=(5, 5))

@@ -1,4 +1,4 @@
-"""Every format and depth: black, white and both neighbours come out right, or the file is refused."""
+"""Every format and depth: black, white and their neighbouring values are read correctly, or the file is refused."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def check(trial: Trial, near: float) -> None:
     assert off <= near, f"{off} from its place"
     assert (image[:, 0] == 0).all() if near < 1e-3 else (image[:, 0] < 0.01).all()
     n_steps = abs((trial.white - trial.black) / trial.steps)
-    if kind == "read" and near < 1e-3 and 1 < n_steps < 2**23:  # of which float32 has no more
+    if kind == "read" and near < 1e-3 and 1 < n_steps < 2**23:  # the precision of float32
         assert (np.diff(image[0, :: format_trials.SIDE // 4, 0]) > 0).all(), "neighbours are told apart"
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=by_name)
-def test_black_white_and_their_neighbours(trial):
+def test_extreme_and_neighbouring_values(trial):
     check(trial, trial.near)
 
 
 @pytest.mark.parametrize("trial", [trial for trial in TRIALS if trial.format == "TIFF"], ids=by_name)
-def test_without_tifffile_it_is_right_warned_of_or_refused(trial, monkeypatch):
+def test_without_tifffile(trial, monkeypatch):
     monkeypatch.setattr(tiff, "open_tiff", lambda _: None)
     check(trial, 1e-6 if outcome(trial)[0] == "read" else 1 / 255)
 
 
-def test_the_page_says_what_becomes_of_each():
-    """Made anew by `python tests/format_trials.py`."""
+def test_page_lists_all_formats():
+    """The table is updated by `python tests/format_trials.py`."""
     found = re.search(r"^\| format \| read \| read, with a warning .*?(?=\n\n)", PAGE.read_text("utf-8"), re.M | re.S)
     assert found
     assert found[0] == table()

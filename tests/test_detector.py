@@ -70,7 +70,7 @@ def test_shapes_types_and_signs(fitted, normal, anomalous):
 def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, aggregation):
     det = make(evidence=evidence, aggregation=aggregation, border_weight=0.25, contrast=0.0).fit(normal[:3])
     maps = det.anomaly_map(anomalous[:3])
-    whole = np.zeros(3)  # of the embedding, which only scores, unless it is alone
+    whole = np.zeros(3)  # of the embedding, which has no map unless it is the only component
     if "embedding" in evidence and evidence != "embedding":
         queries = torch.stack([images.load(image, 0, Geometry(32)) for image in anomalous[:3]])
         read = det.session().scorer.read_all(queries, torch.zeros(3, 3, dtype=torch.bool))
@@ -84,14 +84,14 @@ def test_score_is_the_aggregate_of_the_map(make, normal, anomalous, evidence, ag
         det.fitted_ = replace(det.fitted_, settings=settings)
         pixels = np.sort((maps * faded).reshape(3, -1).astype(float), axis=1)
         expected = whole + pixels[:, -count:].mean(1) - contrast * maps.mean((1, 2))
-        if evidence == "embedding":  # a number, however it is shown
+        if evidence == "embedding":  # one number per image
             expected = maps[:, 0, 0]
         np.testing.assert_allclose(det.anomaly_score(anomalous[:3]), expected, rtol=1e-5)
         np.testing.assert_array_equal(det.anomaly_map(anomalous[:3]), maps)
 
 
 @pytest.mark.parametrize("evidence", ["patch", ("ssd", "tsd", "patch")], ids=str)
-def test_painted_defects_are_found_and_placed(make, evidence):
+def test_painted_defects_are_detected_and_localised(make, evidence):
     det = make(evidence=evidence, blur_sigma=1.0).fit(stripes(4))
     fresh = stripes(8, seed=5)
     normal, bad = det.score_samples(fresh), det.score_samples(corrupted(fresh))
@@ -102,7 +102,7 @@ def test_painted_defects_are_found_and_placed(make, evidence):
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16", "float16"])
-def test_nothing_depends_on_batch_size_order_or_other_images(make, normal, anomalous, precision):
+def test_scores_do_not_depend_on_batch_size_order_or_other_images(make, normal, anomalous, precision):
     det = make(precision=precision).fit(normal[:4])
     queries = np.concatenate([normal[4:], anomalous])
     scores, maps, weights = det.score_samples(queries), det.anomaly_map(queries), det.support_weights(queries)
@@ -123,19 +123,19 @@ def test_same_seed_same_bits(make, normal, anomalous):
     assert not np.array_equal(scores[0], scores[2])
 
 
-def test_a_random_state_object_is_used(make, normal, anomalous):
+def test_random_state_object(make, normal, anomalous):
     a = make(random_state=np.random.RandomState(3)).fit(normal[:4]).score_samples(anomalous)
     b = make(random_state=np.random.RandomState(3)).fit(normal[:4]).score_samples(anomalous)
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_copy_of_a_support_image_is_held_against_the_others(fitted, normal):
+def test_copy_of_a_support_image_is_scored_against_the_others(fitted, normal):
     np.testing.assert_array_equal(fitted.score_samples(normal[:4]), fitted.support_scores_)
     weights = fitted.support_weights(normal[:4])
     np.testing.assert_array_equal(np.diag(weights), 0)
 
 
-def test_every_kind_of_input_gives_the_same_scores(fitted, anomalous, tmp_path):
+def test_input_types_give_the_same_scores(fitted, anomalous, tmp_path):
     expected = fitted.score_samples(anomalous[:2])
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for path, image in zip(paths, anomalous, strict=False):
@@ -157,12 +157,12 @@ def test_every_kind_of_input_gives_the_same_scores(fitted, anomalous, tmp_path):
 def test_grey_images_and_2d_queries(make):
     grey = stripes(5)[..., 0]
     det = make().fit(grey[:4])
-    # Fitted on images, a 2-D array is one grey image.
+    # After fitting on images, a 2-D array is one grey image.
     np.testing.assert_array_equal(det.score_samples(grey[4]), det.score_samples(grey[4:]))
 
 
 def test_rows_are_images_of_image_shape(make):
-    images = stripes(7)[[0, 1, 2, 4, 5, 6]]  # 2 and 3 are nearly the same, which is not looked for in rows
+    images = stripes(7)[[0, 1, 2, 4, 5, 6]]  # 2 and 3 are near-duplicates, which are not searched in rows
     rows = images.reshape(6, -1)
     by_rows = make(image_shape=(40, 40, 3)).fit(rows[:4])
     by_images = make().fit(images[:4])
@@ -173,7 +173,7 @@ def test_rows_are_images_of_image_shape(make):
         make(image_shape=(40, 40)).fit(rows)
 
 
-def test_rows_without_a_range_use_the_one_seen_at_fit(make):
+def test_rows_use_the_value_range_of_fit(make):
     rows = np.random.default_rng(0).normal(size=(8, 20))
     det = make().fit(rows)
     assert det.row_range_ == (rows.min(), rows.max())
@@ -192,7 +192,7 @@ def test_value_range_is_a_window(make):
 # ---- evidence, paper's setting, training
 
 
-def test_scales_are_what_the_evidence_reads(make, normal):
+def test_scales_are_mean_components(make, normal):
     det = make(evidence=("patch", "ssd", "tsd", "embedding")).fit(normal[:4])
     assert list(det.scales_) == ["patch", "ssd", "tsd", "embedding"]
     scorer = det.session().scorer
@@ -203,7 +203,7 @@ def test_scales_are_what_the_evidence_reads(make, normal):
     weighted = read.maps * torch.tensor(list(scorer.weights.values())[:3])[:, None, None]
     found = [scorer.reduction.reduce(weighted[:, kinds].sum(1)).mean().item() for kinds in ([0], [1, 2])]
     found.append(read.whole[:, 0].mean().item() * scorer.weights["embedding"])
-    assert found == pytest.approx([1 / 1.3, 0.1 / 1.3, 0.2 / 1.3], rel=1e-4)  # the shares of patch, student, embedding
+    assert found == pytest.approx([1 / 1.3, 0.1 / 1.3, 0.2 / 1.3], rel=1e-4)  # the weights of patch, student, embedding
     assert make(evidence="ssd").fit(normal[:4]).scales_ == {"ssd": 1.0}
 
 
@@ -218,8 +218,8 @@ def test_paper_setting():
     assert (changed.weighting, changed.loss) == ("uniform", "flattened")
 
 
-def test_the_papers_map_is_that_of_the_published_code(toy, normal, anomalous):
-    """Cosine distances, enlarged with aligned corners, added, and blurred by scipy, one image at a time."""
+def test_paper_map_equals_the_published_code(toy, normal, anomalous):
+    """The reference sums cosine distances upsampled with aligned corners, and blurs them with scipy, per image."""
     det = DualDistillationDetector.paper(**{**toy, "precision": "float64", "blur_sigma": 16.0}).fit(normal[:4])
     scorer = det.session().scorer
     batch = torch.stack([images.load(image, 0, det.fitted_.geometry) for image in anomalous[:2]])
@@ -239,7 +239,7 @@ def test_the_papers_map_is_that_of_the_published_code(toy, normal, anomalous):
         assert score == pytest.approx(published.max(), abs=1e-5)
 
 
-def test_patch_alone_trains_nothing(make, normal):
+def test_patch_alone_needs_no_training(make, normal):
     det = make(evidence="patch").fit(normal[:4])
     assert det.experts_ == []
     assert det.loss_curve_ == []
@@ -294,7 +294,7 @@ def test_support_is_cross_fitted(fitted):
     assert len(fitted.loss_curve_) == 2 * 3
 
 
-def test_auxiliary_trains_one_student_that_can_be_saved(make, normal, anomalous, tmp_path):
+def test_auxiliary_trains_one_student(make, normal, anomalous, tmp_path):
     auxiliary = {"dots": corrupted(stripes(6, seed=9), side=6), "grey": list(stripes(5, seed=8)[..., :1])}
     det = make(student__n_steps=5).fit(normal[:4], auxiliary=auxiliary)
     assert [expert.seen.any().item() for expert in det.experts_] == [False]
@@ -320,12 +320,12 @@ def test_init_of_another_teacher_or_form_is_refused(make, toy, normal, tmp_path)
 
 
 @pytest.mark.parametrize(("evidence", "reason"), [("patch", "trains none"), ("ssd", "for that support only")])
-def test_a_student_of_one_support_is_not_saved(make, normal, tmp_path, evidence, reason):
+def test_student_trained_on_the_support_is_not_saved(make, normal, tmp_path, evidence, reason):
     with pytest.raises(ValueError, match=reason):
         make(evidence=evidence).fit(normal[:4]).save_student(tmp_path / "student.safetensors")
 
 
-def test_no_steps_need_a_trained_student(make, normal):
+def test_zero_steps_need_a_trained_student(make, normal):
     with pytest.raises(ValueError, match=r"n_steps=0 trains no student.*Pass init="):
         make(student__n_steps=0).fit(normal[:4])
     with pytest.raises(ValueError, match="auxiliary= was given to train it"):
@@ -346,13 +346,13 @@ def test_auxiliary_errors_name_the_task(make, normal):
         make().fit(normal[:4], auxiliary={"lost": ["nowhere.png", "nowhere2.png"]})
 
 
-def test_memory_makes_the_teacher_see_each_image_once(make, normal, anomalous, tmp_path, monkeypatch):
+def test_memory_computes_features_once(make, normal, anomalous, tmp_path, monkeypatch):
     seen = []
     real = FeatureExtractor._compute
     monkeypatch.setattr(FeatureExtractor, "_compute", lambda self, images: (seen.extend(images), real(self, images))[1])
     det = make().fit(normal[:4])
     assert len(seen) == len({image.numpy().tobytes() for image in seen})  # one fit, without memory
-    assert len(seen) == 4 * (1 + 16 + 7 + 2)  # image, training views, turned and mirrored ones, held-out views
+    assert len(seen) == 4 * (1 + 16 + 7 + 2)  # image, training views, rotated and mirrored views, held-out views
     plain = det.score_samples(anomalous)
     seen.clear()
     for lam in (0.01, 0.1, 1.0):
@@ -385,7 +385,7 @@ def test_partial_fit_of_patches_equals_fit(make, normal, anomalous):
     np.testing.assert_array_equal(step.score_samples(anomalous), whole.score_samples(anomalous))
 
 
-def test_contamination_is_the_share_of_the_support(make, normal):
+def test_contamination_is_the_fraction_of_the_support(make, normal):
     det = make(contamination=0.25, evidence="patch").fit(normal)
     assert (det.predict(normal) == -1).sum() == 3
 
@@ -415,7 +415,7 @@ def test_one_support_image_works_with_a_warning(make, normal, anomalous, evidenc
     assert np.isfinite(det.decision_function(anomalous)).all()
 
 
-def test_an_image_of_another_kind_in_the_support_is_named(make, normal, tmp_path):
+def test_outlier_in_the_support_is_named(make, normal, tmp_path):
     paths = [tmp_path / f"{name}.png" for name in ("one", "two", "alien", "four")]
     for path, image in zip(paths, [*normal[:2], corrupted(normal[2:3])[0] ^ 255, normal[3]], strict=True):
         Image.fromarray(image).save(path)
@@ -513,7 +513,7 @@ def test_bad_parameters_are_named(make, normal, bad):
         make(**bad).fit(normal[:2])
 
 
-def test_weights_that_are_not_there(make, normal):
+def test_missing_weights(make, normal):
     with pytest.raises(WeightsNotFoundError, match=r"nowhere\.safetensors does not exist"):
         make(weights="nowhere.safetensors").fit(normal[:2])
 
@@ -521,7 +521,7 @@ def test_weights_that_are_not_there(make, normal):
 # ---- faults
 
 
-def test_a_failed_fit_leaves_the_detector_as_it_was(make, normal, anomalous, monkeypatch):
+def test_failed_fit_leaves_the_detector_unchanged(make, normal, anomalous, monkeypatch):
     det = make()
     untouched = dict(vars(det))
     with pytest.raises(ImageError):
@@ -565,7 +565,7 @@ def test_round_trip(fitted, anomalous, tmp_path, through):
     np.testing.assert_array_equal(again.decision_function(anomalous), fitted.decision_function(anomalous))
 
 
-def test_a_pickle_holds_cpu_tensors_and_no_teacher(make, normal):
+def test_pickle_has_cpu_tensors_and_no_teacher(make, normal):
     det = make(evidence="patch").fit(normal[:2])
     data = pickle.dumps(det)
     assert len(data) < det.patches_.nbytes + det.support_.nbytes + 30_000
@@ -608,7 +608,7 @@ def test_verbose_shows_progress(make, normal, capsys):
         ({"evidence": ["patch", "tsd"]}, ("patch", "tsd")),
     ],
 )
-def test_a_student_is_trained_only_where_it_is_asked_for(toy, normal, monkeypatch, asked, kinds):
+def test_student_is_trained_only_on_request(toy, normal, monkeypatch, asked, kinds):
     monkeypatch.setattr(students, "_STEPS", 2)
     det = make_detector(**{**toy, "student": None, **asked}).fit(normal[:3])
     assert det.evidence_ == kinds
@@ -617,7 +617,7 @@ def test_a_student_is_trained_only_where_it_is_asked_for(toy, normal, monkeypatc
     assert det.get_params()["evidence"] == asked.get("evidence", "auto")
 
 
-def test_auxiliary_images_ask_for_a_student(toy, normal, anomalous):
+def test_auxiliary_images_request_a_student(toy, normal, anomalous):
     toy = toy | {"student": None}
     det = DualDistillationDetector(**toy)
     assert det.fit(normal[:3]).evidence_ == ("patch",)

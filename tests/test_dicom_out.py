@@ -1,4 +1,4 @@
-"""Maps as DICOM objects: opened again by pydicom, and compared with their sources."""
+"""Maps as DICOM objects: they are read with pydicom, and compared with their sources."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ct(values: np.ndarray, i: int = 0, **fields: Any) -> bytes:
 
 
 def radiograph(values: np.ndarray, **fields: Any) -> bytes:
-    """As of a plate: no place in the patient, and high values are dark."""
+    """A radiograph without a position in the patient, in which high values are dark."""
     return ct(
         255 - values, PhotometricInterpretation="MONOCHROME1", SOPClassUID=uid.ComputedRadiographyImageStorage,
         Modality="CR", FrameOfReferenceUID=None, ImagePositionPatient=None, ImageOrientationPatient=None, **fields,
@@ -96,7 +96,7 @@ def model(det, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def study(tmp_path) -> Path:
-    """Two slices, the second of them with a flat square."""
+    """Two slices, the second with a flat square."""
     (tmp_path / "study").mkdir()
     values = np.stack([grey(1, 3)[0], corrupted(grey(1, 4))[0]])
     for i, image in enumerate(values):
@@ -120,7 +120,7 @@ def reference(made: Any) -> Any:
 
 
 def check_origin(made: Any, source: Any) -> None:
-    """What every object has of its source."""
+    """Check the elements that every object copies from its source."""
     assert (made.Rows, made.Columns, made.NumberOfFrames) == (source.Rows, source.Columns, 1)
     for name in PATIENT:
         if name != "SpecificCharacterSet":
@@ -169,7 +169,7 @@ def test_slices_of_a_series(det, model, study, tmp_path, form, capsys):
             np.testing.assert_array_equal(pixels(one).astype(bool), anomalous(det.explain([path])[0]))
     assert len({one.SeriesInstanceUID for one in made}) == 1
     assert len({one.SOPInstanceUID for one in made}) == 2
-    if form == "dicom-seg":  # the flat square, and nothing of the normal slice
+    if form == "dicom-seg":  # only the flat square, nothing in the normal slice
         rows, columns = np.nonzero(pixels(made[1]))
         assert 20 <= rows.mean() < 32
         assert 20 <= columns.mean() < 32
@@ -178,7 +178,7 @@ def test_slices_of_a_series(det, model, study, tmp_path, form, capsys):
 
 @pytest.mark.parametrize("form", ["dicom-seg", "dicom-pmap"])
 @pytest.mark.parametrize("spacing", [[0.2, 0.2], None])
-def test_radiographs_without_a_place(det, model, tmp_path, form, spacing):
+def test_radiographs_without_a_position(det, model, tmp_path, form, spacing):
     path = tmp_path / "plate"  # without an ending
     path.write_bytes(radiograph(corrupted(grey(1, 4))[0], PixelSpacing=spacing))
     assert run(model, path, "--format", form, "-o", tmp_path / "out") == 0
@@ -214,7 +214,7 @@ def test_frames_of_a_file(det, model, tmp_path, form, make):
 
 
 @pytest.mark.parametrize("form", ["dicom-seg", "dicom-pmap"])
-def test_highdicom_reads_them_again(model, study, tmp_path, form):
+def test_highdicom_reads_the_output(model, study, tmp_path, form):
     import highdicom
 
     for name, content in {"a": ct(grey(1)[0]), "b": radiograph(grey(1)[0], SOPInstanceUID="1.2.826.0.1.8.9")}.items():
@@ -235,7 +235,7 @@ def test_colours_and_a_constant_image(model, tmp_path):
         assert run(model, *files, "--format", form, "-o", tmp_path / form) == 0
 
 
-def test_what_was_written_is_no_image_to_score(model, study, capsys):
+def test_output_is_not_scored(model, study, capsys):
     assert run(model, study, "--format", "dicom-seg", "-o", study) == 0
     assert run(model, study, "--format", "dicom-pmap", "-o", study) == 0
     found = list_images(study)
@@ -246,7 +246,7 @@ def test_what_was_written_is_no_image_to_score(model, study, capsys):
     assert run(model, study, "--format", "dicom-seg", "-o", study, "--force") == 0
 
 
-def test_a_source_that_is_no_dicom_is_named_before_anything_is_written(model, study, tmp_path, capsys):
+def test_source_that_is_not_dicom(model, study, tmp_path, capsys):
     Image.fromarray(grey(1)[0]).save(study / "x.png")
     assert run(model, study, "--format", "dicom-seg", "-o", tmp_path / "out") == 2
     said = capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_a_source_that_is_no_dicom_is_named_before_anything_is_written(model, st
     "name",
     [*sorted(set(PATIENT) - {"StudyInstanceUID"}), "SeriesInstanceUID", "PositionReferenceIndicator", "SliceThickness"],
 )
-def test_what_may_be_missing(model, tmp_path, form, name):
+def test_optional_elements(model, tmp_path, form, name):
     fields = {name: None} if name != "SpecificCharacterSet" else {name: None, "PatientName": "Mueller^J"}
     (tmp_path / "a.dcm").write_bytes(
         ct(grey(1)[0], **fields) if name != "SeriesInstanceUID" else without(ct(grey(1)[0]), name)
@@ -279,7 +279,7 @@ def without(data: bytes, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "SOPInstanceUID"])
-def test_what_must_be_there_is_named_and_can_be_set(model, study, tmp_path, name, capsys):
+def test_required_elements(model, study, tmp_path, name, capsys):
     bad = study / "0.dcm"
     bad.write_bytes(without(bad.read_bytes(), name))
     assert run(model, study, "--format", "dicom-seg", "-o", tmp_path / "out", "--json") == 1
@@ -295,7 +295,7 @@ def test_what_must_be_there_is_named_and_can_be_set(model, study, tmp_path, name
     assert run(model, study, "-o", tmp_path / "out") == 0  # pictures
 
 
-def test_what_highdicom_refuses_is_named_and_can_be_mended(model, study, tmp_path, capsys):
+def test_sources_that_highdicom_refuses(model, study, tmp_path, capsys):
     bad = study / "0.dcm"
     bad.write_bytes(ct(grey(1)[0], PatientSex="X"))
     assert run(model, study, "--format", "dicom-pmap", "-o", tmp_path / "out") == 1
@@ -306,7 +306,7 @@ def test_what_highdicom_refuses_is_named_and_can_be_mended(model, study, tmp_pat
     assert run(model, study, "--format", "dicom-pmap", "-o", tmp_path / "out", "--force") == 0
 
 
-def test_an_unreadable_file_is_one_of_several(model, study, tmp_path, capsys):
+def test_unreadable_file(model, study, tmp_path, capsys):
     (study / "0.dcm").write_bytes((study / "0.dcm").read_bytes()[:-500])
     assert run(model, study, "--format", "dicom-seg", "-o", tmp_path / "out") == 1
     assert str(study / "0.dcm") in capsys.readouterr().err

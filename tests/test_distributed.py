@@ -1,4 +1,4 @@
-"""On Ray: the same numbers, every file once, and nothing lost with a process that dies."""
+"""Ray: the same numbers, each file once, and nothing lost if a process dies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fewshot_ad.training import pretraining, workers
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """Weights of a network that other processes know as well."""
+    """Weights of a network that other processes can build too."""
     return write_random_weights("test_resnet", tmp_path_factory.mktemp("weights") / "weights.safetensors")
 
 
@@ -51,12 +51,12 @@ def fitted(options) -> DualDistillationDetector:
 
 @pytest.fixture(scope="session")
 def ray():
-    """A cluster that counts four processors: tasks do not wait for the two that actors hold."""
+    """A cluster with four logical processors, so that tasks do not wait for the two that actors occupy."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # seconds; a training is looked at that often
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # seconds between checks of a training
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    # Classes and functions of this file go to the workers as they are.
+    # Classes and functions of this file are pickled by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray
     ray.shutdown()
@@ -70,14 +70,14 @@ def write_images(folder: Path, n: int) -> list[str]:
 
 
 def die_once(marker: Path) -> None:
-    """End this process, unless it has happened before."""
+    """End this process, unless one was ended before."""
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Mortal(DualDistillationDetector):
-    """Dies in the middle of a batch."""
+    """A detector that dies in the middle of a batch."""
 
     def session(self, **of_the_call):
         return MortalSession(super().session(**of_the_call), self.marker)
@@ -96,7 +96,7 @@ class MortalSession:
 
 
 @pytest.mark.slow
-def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
+def test_each_image_is_scored_once_if_an_actor_dies(ray, fitted, tmp_path):
     paths = write_images(tmp_path / "images", 60)
     broken = tmp_path / "images" / "0007.png"
     broken.write_bytes(b"no image")
@@ -119,8 +119,8 @@ def test_an_actor_dies_and_every_image_is_scored_once(ray, fitted, tmp_path):
     assert failed["error"].startswith(f"{broken} could not be read")
 
 
-def test_regions_go_through_a_table_and_come_back(fitted, tmp_path):
-    """What an actor does, here."""
+def test_regions_round_trip_through_a_table(fitted, tmp_path):
+    """The conversions of an actor, in this process."""
     pyarrow = pytest.importorskip("pyarrow")
     paths = write_images(tmp_path / "images", 4)
     (tmp_path / "images" / "0001.png").write_bytes(b"no image")
@@ -142,14 +142,14 @@ def test_regions_go_through_a_table_and_come_back(fitted, tmp_path):
     assert rows[0]["size"] == next(det.session().score_each(paths[:1])).size
     actor.session = fitted.session()
     actor.session.fitted = dataclasses.replace(fitted.fitted_, offset=-1e9)
-    assert actor(pyarrow.table({"path": paths[:1]})).schema == table.schema  # also where there are none
+    assert actor(pyarrow.table({"path": paths[:1]})).schema == table.schema  # also without regions
 
 
 @pytest.mark.slow
 def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     paths = write_images(tmp_path / "images", 10)
-    for path, height in zip(paths[2:5], (20, 12, 30), strict=True):  # those of one batch and a half
+    for path, height in zip(paths[2:5], (20, 12, 30), strict=True):  # one and a half batches
         Image.open(path).crop((0, 0, 40, height)).save(path)
     Path(paths[8]).write_bytes(b"no image")
     source = ray.data.from_items([{"path": path, "other": 1} for path in paths[::-1]])
@@ -162,7 +162,7 @@ def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
     )
     maps = fitted.anomaly_map([paths[i] for i in readable])
     assert len({one.shape for one in maps}) > 1
-    stored = parquet.read_table(out)["map"].combine_chunks().storage.to_pylist()  # what is found without Ray
+    stored = parquet.read_table(out)["map"].combine_chunks().storage.to_pylist()  # readable without Ray
     for i, one in zip(readable, maps, strict=True):
         assert found[i]["map"].dtype == np.float32
         np.testing.assert_array_equal(found[i]["map"], one)
@@ -177,14 +177,14 @@ def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_size_that_is_refused_is_the_callers(ray, fitted, tmp_path, monkeypatch):
+def test_max_pixels_of_the_caller_applies(ray, fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
     rows = distributed.score(fitted, write_images(tmp_path / "images", 2), num_actors=1).take_all()
     assert all("more than the limit of 1000" in row["error"] for row in rows)
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_same_table_and_regions_on_ray(ray, fitted, tmp_path, capsys):
+def test_command_writes_the_same_table_with_ray(ray, fitted, tmp_path, capsys):
     paths = write_images(tmp_path / "images", 6)
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     det = copy.copy(fitted)
@@ -203,7 +203,7 @@ def test_the_command_writes_the_same_table_and_regions_on_ray(ray, fitted, tmp_p
 
 
 @pytest.mark.slow
-def test_a_grid_search_on_ray_finds_the_same(ray, options, tmp_path):
+def test_grid_search_with_ray(ray, options, tmp_path):
     from ray.util.joblib import register_ray
 
     register_ray()
@@ -220,13 +220,13 @@ def test_a_grid_search_on_ray_finds_the_same(ray, options, tmp_path):
     np.testing.assert_array_equal(
         (search.cv_results_["split0_test_score"], search.cv_results_["split1_test_score"]), serial
     )
-    # The workers found all features there.
+    # The workers reused all features.
     assert len(list((tmp_path / "features").rglob("output.pkl"))) == n_entries
 
 
 @pytest.fixture
 def course(options, tmp_path) -> dict:
-    """Arguments of a short pretraining whose queries do not divide by two; Adam makes much of float32's rounding."""
+    """Arguments of a short pretraining with an odd number of queries; float64, as Adam amplifies rounding."""
     return {
         "tasks": write_tasks(tmp_path / "tasks", n_tasks=4), "backbone": "test_resnet", "weights": options["weights"],
         "image_size": 32, "n_shots": 1, "n_steps": 12, "batch_size": 5, "precision": "float64", "verbose": 0,
@@ -244,7 +244,7 @@ def assert_alike(one: Path, two: Path) -> None:
 
 
 def mortal_pretrain(marker: Path, **arguments) -> None:
-    """Note the step that each start begins with; the second worker dies before its eighth."""
+    """Record the first step of each start; the second worker dies before its eighth."""
     step = training.Training.step
     begun = False
 
@@ -263,7 +263,7 @@ def mortal_pretrain(marker: Path, **arguments) -> None:
 
 
 @pytest.mark.slow
-def test_pretraining_on_two_workers_of_which_one_is_killed_is_that_of_one_process(ray, course, tmp_path, monkeypatch):
+def test_pretraining_with_a_killed_worker_equals_one_process(ray, course, tmp_path, monkeypatch):
     local = pretrain(out=tmp_path / "local.safetensors", **course)
 
     def with_a_death(function, arguments, num_workers):
@@ -283,14 +283,14 @@ def test_pretraining_on_two_workers_of_which_one_is_killed_is_that_of_one_proces
 
 
 @pytest.mark.slow
-def test_an_error_of_the_workers_is_raised_here(ray, course, tmp_path, monkeypatch):
+def test_errors_of_workers_are_raised(ray, course, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_MAX_FAILURES", 0)
     course["tasks"] = tmp_path / "nowhere"
     with pytest.raises(ImageError, match="nowhere is not a folder"):
         pretrain(out=tmp_path / "ray.safetensors", engine="ray", num_workers=1, **course)
 
 
-def test_without_ray_the_extra_is_named(fitted, course, tmp_path, monkeypatch):
+def test_missing_ray(fitted, course, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r'pip install "fewshot-ad\[ray\]"'):
         distributed.score(fitted, ["a.png"])
@@ -307,7 +307,7 @@ def test_wrong_arguments_of_pretrain(course, tmp_path, wrong, named):
         pretrain(out=tmp_path / "student.safetensors", **{"engine": "ray", **course, **wrong})
 
 
-def test_files_of_a_folder(tmp_path):
+def test_list_files(tmp_path):
     paths = write_images(tmp_path / "b", 2)
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "0.png").touch()
@@ -321,8 +321,8 @@ def test_files_of_a_folder(tmp_path):
         distributed.list_files([])
 
 
-def test_folders_of_the_users_are_left_alone(tmp_path):
-    """Whatever they are called."""
+def test_other_folders_are_kept(tmp_path):
+    """Only temporary folders of the package are removed."""
 
     class Dataset:
         def write_parquet(self, folder, **_):

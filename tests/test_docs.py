@@ -1,4 +1,4 @@
-"""What the documentation says can be followed: links, commands, blocks of Python, examples in docstrings."""
+"""The documentation is valid: links, commands, blocks of Python, examples in docstrings."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Name the headings as GitHub does."""
+    """Return the anchors of the headings, like GitHub's."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
-def test_links_lead_somewhere(page):
+def test_links_are_valid(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         name, _, anchor = target.partition("#")
-        # Pages of examples are made from the scripts.
+        # Pages of examples are generated from the scripts.
         if re.match(r"[a-z]+:", target) or name == "auto_examples/index.rst":
             continue
         name = re.sub(r"^auto_examples/(.*)\.rst$", r"../examples/\1.py", name)
@@ -54,13 +54,13 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=by_name)
-def test_python_is_python(page):
+def test_python_blocks_are_valid(page):
     for block in blocks(page, "python"):
         compile(block, by_name(page), "exec")
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of an image that is missing on purpose
+@pytest.mark.filterwarnings("ignore")  # about an image that is missing on purpose
 def test_user_guide_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -99,12 +99,12 @@ def test_first_steps_run(tmp_path, monkeypatch, capfd):
 def test_commands_exist(page):
     text = re.sub(r" *\\\n +", " ", page.read_text(encoding="utf-8"))
     for line in re.findall(r"^ {4}(fewshot-ad .*)$", text, re.M):
-        # In README, what a command is for stands beside it.
+        # In README, commands are followed by comments.
         arguments = shlex.split(re.split(r" {3,}", line)[0])[1:]
         assert build_parser().parse_args(arguments).run == arguments[0]
 
 
-def test_every_module_has_its_line():
+def test_every_module_is_described():
     listed = re.findall(r"^\| `([\w/]+\.py)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
     package = Path(fewshot_ad.__file__).parent
     assert sorted(listed) == sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
@@ -119,7 +119,7 @@ def test_public_names_are_in_the_reference():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstrings_examples_run(name, monkeypatch):
+def test_docstring_examples_run(name, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

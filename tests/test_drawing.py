@@ -7,7 +7,7 @@ import numpy as np
 from fewshot_ad.drawing import CONTOUR, FILL, WARM, outlined, rgb, warm
 
 
-def test_the_scale_is_warm_and_grows_lighter():
+def test_scale_is_warm_and_increases_in_lightness():
     shades = warm(np.linspace(0, 1, 50))
     np.testing.assert_array_equal(shades[[0, -1]], [rgb(WARM[0]), rgb(WARM[-1])])
     red, green, blue = shades.T
@@ -17,7 +17,7 @@ def test_the_scale_is_warm_and_grows_lighter():
     assert FILL <= 0.4
 
 
-def test_outlines_lie_on_what_they_surround_and_leave_the_rest():
+def test_outlines_change_only_the_border():
     picture = np.full((40, 40, 3), 100, np.uint8)
     square = np.array([[10, 10], [10, 30], [30, 30], [30, 10], [10, 10]], float)
     drawn = outlined(picture, [square])

@@ -1,4 +1,4 @@
-"""Whether new images, as a whole, differ from the normal ones."""
+"""Drift: whether new images, as a whole, differ from normal ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def blurred(images: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(image).filter(ImageFilter.GaussianBlur(1.5)) for image in images]
 
 
-def test_normal_images_are_no_drift(det, fresh):
+def test_normal_images_are_not_drift(det, fresh):
     found = det.drift(fresh)
     assert not found.drifted
     assert found.p_value > 0.05
@@ -66,12 +66,12 @@ def test_light_focus_and_product_are_drift(det, fresh):
     assert f"; {soft.statistic} " in soft.text
 
 
-def test_a_few_anomalous_images_are_none(det, fresh):
+def test_few_anomalous_images_are_not_drift(det, fresh):
     assert not det.drift([*fresh, *corrupted(fresh[:1])]).drifted
     assert det.drift(corrupted(fresh, side=20)).drifted
 
 
-def test_the_whole_is_the_smallest_of_all_by_their_number(det, fresh):
+def test_p_value_is_corrected_for_multiple_tests(det, fresh):
     found = det.drift(fresh)
     by_name = {name: one.p_value for name, one in found.statistics.items()}
     assert list(by_name) == [*LIGHT, SCORE]
@@ -79,8 +79,8 @@ def test_the_whole_is_the_smallest_of_all_by_their_number(det, fresh):
     assert by_name[found.statistic] == min(by_name.values())
 
 
-def test_a_statistic_is_students_t():
-    """As scipy has it, but for the prior, which hardly counts among images that differ more."""
+def test_statistics_use_students_t():
+    """It equals scipy's, except for the prior, which has little weight if images differ more."""
     rng = np.random.default_rng(0)
     images = [
         (factor * image).astype(np.uint8) for factor, image in zip(rng.uniform(0.3, 1, 16), stripes(16), strict=True)
@@ -96,7 +96,7 @@ def test_a_statistic_is_students_t():
     assert np.log(found.new) == pytest.approx(new.mean())
 
 
-def test_the_order_does_not_matter_and_the_same_is_the_same(det, fresh):
+def test_order_does_not_matter(det, fresh):
     first, again, turned = det.drift(fresh), det.drift(fresh), det.drift(fresh[::-1])
     assert first == again
     assert turned.p_value == pytest.approx(first.p_value, rel=1e-9)
@@ -104,7 +104,7 @@ def test_the_order_does_not_matter_and_the_same_is_the_same(det, fresh):
         first.drifted = True
 
 
-def test_few_images_are_too_few(det, fresh):
+def test_too_few_images(det, fresh):
     with pytest.raises(ImageError, match="Drift needs at least 5 readable images, and there are 4") as caught:
         det.drift(fresh[:4])
     assert str(caught.value).endswith("Pass more of them.")
@@ -123,7 +123,7 @@ def test_unreadable_images(det, fresh, tmp_path):
         lenient.drift([*fresh[:4], tmp_path / "a.png"])
 
 
-def test_without_the_support_images_the_score_alone_is_compared(det, fresh, tmp_path):
+def test_without_support_images_only_the_score_is_compared(det, fresh, tmp_path):
     det.save(tmp_path / "m.fsad")
     loaded = DualDistillationDetector.load(tmp_path / "m.fsad")
     found, whole = loaded.drift(fresh), det.drift(fresh)
@@ -136,7 +136,7 @@ def test_without_the_support_images_the_score_alone_is_compared(det, fresh, tmp_
 
 
 @pytest.mark.filterwarnings("ignore:The support is a single image")
-def test_a_single_support_image(det, normal, fresh, tmp_path):
+def test_single_support_image(det, normal, fresh, tmp_path):
     one = DualDistillationDetector(image_size=32, evidence="patch", random_state=0).fit(normal[:1])
     found = one.drift(fresh)
     assert math.isnan(found.statistics[SCORE].p_value)
@@ -158,8 +158,8 @@ def test_a_single_support_image(det, normal, fresh, tmp_path):
 # ---- a reference
 
 
-def test_a_reference_is_more_normal_images(det, normal, fresh):
-    """It is as if there were so many more support images, but that nothing is compared with their patches."""
+def test_reference_adds_normal_images(det, normal, fresh):
+    """A reference acts like further support images, except that their patches are not in the memory bank."""
     found = det.drift(fresh, reference=normal[6:])
     session = det.session()
     assert found == compare(det.fitted_, describe(session, fresh), describe(session, normal[6:]))
@@ -173,7 +173,7 @@ def test_a_reference_is_more_normal_images(det, normal, fresh):
     assert "of normal images" in found.text
 
 
-def test_with_a_reference_a_smaller_difference_is_seen():
+def test_reference_detects_smaller_differences():
     rng = np.random.default_rng(1)
 
     def draw(n: int) -> np.ndarray:
@@ -192,14 +192,14 @@ def test_support_images_and_repeated_ones_count_once(det, normal, fresh):
     assert det.drift(fresh, reference=normal[:6]) == det.drift(fresh)
 
 
-def test_light_is_compared_with_a_reference_where_a_file_lacks_the_support(det, normal, fresh, tmp_path):
+def test_reference_replaces_missing_support_images(det, normal, fresh, tmp_path):
     det.save(tmp_path / "m.fsad")
     found = DualDistillationDetector.load(tmp_path / "m.fsad").drift(blurred(fresh), reference=normal[6:])
     assert found.drifted
     assert found.statistics["focus"].p_value < 1e-3
 
 
-def test_an_unreadable_reference(det, normal, fresh, tmp_path):
+def test_unreadable_reference(det, normal, fresh, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"a\.png could not be read"):
         det.drift(fresh, reference=[*normal[6:], tmp_path / "a.png"])
@@ -225,15 +225,15 @@ def test_light_of_any_shape(shape):
     assert (np.delete(found, 2) > 0).all()
 
 
-def test_light_and_focus_do_not_touch_each_other():
+def test_light_and_focus_are_independent():
     image = torch.from_numpy(stripes(1, 64)[0]).permute(2, 0, 1) / 255
-    assert light(image)[2] == light(0.8 * image)[2] == 0  # nothing is clipped
+    assert light(image)[2] == light(0.8 * image)[2] == 0  # no clipping
     plain, darker = (np.log(np.delete(light(one), 2)) for one in (image, 0.8 * image))
     assert darker[3] == pytest.approx(plain[3], abs=0.01)  # focus
     assert (plain - darker)[:3] == pytest.approx([math.log(1.25)] * 3, abs=0.02)
 
 
-def test_clipping_is_the_share_of_values_at_full_scale():
+def test_clipping_is_the_fraction_at_full_scale():
     image = torch.full((3, 10, 10), 0.5)
     assert light(image)[2] == 0
     image[0, :2] = 1.0
@@ -242,8 +242,8 @@ def test_clipping_is_the_share_of_values_at_full_scale():
     assert light(image)[2] == pytest.approx(50 / 300)
 
 
-def test_more_light_is_seen_by_what_it_clips():
-    """Of images that differ much in brightness, and none of which is clipped."""
+def test_clipping_detects_more_light():
+    """Normal images differ much in brightness, and none is clipped."""
     rng = np.random.default_rng(0)
 
     def draw(n: int) -> np.ndarray:
@@ -285,7 +285,7 @@ def run(*words: object) -> int:
     return cli.main(["drift", *map(str, words), "--quiet"])
 
 
-def test_the_command_says_so(det, folder, fresh, capsys):
+def test_command(det, folder, fresh, capsys):
     assert run(folder / "m.fsad", folder / "new") == 0
     said = capsys.readouterr().out.splitlines()
     expected = det.drift(sorted((folder / "new").iterdir()))
@@ -298,7 +298,7 @@ def test_the_command_says_so(det, folder, fresh, capsys):
     assert (found["n_images"], found["n_support"], found["n_reference"], found["failed"]) == (10, 5, 0, {})
 
 
-def test_the_command_with_a_reference(det, folder, capsys):
+def test_command_with_a_reference(det, folder, capsys):
     expected = det.drift(sorted((folder / "new").iterdir()), reference=sorted((folder / "more").iterdir()))
     assert run(folder / "m.fsad", folder / "new", "--reference", folder / "more") == 0
     said = capsys.readouterr().out.splitlines()
@@ -313,7 +313,7 @@ def test_the_command_with_a_reference(det, folder, capsys):
     assert "none does not exist" in capsys.readouterr().err
 
 
-def test_the_command_leaves_out_what_it_cannot_read(folder, capsys):
+def test_command_leaves_out_unreadable_images(folder, capsys):
     broken = folder / "new" / "x.png"
     broken.write_bytes(b"no image")
     assert run(folder / "m.fsad", folder / "new") == 1
@@ -324,7 +324,7 @@ def test_the_command_leaves_out_what_it_cannot_read(folder, capsys):
     assert "there are 4. Pass more of them." in capsys.readouterr().err
 
 
-def test_the_command_without_support_images_gives_json(folder, det, capsys):
+def test_command_without_support_images(folder, det, capsys):
     det.save(folder / "without.fsad")
     assert run(folder / "without.fsad", folder / "new", "--json") == 0
     assert json.loads(capsys.readouterr().out)["statistics"]["focus"]["p_value"] is None

@@ -29,12 +29,12 @@ def det(make, normal) -> DualDistillationDetector:
     return make().fit(normal[:3])
 
 
-def test_rows_are_the_teachers_embedding(make, det, normal):
+def test_rows_are_pooled_features(make, det, normal):
     found = det.transform(normal)
     assert (found.shape, found.dtype) == ((12, 32), np.float64)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
     with_embedding = make(evidence=("patch", "embedding"), augment=False).fit(normal[:3])
-    np.testing.assert_array_equal(with_embedding.transform(normal), found)  # it depends on no evidence
+    np.testing.assert_array_equal(with_embedding.transform(normal), found)  # independent of `evidence`
     np.testing.assert_array_equal(with_embedding.embeddings_[:, 0].double().numpy(), found[:3])
     extract = with_embedding.session().scorer.extract
     pixels = [torch.from_numpy(image) for image in with_embedding.support_]
@@ -42,7 +42,7 @@ def test_rows_are_the_teachers_embedding(make, det, normal):
     np.testing.assert_array_equal(np.stack(expected), found[:3])
 
 
-def test_rows_depend_on_the_image_alone(make, det, normal, anomalous):
+def test_rows_depend_only_on_the_image(make, det, normal, anomalous):
     mixed = [normal[5], anomalous[0][:20], anomalous[1], normal[5][:, :15]]
     together = det.transform(mixed)
     for image, row in zip(mixed, together, strict=True):
@@ -50,7 +50,7 @@ def test_rows_depend_on_the_image_alone(make, det, normal, anomalous):
     np.testing.assert_array_equal(make().fit(normal[6:9]).transform(mixed), together)
 
 
-def test_more_images_than_are_read_at_once(det):
+def test_more_images_than_a_window(det):
     images = stripes(70, size=16, seed=3)
     found = det.transform(images)
     assert not np.isnan(found).any()
@@ -88,7 +88,7 @@ def test_names_and_data_frames(make, det, normal):
     assert isinstance(frames.score_samples(normal), np.ndarray)
 
 
-def test_in_front_of_other_estimators(make, normal, anomalous):
+def test_in_a_pipeline(make, normal, anomalous):
     reduced = make_pipeline(make(), PCA(2)).fit(normal[:4])
     assert reduced.transform(anomalous).shape == (8, 2)
     forest = make_pipeline(make(), IsolationForest(n_estimators=5, random_state=0)).fit(normal[:4])
@@ -112,7 +112,7 @@ def test_columns_of_a_table(make, normal):
 
 
 @pytest.mark.parametrize("evidence", ["patch", ("patch", "embedding")])
-def test_scores_and_embeddings_of_one_pass_are_those_of_two(make, normal, anomalous, evidence, monkeypatch):
+def test_score_and_embed_in_one_pass(make, normal, anomalous, evidence, monkeypatch):
     det = make(evidence=evidence).fit(normal[:3])
     queries = [*normal[3:7], *anomalous[:2]]
     expected = det.anomaly_score(queries), det.transform(queries)

@@ -1,4 +1,4 @@
-"""Episodes: who is a query, who is support."""
+"""Episodes: choice of queries and support."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fewshot_ad.training.episodes import Task, draw_episode
 
 
 def make_task(n_images, n_views=1, first=0) -> Task:
-    """Make a task whose tensors hold, for each view, the number of the view (from `first` on)."""
+    """Create a task whose tensors contain the numbers of the views, from `first` on."""
     numbers = torch.arange(first, first + n_images * n_views, dtype=torch.float32)
     targets = [numbers.view(-1, 1, 1, 1).expand(-1, c, 2, 2) for c in (2, 3, 4)]
     return Task("task", targets, numbers.view(-1, 1), np.repeat(np.arange(n_images) + 100, n_views))
@@ -29,7 +29,7 @@ def draw(tasks, n_shots=4, batch_size=16, n=30, seed=0):
 
 @pytest.mark.parametrize("n_views", [1, 5])
 @pytest.mark.parametrize(("n_images", "n_shots"), [(2, 1), (3, 8), (9, 4), (30, 2)])
-def test_no_image_is_on_both_sides(n_images, n_shots, n_views):
+def test_query_and_support_are_disjoint(n_images, n_shots, n_views):
     for query, support in draw([make_task(n_images, n_views)], n_shots):
         assert {i // n_views for i in query}.isdisjoint(i // n_views for i in support)
         assert len(set(query)) == len(query) > 0
@@ -52,26 +52,26 @@ def test_sizes(n_images, n_views, n_shots, batch_size, n_support, n_queries):
         assert (len(support), len(query)) == (n_support, n_queries)
 
 
-def test_every_image_comes_up_on_both_sides():
+def test_every_image_is_query_and_support():
     episodes = draw([make_task(6, 2)], n_shots=2, batch_size=4, n=60)
     for side in (0, 1):
         assert {i for episode in episodes for i in episode[side]} == set(range(12))
 
 
-def test_one_image_is_compared_to_itself():
+def test_single_view():
     assert draw([make_task(1)], n=1) == [([0], [0])]
 
 
 @pytest.mark.parametrize(
     ("n_views", "n_shots", "n_support", "n_queries"), [(16, 4, 4, 8), (16, 12, 8, 8), (2, 4, 1, 1)]
 )
-def test_one_image_has_its_views_compared(n_views, n_shots, n_support, n_queries):
+def test_views_of_a_single_image(n_views, n_shots, n_support, n_queries):
     for query, support in draw([make_task(1, n_views)], n_shots):
         assert (len(support), len(query)) == (n_support, n_queries)
         assert set(query).isdisjoint(support)
 
 
-def test_all_tasks_are_used_and_never_mixed():
+def test_tasks_are_used_and_not_mixed():
     tasks = [make_task(8, first=100 * i) for i in range(3)]
     seen = [{i // 100 for side in episode for i in side} for episode in draw(tasks)]
     assert all(len(numbers) == 1 for numbers in seen)

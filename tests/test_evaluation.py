@@ -24,7 +24,7 @@ def write(folder, pictures):
 
 @pytest.fixture
 def root(tmp_path):
-    """Nine normal and five corrupted images, four of these with a mask."""
+    """Nine normal and five corrupted images, four of which have a mask."""
     write(tmp_path / "good", stripes(9))
     write(tmp_path / "bad", corrupted(stripes(5, seed=1)))
     mask = np.zeros((40, 40), np.uint8)
@@ -38,12 +38,12 @@ def det(toy):
     return DualDistillationDetector(**toy, evidence="patch")
 
 
-def test_a_draw_is_what_its_seed_says(det, root):
+def test_draws_follow_the_seed(det, root):
     rows = evaluation.evaluate(det, root, n_shots=(2, 3), n_seeds=2)
     assert [(row["shots"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 0), (3, 1)]
     assert not hasattr(det, "offset_")
     assert [(row["n_normal"], row["n_anomalous"], row["n_failed"]) for row in rows] == [(7, 5, 0)] * 2 + [(6, 5, 0)] * 2
-    # By hand, by the public methods alone.
+    # Computed with public methods only.
     order = np.random.default_rng(1).permutation(9)
     good, bad = ([root / kind / f"{i}.png" for i in range(n)] for kind, n in (("good", 9), ("bad", 5)))
     det.set_params(random_state=1).fit([good[i] for i in order[:2]])
@@ -110,7 +110,7 @@ def test_summary():
         (lambda mask: mask.rename(mask.with_name("7.png")), "a mask of another size than its image"),
     ],
 )
-def test_a_wrong_mask_is_named_before_anything_is_scored(det, root, corrupt, reason, monkeypatch):
+def test_invalid_mask_is_named_before_scoring(det, root, corrupt, reason, monkeypatch):
     (whole,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
     if "size" in reason:
         Image.fromarray(stripes(1, size=50)[0]).save(root / "good" / "7.png")
@@ -132,7 +132,7 @@ def test_a_wrong_mask_is_named_before_anything_is_scored(det, root, corrupt, rea
         assert row["image_auroc"] == whole["image_auroc"]
 
 
-def test_values_of_masks_do_not_matter(det, root):
+def test_values_of_masks(det, root):
     (expected,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
     for mask in (root / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(mask)) > 0).astype(np.uint8)).save(mask)
@@ -141,7 +141,7 @@ def test_values_of_masks_do_not_matter(det, root):
     assert [row[name] for name in names] == [expected[name] for name in names]
 
 
-def test_what_is_no_image_is_named(det, root):
+def test_other_files_are_named(det, root):
     (root / "good" / "notes.txt").touch()
     (root / "more").mkdir()
     left_out: list = []
@@ -173,18 +173,18 @@ def test_unreadable_images_are_named(det, root):
         ({"n_seeds": 1.0}, "n_seeds=1.0 was given"), ({"n_seeds": None}, "n_seeds=None was given"),
     ],
 )  # fmt: skip
-def test_impossible_numbers(det, root, options, said):
+def test_invalid_numbers(det, root, options, said):
     with pytest.raises(ValueError, match=said):
         evaluation.evaluate(det, root, **options)
 
 
-def test_a_number_of_shots_counts_once(det, root):
+def test_repeated_shots_count_once(det, root):
     rows = evaluation.evaluate(det, root, n_shots=np.array([2, 2]), n_seeds=1)
     assert [row["shots"] for row in rows] == [2]
 
 
-def test_maps_of_several_shapes_are_compared_with_their_masks(det, root):
-    """Images keep their proportions: so do their maps."""
+def test_maps_of_several_shapes(det, root):
+    """Images and maps keep their aspect ratios."""
     for kind, name in (("good", "8.png"), ("bad", "2.png"), ("masks", "2.png")):
         file = root / kind / name
         Image.open(file).resize((40, 80)).save(file)
@@ -211,10 +211,10 @@ def test_intervals_over_draws_and_the_worst_task():
 
     (line,) = evaluation.across({"a": rows([0.9, 0.7, 0.8]), "b": rows([0.5, 0.6, 0.7], aupro=None)})
     assert (line["shots"], line["n_tasks"], line["n_seeds"], line["worst"]) == (4, 2, 3, "b")
-    # Means of the draws are .7, .65 and .75; Student's t with two degrees of freedom is 4.303 at 97.5 %.
+    # Means of the draws are 0.7, 0.65 and 0.75; Student's t with two degrees of freedom is 4.303 at 97.5 %.
     half = 4.302653 * 0.05 / np.sqrt(3)
     assert line["image_auroc"] == pytest.approx((0.7, 0.7 - half, 0.7 + half))
-    assert line["aupro"] == (0.5, 0.5, 0.5)  # of the task that has it
+    assert line["aupro"] == (0.5, 0.5, 0.5)  # only one task has it
     (wide,) = evaluation.across({"a": rows([1.0, 0.5])})
     assert wide["image_auroc"] == (0.75, 0, 1)
     (one,) = evaluation.across({"a": rows([0.9], recall=None)})
@@ -225,7 +225,7 @@ def test_intervals_over_draws_and_the_worst_task():
 
 @pytest.fixture(scope="module")
 def compared(toy, tmp_path_factory):
-    """A detector against one whose score says nothing of the square: it looks at the mean of the whole map."""
+    """A comparison with a detector that cannot detect the square, as its score is the mean of the map."""
     root = tmp_path_factory.mktemp("compared")
     write(root / "good", stripes(14))
     write(root / "bad", corrupted(stripes(8, seed=1), side=4))
@@ -234,7 +234,7 @@ def compared(toy, tmp_path_factory):
     return root, det, dull
 
 
-def test_a_comparison_is_of_the_same_draws_and_images(compared):
+def test_comparison_uses_the_same_draws_and_images(compared):
     root, det, dull = compared
     found = evaluation.compare(det, dull, root, n_shots=4, n_seeds=2, n_resamples=500)
     for one, rows in zip((det, dull), found.rows, strict=True):
@@ -247,7 +247,7 @@ def test_a_comparison_is_of_the_same_draws_and_images(compared):
     assert len(found.samples) == 500
 
 
-def test_a_detector_is_no_better_than_itself(compared):
+def test_comparison_with_itself(compared):
     root, det, _ = compared
     found = evaluation.compare(det, det, root, n_shots=2, n_seeds=2, n_resamples=100)
     assert (found.low, found.difference, found.high) == (0, 0, 0)
@@ -256,7 +256,7 @@ def test_a_detector_is_no_better_than_itself(compared):
 
 
 def made_up(*, swapped: bool) -> list[evaluation.Pairs]:
-    """Three draws: the second detector orders all pairs right, the first by chance; or the other way round."""
+    """Create three draws: the second detector ranks all pairs correctly, the first by chance; or vice versa."""
     rng = np.random.default_rng(0)
     pairs = []
     for draw in range(3):
@@ -268,7 +268,7 @@ def made_up(*, swapped: bool) -> list[evaluation.Pairs]:
     return pairs
 
 
-def test_a_bootstrap_is_the_same_each_time_and_either_way():
+def test_bootstrap_is_deterministic_and_antisymmetric():
     difference, samples = evaluation.bootstrap(made_up(swapped=False), 100)
     np.testing.assert_array_equal(evaluation.bootstrap(made_up(swapped=False), 100)[1], samples)
     back = evaluation.bootstrap(made_up(swapped=True), 100)
@@ -276,7 +276,7 @@ def test_a_bootstrap_is_the_same_each_time_and_either_way():
     np.testing.assert_array_equal(back[1], -samples)
 
 
-def test_a_clear_difference_is_called_so():
+def test_clear_difference():
     pairs = made_up(swapped=False)
     difference, samples = evaluation.bootstrap(pairs, 1000)
     one = evaluation.Comparison(0.5, 1.0, difference, *np.quantile(samples, (0.025, 0.975)), samples, ([], []))
@@ -284,14 +284,14 @@ def test_a_clear_difference_is_called_so():
     assert samples.mean() == pytest.approx(difference, abs=0.02)
     assert one.clear
     assert "clearly higher" in str(one)
-    # As wide as the spread of an AUROC of 20 against 30 images tells, and narrower than of one draw.
+    # As wide as expected for an AUROC of 20 versus 30 images, and narrower than for one draw.
     assert 0.02 < samples.std() < 0.1
     several = evaluation.joined([one, dataclasses.replace(one, difference=0.0, samples=samples * 0)])
     assert several.difference == pytest.approx(difference / 2)
     assert several.samples.std() == pytest.approx(samples.std() / 2)
 
 
-def test_images_that_one_of_both_cannot_read_do_not_count():
+def test_images_unreadable_by_one_detector_are_left_out():
     y = np.array([1, 1, -1, -1])
     whole, broken = ([Scored("", value, 0.0, None, None, None) for value in values]
                      for values in ([4.0, 1.0, 2.0, 3.0], [4.0, np.nan, 2.0, 3.0]))  # fmt: skip
@@ -302,7 +302,7 @@ def test_images_that_one_of_both_cannot_read_do_not_count():
 
 
 @pytest.mark.parametrize("options", [{"n_shots": 0}, {"n_shots": (2, 4)}, {"n_seeds": 0}, {"n_resamples": 0}])
-def test_impossible_comparisons(compared, options):
+def test_invalid_comparisons(compared, options):
     root, det, dull = compared
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=re.escape(f"{name}={value!r} was given")):

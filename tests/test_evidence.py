@@ -40,11 +40,11 @@ def test_parse_evidence(evidence, lam, weights, parts):
         ({"patch": 1, "ssd": 1}, 0, 0, {"patch": 1, "ssd": 1}),
     ],
 )
-def test_what_has_no_weight_is_left_out(evidence, student, embedding, left):
+def test_zero_weights_are_left_out(evidence, student, embedding, left):
     assert evidence_.without_idle(evidence, student, embedding) == left
 
 
-def test_something_must_have_a_weight():
+def test_no_weight_is_an_error():
     with pytest.raises(ValueError, match="Give one of them a weight above 0"):
         evidence_.without_idle(("ssd", "embedding"), 0, 0)
     assert evidence_.without_idle(("ssd", "embedding"), 0, 0.1) == ("embedding",)

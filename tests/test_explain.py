@@ -28,7 +28,7 @@ def fitted(toy, normal) -> DualDistillationDetector:
 
 @pytest.fixture(scope="module")
 def by_patch(toy) -> DualDistillationDetector:
-    """Fitted on images without symmetry, so that each of their patches is found in one place."""
+    """A detector fitted on asymmetric images, so that each patch has a unique position."""
     return _by_patch(toy, (32, 32))
 
 
@@ -37,7 +37,7 @@ def _by_patch(toy, shape) -> DualDistillationDetector:
     return DualDistillationDetector(**toy | {"evidence": "patch", "border_weight": 1.0, "blur_sigma": 0.0}).fit(noise)
 
 
-def test_explanations_say_what_the_other_methods_say(fitted, anomalous):
+def test_explanations_agree_with_other_methods(fitted, anomalous):
     found = fitted.explain(anomalous)
     assert [e.score for e in found] == fitted.score_samples(anomalous).tolist()
     assert [e.decision for e in found] == fitted.decision_function(anomalous).tolist()
@@ -60,7 +60,7 @@ def test_the_hot_spot_is_the_highest_pixel_of_the_faded_map(fitted, anomalous):
 
 @pytest.mark.parametrize("evidence", ["patch", "embedding", ("ssd", "tsd", "patch", "embedding")], ids=str)
 @pytest.mark.parametrize("aggregation", ["max", "mean", 0.05])
-def test_the_hottest_pixels_exceed_the_level_where_an_image_is_anomalous(toy, normal, anomalous, evidence, aggregation):
+def test_hottest_pixels_of_anomalous_images_exceed_the_level(toy, normal, anomalous, evidence, aggregation):
     det = DualDistillationDetector(
         **toy | {"evidence": evidence, "aggregation": aggregation, "contamination": 0.25}
     ).fit(normal[:4])
@@ -70,14 +70,14 @@ def test_the_hottest_pixels_exceed_the_level_where_an_image_is_anomalous(toy, no
         assert hottest == pytest.approx(-e.decision, rel=1e-4, abs=1e-5)
 
 
-def test_the_hot_spot_lies_in_the_painted_square(toy, normal, anomalous):
+def test_hot_spot_is_in_the_painted_square(toy, normal, anomalous):
     det = DualDistillationDetector(**toy | {"evidence": "patch"}).fit(normal[:4])
     for e in det.explain(anomalous):  # rows and columns 20 to 31 of 40, that is 16 to 25 of 32, and the blur around
         assert 12 <= min(e.hot_spot)
         assert max(e.hot_spot) <= 29
 
 
-def test_the_image_is_what_the_detector_saw(fitted, toy, normal):
+def test_image_is_the_resized_image(fitted, toy, normal):
     small = stripes(1, size=32, seed=3)
     (seen,) = fitted.explain(small)
     assert seen.image.dtype == np.uint8
@@ -91,8 +91,8 @@ def test_the_image_is_what_the_detector_saw(fitted, toy, normal):
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64)], ids=str)
 @pytest.mark.parametrize("view", range(8))
-def test_a_patch_is_found_where_it_is_in_the_unturned_support(toy, shape, view):
-    """A query that is a turned or mirrored support image matches itself: the positions say so, through the view."""
+def test_match_position_in_the_original_support_image(toy, shape, view):
+    """A rotated or mirrored support image matches itself, with positions in the original image."""
     det = _by_patch(toy, shape)
     positions = rotated_and_mirrored(torch.arange(shape[0] * shape[1]).view(shape))[view]
     query = rotated_and_mirrored(torch.from_numpy(det.support_)[1])[view].contiguous()
@@ -111,8 +111,8 @@ def test_a_patch_is_found_where_it_is_in_the_unturned_support(toy, shape, view):
         assert (match.row, match.col) == (rows.mean(), columns.mean())
 
 
-def test_the_match_is_the_most_similar_of_all_patches(by_patch):
-    queries = corrupted(stripes(3, size=32, seed=1))  # of the detector's size, so that what it saw is known exactly
+def test_match_is_the_nearest_neighbour(by_patch):
+    queries = corrupted(stripes(3, size=32, seed=1))  # of the detector's size, so that images are not resized
     read = by_patch.session().scorer.extract(torch.from_numpy(queries).permute(0, 3, 1, 2) / 255)
     kept = by_patch.fitted_.patches
     for e, maps in zip(by_patch.explain(queries), read, strict=True):
@@ -123,7 +123,7 @@ def test_the_match_is_the_most_similar_of_all_patches(by_patch):
         assert similarity[kept.owners == e.matches.support_index].max() == pytest.approx(similarity.max(), abs=1e-6)
 
 
-def test_a_support_image_is_held_against_the_others(by_patch):
+def test_support_image_is_compared_with_the_others(by_patch):
     for i, e in enumerate(by_patch.explain(list(by_patch.support_.transpose(0, 2, 3, 1)))):
         assert e.score == by_patch.support_scores_[i]
         assert e.support_weights[i] == 0
@@ -132,14 +132,14 @@ def test_a_support_image_is_held_against_the_others(by_patch):
 
 
 @pytest.mark.parametrize("evidence", ["ssd", "embedding", ("tsd", "embedding")], ids=str)
-def test_without_patch_there_is_no_match(toy, normal, anomalous, evidence):
+def test_no_match_without_patch(toy, normal, anomalous, evidence):
     det = DualDistillationDetector(**toy | {"evidence": evidence}).fit(normal[:4])
     for e in det.explain(anomalous[:2]):
         assert e.matches is None
         assert e.patch_size == 8
 
 
-def test_the_match_is_the_first_of_equally_similar_patches_and_of_no_image_left_out():
+def test_ties_and_excluded_images():
     generator = torch.Generator().manual_seed(0)
     features = F.normalize(1 + 0.1 * torch.randn(3, 50, 16, generator=generator), dim=-1)
     features[:, 30] = features[:, 7]  # the same patch in two views
@@ -156,7 +156,7 @@ def test_the_match_is_the_first_of_equally_similar_patches_and_of_no_image_left_
 
 
 @pytest.mark.parametrize("augment", [True, False])
-def test_one_image_and_no_turned_views(toy, normal, anomalous, augment):
+def test_single_image_without_augmentation(toy, normal, anomalous, augment):
     parameters = toy | {"evidence": "patch", "augment": augment}
     with pytest.warns(UserWarning, match="single image"):
         det = DualDistillationDetector(**parameters).fit(normal[:1])
@@ -165,7 +165,7 @@ def test_one_image_and_no_turned_views(toy, normal, anomalous, augment):
         assert 0 <= min(e.matches.row, e.matches.col) <= max(e.matches.row, e.matches.col) < 32
 
 
-def test_a_batch_of_other_shapes_does_not_matter(fitted, normal, anomalous):
+def test_batch_of_other_shapes_does_not_matter(fitted, normal, anomalous):
     mixed = [image[: 40 - 4 * i, i:] for i, image in enumerate(anomalous)]
     found = fitted.explain(mixed)
     assert len({e.map.shape for e in found}) > 1
@@ -175,7 +175,7 @@ def test_a_batch_of_other_shapes_does_not_matter(fitted, normal, anomalous):
             np.testing.assert_equal(getattr(e, name), value, err_msg=name)
 
 
-def test_the_batch_does_not_matter(fitted, normal, anomalous):
+def test_batch_composition_does_not_matter(fitted, normal, anomalous):
     alone, in_batch = fitted.explain(anomalous[2:3])[0], fitted.explain([*normal, *anomalous])[len(normal) + 2]
     for name, value in vars(alone).items():
         np.testing.assert_equal(getattr(in_batch, name), value, err_msg=name)
@@ -194,12 +194,12 @@ def test_unreadable_images_are_none_or_an_error(toy, normal, anomalous, tmp_path
         det.set_params(on_error="raise").explain(paths)
 
 
-def test_an_unfitted_detector_says_so(normal):
+def test_not_fitted(normal):
     with pytest.raises(NotFittedError):
         DualDistillationDetector().explain(normal)
 
 
-def test_explanations_cannot_be_changed(fitted, anomalous):
+def test_explanations_are_frozen(fitted, anomalous):
     (e,) = fitted.explain(anomalous[0])
     with pytest.raises(dataclasses.FrozenInstanceError):
         e.score = 0.0
@@ -210,11 +210,11 @@ def test_explanations_cannot_be_changed(fitted, anomalous):
 
 @pytest.mark.parametrize("aspect", ["keep", "square"])
 @pytest.mark.parametrize("shape", [(240, 80), (80, 240), (120, 120), (360, 60), (40, 30), (1400, 500)], ids=str)
-def test_map_and_mark_lie_on_the_picture(toy, shape, aspect):
+def test_map_and_box_match_the_picture(toy, shape, aspect):
     normal, marked, place = plain_and_marked(*shape)
     det = DualDistillationDetector(**toy | {"evidence": "patch", "image_size": 64, "aspect": aspect, "memory": None})
     det.fit(normal)
-    det.offset_ = det.score_samples([marked])[0]  # so that only the hottest places have colour
+    det.offset_ = det.score_samples([marked])[0]  # so that only the hottest pixels have colour
     (e,) = det.explain([marked])
     height, width = e.picture.shape[:2]
     shrink = min(1, 640 / max(shape))
@@ -237,7 +237,7 @@ def test_map_and_mark_lie_on_the_picture(toy, shape, aspect):
         assert abs(found - share * side) <= e.patch_size * side / seen
 
 
-def test_a_picture_has_all_pixels_of_its_file_or_the_longest_side_that_was_asked_for(fitted, tmp_path):
+def test_picture_size(fitted, tmp_path):
     wide = stripes(1, size=80)[0, :36]
     Image.fromarray(wide).save(tmp_path / "wide.png")
     (e,) = fitted.explain([tmp_path / "wide.png"])
@@ -253,7 +253,7 @@ def test_a_picture_has_all_pixels_of_its_file_or_the_longest_side_that_was_asked
 
 
 @pytest.mark.parametrize("shape", [(200, 1), (1, 200), (1, 1), (2, 4000), (9, 5)], ids=str)
-def test_images_of_hardly_any_pixels_can_be_looked_at(fitted, shape):
+def test_tiny_images(fitted, shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     (e,) = fitted.explain([image])
     assert e.original_size == shape
@@ -264,8 +264,8 @@ def test_images_of_hardly_any_pixels_can_be_looked_at(fitted, shape):
     assert 0 <= e.hot_box.left <= e.hot_box.left + e.hot_box.width <= e.picture.shape[1] + 1e-6
 
 
-def test_scores_do_not_depend_on_a_picture(fitted, tmp_path):
-    """Of a JPEG more or less is decoded, as it is to be shown smaller or larger."""
+def test_scores_do_not_depend_on_the_picture_size(fitted, tmp_path):
+    """A JPEG is decoded at a scale that depends on the size."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).resize((1800, 1200))
     noise.save(tmp_path / "a.jpg")
@@ -279,15 +279,15 @@ def test_scores_do_not_depend_on_a_picture(fitted, tmp_path):
     assert np.abs(found[2].picture - original).mean() < 3
 
 
-def test_no_image_is_read_twice_unless_a_picture_is_asked_for(fitted, anomalous, monkeypatch):
+def test_images_are_read_again_only_for_pictures(fitted, anomalous, monkeypatch):
     monkeypatch.setattr(images, "picture", lambda *_, **__: pytest.fail("read a second time"))
     fitted.anomaly_map(anomalous[:2], size="original")
     (e,) = fitted.explain(anomalous[:1], max_side=None)
     np.testing.assert_array_equal(e.picture, e.image)
 
 
-def test_what_can_be_read_only_once_is_shown_as_the_detector_saw_it(fitted, anomalous):
-    """A pipe, or a file that is gone a moment later."""
+def test_picture_of_an_image_that_can_be_read_once(fitted, anomalous):
+    """The image is a pipe, or a file that is deleted."""
     data = io.BytesIO()
     Image.fromarray(anomalous[0]).save(data, "PNG")
 
@@ -304,14 +304,14 @@ def test_what_can_be_read_only_once_is_shown_as_the_detector_saw_it(fitted, anom
     np.testing.assert_array_equal(e.picture, e.image)
 
 
-def test_a_second_reading_warns_of_nothing_again(fitted, anomalous):
+def test_second_reading_does_not_warn(fitted, anomalous):
     transparent = np.dstack([anomalous[0], np.zeros((40, 40), np.uint8)])
     with pytest.warns(ImageWarning, match="fully transparent") as said:
         fitted.explain([transparent])
     assert len(said) == 1
 
 
-def test_a_table_of_rows_has_pictures_too(toy, normal, anomalous):
+def test_pictures_of_rows(toy, normal, anomalous):
     rows = normal[:4].mean(-1).reshape(4, -1)
     det = DualDistillationDetector(**toy | {"evidence": "patch"}, image_shape=(40, 40)).fit(rows)
     (e,) = det.explain(anomalous[:1].mean(-1).reshape(1, -1))
@@ -319,12 +319,12 @@ def test_a_table_of_rows_has_pictures_too(toy, normal, anomalous):
     assert np.corrcoef(e.picture[..., 0].ravel(), anomalous[0].mean(-1).ravel())[0, 1] > 0.999
 
 
-def test_the_map_is_laid_on_the_picture_pixel_by_pixel(fitted, anomalous):
+def test_overlay_pixels(fitted, anomalous):
     (e,) = fitted.explain(anomalous[:1])
     ramp = np.repeat(np.linspace(0, 1, 32, dtype=np.float32)[:, None], 32, 1)
     e = dataclasses.replace(e, picture=np.zeros((64, 96, 3), np.uint8), faded=0.7 + 0.6 * ramp, level=1.0)
     np.testing.assert_allclose(opacity(e), ramp, atol=1e-6)
-    # A ramp stays one: pixels keep their places, to a fraction of one.
+    # A ramp remains a ramp: pixels keep their positions, to a fraction of a pixel.
     shares = (((np.arange(64) + 0.5) / 2 - 0.5) / 31).clip(0, 1)[:, None].repeat(96, 1)
     expected = 0.4 * shares[..., None] * warm(shares)
     np.testing.assert_allclose(overlay(dataclasses.replace(e, decision=1.0)), expected, atol=1)
@@ -334,7 +334,7 @@ def test_the_map_is_laid_on_the_picture_pixel_by_pixel(fitted, anomalous):
     np.testing.assert_array_equal(overlay(dataclasses.replace(e, level=0.0)), np.full((64, 96, 3), [51, 28, 5]))
 
 
-def test_boxes_are_patches_in_pixels_of_the_picture(fitted, anomalous):
+def test_boxes_are_in_pixels_of_the_picture(fitted, anomalous):
     (e,) = fitted.explain(anomalous[:1])
     e = dataclasses.replace(e, picture=np.zeros((64, 96, 3), np.uint8), hot_spot=(9, 31))
     assert e.hot_box == (16, 72, 16, 24)
@@ -346,7 +346,7 @@ def test_boxes_are_patches_in_pixels_of_the_picture(fitted, anomalous):
 # ---- the scale for people
 
 
-def test_a_relative_score_is_above_1_where_predict_says_anomalous(fitted, normal, anomalous):
+def test_relative_score_agrees_with_predict(fitted, normal, anomalous):
     images = [*normal, *anomalous]
     scores = relative_score(fitted.score_samples(images), fitted.offset_)
     np.testing.assert_allclose(scores, fitted.anomaly_score(images) / -fitted.offset_, rtol=1e-15)
@@ -354,7 +354,7 @@ def test_a_relative_score_is_above_1_where_predict_says_anomalous(fitted, normal
 
 
 @pytest.mark.parametrize("offset", [-1.0, -1e-9, -3e5, -0.1, 0.0, 2.0])
-def test_the_threshold_is_1_to_the_last_bit(offset):
+def test_threshold_is_exactly_1(offset):
     beyond, within = np.nextafter(offset, -np.inf), np.nextafter(offset, np.inf)
     below, at, above = relative_score([within, offset, beyond], offset)
     assert below <= at == 1 < above
@@ -362,7 +362,7 @@ def test_the_threshold_is_1_to_the_last_bit(offset):
     assert far[0] < 1 < far[1]
 
 
-def test_relative_scores_of_what_was_not_scored():
+def test_relative_score_of_nan():
     found = relative_score([np.nan, 0.0], -2.0)
     assert np.isnan(found[0])
     assert str(found[1]) == "0.0"

@@ -36,14 +36,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among", "ignore:
 
 @pytest.fixture(scope="module")
 def fitted(toy, normal) -> DualDistillationDetector:
-    """All kinds of evidence, two students, a support of two shapes."""
+    """A detector with all score components, two students, and a support of two shapes."""
     return make_detector(
         **{**toy, "image_size": 64, "evidence": EVIDENCE, "precision": "float32", "student__decoder_blocks": (1, 1, 0)}
     ).fit([*normal[:2], tiled(normal[2:3], 1, 2)[0]])
 
 
 def tiled(batch: np.ndarray, down: int, across: int) -> np.ndarray:
-    """Repeat images (N, H, W, 3) downwards and across."""
+    """Repeat images (N, H, W, 3) along both sides."""
     return np.tile(batch, (1, down, across, 1))
 
 
@@ -55,7 +55,7 @@ def exported(fitted, tmp_path_factory) -> Path:
 
 
 def runtimes(model: Path | bytes) -> dict:
-    """What runs a graph: images (N, 3, H, W) -> all that comes out. OpenVINO where it is installed."""
+    """Functions that run a graph on images (N, 3, H, W) and return its outputs; OpenVINO only if installed."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -77,12 +77,12 @@ def runtimes(model: Path | bytes) -> dict:
 
 
 def tensor(arrays: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, 3) of 8 bits as the graph takes them."""
+    """Convert 8-bit images (N, H, W, 3) to the graph's input."""
     return np.ascontiguousarray(arrays.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
 
 
 def assert_same(det: DualDistillationDetector, path: Path, batches: list[np.ndarray]) -> None:
-    """Compare with the package: scores, maps, and decisions by the threshold in the file."""
+    """Compare scores, maps, and decisions by the threshold in the file with the package."""
     offset = float(json.loads(metadata(path)["offset"]))
     for name, run in runtimes(path).items():
         for batch in batches:
@@ -91,7 +91,7 @@ def assert_same(det: DualDistillationDetector, path: Path, batches: list[np.ndar
             assert (scores.dtype, scores.shape, shown.shape) == (np.float32, native.shape, maps.shape)
             np.testing.assert_allclose(scores, native, rtol=0, atol=1e-4, err_msg=name)
             np.testing.assert_allclose(shown, maps, rtol=0, atol=1e-3, err_msg=name)
-            assert np.abs(native - offset).min() > 1e-4  # nearer to the threshold the decision is rounding's
+            assert np.abs(native - offset).min() > 1e-4  # closer to the threshold, rounding would decide
             np.testing.assert_array_equal(np.where(scores < offset, -1, 1), det.predict(batch), err_msg=name)
 
 
@@ -99,7 +99,7 @@ def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-def test_the_graph_is_the_detector_for_any_number_size_and_proportions_of_images(fitted, exported, normal, anomalous):
+def test_graph_equals_the_detector(fitted, exported, normal, anomalous):
     queries = np.concatenate([normal[3:7], anomalous[:4]])
     few, large = queries[3:5], tiled(queries[3:5], 6, 6)
     batches = [
@@ -121,7 +121,7 @@ def test_the_graph_is_the_detector_for_any_number_size_and_proportions_of_images
             "aggregation": "max", "lam": 2.0, "precision": "float64", "student__decoder_blocks": (1, 0, 0),
         },
         {
-            # Less than half a pixel, but not where the tracer looks.
+            # Less than half a pixel, but at other sizes than the tracer's.
             "evidence": {"patch": 2.0, "embedding": 1.0}, "aggregation": 0.0002, "blur_sigma": 0, "augment": False,
             "precision": "auto",
         },
@@ -133,7 +133,7 @@ def test_the_graph_is_the_detector_for_any_number_size_and_proportions_of_images
     ],
     ids=["students", "no student, one pixel", "squares", "one shape"],
 )  # fmt: skip
-def test_whatever_the_settings_the_graph_is_in_float32(toy, normal, anomalous, tmp_path, changed):
+def test_graph_is_float32_for_all_settings(toy, normal, anomalous, tmp_path, changed):
     det = make_detector(**{**toy, **changed}).fit(normal[:1])
     det.export(tmp_path / "model.onnx")
     assert det.precision == changed.get("precision", "auto")
@@ -146,23 +146,23 @@ def test_whatever_the_settings_the_graph_is_in_float32(toy, normal, anomalous, t
 @pytest.mark.parametrize(
     "geometry", [Geometry(32, False, 16), Geometry(129, False, 14), Geometry((48, 80)), Geometry(24)], ids=str
 )
-def test_the_graph_resizes_as_the_package_does(geometry):
+def test_graph_resizes_like_the_package(geometry):
     generator = torch.Generator().manual_seed(0)
     for name, run in runtimes(resizing(geometry, 10).SerializeToString()).items():
         for size in ((301, 97), (32, 32), (20, 33), (64, 48), (1, 300), (90, 500), (1000, 1500)):
             image = torch.rand(3, *size, generator=generator)
             expected = images.load(image, 0, geometry).numpy()
-            # OpenVINO divides by way of reciprocals.
+            # OpenVINO divides by multiplying with reciprocals.
             within = 2e-6 if name == "onnxruntime" else 5e-5
             np.testing.assert_allclose(run(image[None].numpy())[0][0], expected, rtol=0, atol=within, err_msg=name)
 
 
 @pytest.mark.parametrize(("image_size", "multiple"), [(128, 16), (160, 32), (224, 14), (100, 1), (16, 32)])
-def test_the_graph_takes_the_shape_that_the_package_takes(image_size, multiple):
+def test_graph_with_a_fixed_shape(image_size, multiple):
     geometry = Geometry(image_size, False, multiple)
     run = onnxruntime.InferenceSession(resizing(geometry, 10).SerializeToString()).run
     rng = np.random.default_rng(0)
-    # Where a side is just between two multiples, and one pixel beside; no images, but of this size.
+    # Sides halfway between two multiples, and one pixel off; empty batches of these sizes.
     halves = [(2 * k - 1) * multiple for k in range(1, 8 * image_size // multiple)][:40]
     between = [(n**2 + off, (2 * image_size) ** 2) for n in halves for off in (-1, 0, 1)]
     sizes = [*rng.integers(1, 400, (1500, 2)).tolist(), *between, *(size[::-1] for size in between), (5000, 8), (1, 1)]
@@ -173,19 +173,19 @@ def test_the_graph_takes_the_shape_that_the_package_takes(image_size, multiple):
 
 
 @pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed: graphs are run in onnxruntime alone")
-def test_graphs_are_run_in_openvino_too(exported):
+def test_openvino(exported):
     assert list(runtimes(exported)) == ["onnxruntime", "OpenVINO"]
 
 
-def test_a_copy_of_a_support_image_finds_itself(fitted, exported, normal):
+def test_copy_of_a_support_image_matches_itself(fitted, exported, normal):
     found = runtimes(exported)["onnxruntime"](tensor(normal[:2]))[0]
     fresh = DualDistillationDetector(**fitted.get_params(deep=False))
     fresh.fitted_ = replace(fitted.fitted_, hashes=("", "", ""))
     np.testing.assert_allclose(found, fresh.score_samples(normal[:2]), rtol=0, atol=1e-4)
-    assert (found > fitted.score_samples(normal[:2]) + 1e-3).all()  # the package leaves the copy out
+    assert (found > fitted.score_samples(normal[:2]) + 1e-3).all()  # the package excludes the copy
 
 
-def test_the_file_says_what_it_is(fitted, exported):
+def test_metadata(fitted, exported):
     said = metadata(exported)
     sign = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
     assert (said["format"], said["sign"]) == ("fewshot_ad onnx 2", sign)
@@ -201,8 +201,8 @@ def test_the_file_says_what_it_is(fitted, exported):
     assert sizes == [["n", 3, "height", "width"], ["n"], ["n", "rows", "columns"]]
 
 
-def test_means_are_taken_axis_by_axis(exported):
-    """Some exporters pass over our way without a word; only at scores above 10 would it be seen."""
+def test_means_are_computed_axis_by_axis(exported):
+    """Some exporters silently ignore the custom function, which only matters for scores above 10."""
     graph = onnx.load(exported).graph
     held = {tensor.name: tensor for tensor in graph.initializer}
     axes = [onnx.numpy_helper.to_array(held[node.input[1]]) for node in graph.node if node.op_type == "ReduceMean"]
@@ -210,7 +210,7 @@ def test_means_are_taken_axis_by_axis(exported):
     assert {len(found) for found in axes} == {1}
 
 
-def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy, normal, tmp_path):
+def test_file_has_no_paths_and_is_deterministic(toy, normal, tmp_path):
     folder = tmp_path / "secret folder"
     folder.mkdir()
     for i, image in enumerate(normal[:2]):
@@ -228,7 +228,7 @@ def test_no_folder_is_in_the_file_and_the_same_detector_gives_the_same_bytes(toy
     np.testing.assert_array_equal(det.score_samples(normal[2:4]), scores)
 
 
-def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
+def test_errors(toy, fitted, normal, tmp_path, monkeypatch):
     with pytest.raises(NotFittedError):
         DualDistillationDetector(**toy).export(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_text("mine")
@@ -245,7 +245,7 @@ def test_what_is_in_the_way_is_said(toy, fitted, normal, tmp_path, monkeypatch):
     assert not (tmp_path / "other.onnx").exists()
 
 
-def test_a_network_that_pads_by_size_is_exported_for_one_shape_only(normal, tmp_path):
+def test_network_with_padding_by_size(normal, tmp_path):
     name = "tf_mobilenetv3_small_minimal_100"
     weights = write_random_weights(name, tmp_path / "weights.safetensors")
     det = DualDistillationDetector(name, weights=weights, image_size=32, evidence="embedding", precision="float32")
@@ -258,8 +258,8 @@ def test_a_network_that_pads_by_size_is_exported_for_one_shape_only(normal, tmp_
 
 
 @pytest.mark.slow
-def test_the_command_and_the_script(tmp_path, capsys):
-    """`fewshot-ad export`, and the stand-alone script on what it wrote: packaged networks, files of several kinds."""
+def test_command_and_script(tmp_path, capsys):
+    """The stand-alone script agrees on the output of `fewshot-ad export`, for packaged networks and several formats."""
 
     folder = write_images(tmp_path / "made", n_normal=6, n_anomalous=2)
     good, bad = (sorted((folder / kind).iterdir()) for kind in ("good", "bad"))
@@ -293,7 +293,7 @@ def test_the_command_and_the_script(tmp_path, capsys):
 
 
 def stub(tmp_path, score):
-    """Make a module that stands for onnxruntime and gives one score to all images."""
+    """Create a stand-in for onnxruntime that gives all images the same score."""
     (tmp_path / "onnxruntime.py").write_text(
         "class InferenceSession:\n"
         "    def __init__(self, *_, **__): self.custom_metadata_map = {'image_size': '8', 'offset': '-2.0'}\n"
@@ -307,7 +307,7 @@ def stub(tmp_path, score):
 
 
 @pytest.mark.parametrize(("score", "said"), [("nan", "nan -1"), ("-3", "1.5 -1"), ("-2", "1.0 1"), ("-1", "0.5 1")])
-def test_the_example_calls_normal_what_is_known_to_be(tmp_path, score, said):
+def test_example_treats_known_images_as_normal(tmp_path, score, said):
     command = stub(tmp_path, score).split()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
@@ -315,7 +315,7 @@ def test_the_example_calls_normal_what_is_known_to_be(tmp_path, score, said):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
-def test_nobody_reads_the_example_on(tmp_path):
+def test_example_with_closed_output(tmp_path):
     command = f"{stub(tmp_path, '-1')} | head -1"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     start = ["bash", "-o", "pipefail", "-c", command]
@@ -332,10 +332,10 @@ def test_nobody_reads_the_example_on(tmp_path):
     ],
 )  # fmt: skip
 def test_on_real_images(real_data, request, tmp_path, task, n_shots, backbone):
-    """The hardest scores, and another network; benchmarks/export_parity.py looks at all tasks."""
+    """The hardest scores, and another network; benchmarks/export_parity.py covers all tasks."""
     weights = request.getfixturevalue("real_weights") if backbone != "compact" else None
     good, bad = (images.files(real_data / task / kind) for kind in ("good", "bad"))
-    good = [good[i] for i in np.random.default_rng(0).permutation(len(good))]  # of the skin, scores up to 16
+    good = [good[i] for i in np.random.default_rng(0).permutation(len(good))]  # skin images, with scores up to 16
     det = DualDistillationDetector(backbone, weights=weights, precision="float32", random_state=0).fit(good[:n_shots])
     det.export(tmp_path / "model.onnx")
     batches = [np.asarray(Image.open(path).convert("RGB"))[None] for path in (*good[n_shots : n_shots + 4], *bad[:4])]

@@ -38,7 +38,7 @@ def start(function: Callable[[], object]) -> multiprocessing.Process:
 
 
 def killed(function: Callable[[], object], longest: float, seed: int, check: Callable[[], object]) -> None:
-    """Kill a process at moments drawn from [0, longest] seconds, and check after each what it left."""
+    """Kill a process after random times in [0, longest] seconds, and check what each left behind."""
     for moment in np.random.default_rng(seed).uniform(0, longest, KILLS):
         process = start(function)
         time.sleep(moment)
@@ -159,7 +159,7 @@ def test_killed_in_pretrain(toy, tmp_path):
         if out.exists():
             assert out.read_bytes() == expected
             out.unlink()
-        with contextlib.suppress(checkpoints.CheckpointError):  # killed before the first
+        with contextlib.suppress(checkpoints.CheckpointError):  # killed before the first checkpoint
             partial = checkpoints.load(out.with_name(f"{out.name}.partial"), "fewshot_ad pretraining 1", "")
             reached.append(len(partial[1]["training"]["curve"]))
 
@@ -177,7 +177,7 @@ def test_killed_in_pretrain(toy, tmp_path):
 
 
 def limited(function: Callable[[], object], megabytes: int) -> int:
-    """Run in a process that may take so much more memory than this one has; return its exit status."""
+    """Run in a process with a limit on additional memory; return its exit status."""
 
     def child() -> None:
         import resource
@@ -193,7 +193,7 @@ def limited(function: Callable[[], object], megabytes: int) -> int:
 
 @needs_fork
 @needs_limits
-def test_an_image_that_memory_does_not_hold(folder, network, capfd):
+def test_image_too_large_for_memory(folder, network, capfd):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
     Image.new("L", (7000, 7000)).save(folder / "new" / "3_huge.png")
@@ -209,7 +209,7 @@ def test_an_image_that_memory_does_not_hold(folder, network, capfd):
 
 @needs_fork
 @needs_limits
-def test_no_memory_at_all(folder, network, capfd):
+def test_no_memory(folder, network, capfd):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
     teachers.TEACHERS.clear()
@@ -222,7 +222,7 @@ def test_no_memory_at_all(folder, network, capfd):
     assert not out.exists()
 
 
-def test_what_was_scored_before_memory_ran_out_is_kept(folder, network, monkeypatch):
+def test_scored_rows_are_kept_when_memory_runs_out(folder, network, monkeypatch):
     model, out = folder / "model.fsad", folder / "scores.csv"
     assert cli.main(["fit", str(folder / "good"), "-o", str(model), *network]) == 0
     for i in range(6, 20):
@@ -252,7 +252,7 @@ def test_what_was_scored_before_memory_ran_out_is_kept(folder, network, monkeypa
 
 @pytest.fixture
 def cold():
-    """What the first call prepares is not there yet."""
+    """Clear what the first call prepares."""
     teachers.TEACHERS.clear()
     features._EQUAL_SIZES.clear()
 
@@ -305,7 +305,7 @@ def test_four_processes_with_one_file(toy, normal, anomalous, tmp_path):
 
 
 def test_two_threads_write_one_file(tmp_path):
-    """Each has its own temporary file: what stays is of one of them, whole."""
+    """Each has its own temporary file: the result is the complete file of one of them."""
     path, contents = tmp_path / "a", [bytes([i]) * 10**6 for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: checkpoints.write_atomically(path, contents[i % 4]), range(40)))
@@ -315,8 +315,8 @@ def test_two_threads_write_one_file(tmp_path):
 
 @pytest.mark.parametrize("form", ["decoder", "encoder"])
 @pytest.mark.usefixtures("cold")
-def test_fits_in_threads_are_those_one_after_the_other(toy, normal, anomalous, form):
-    """They all draw weights, and train, from torch's one generator."""
+def test_fits_in_threads_equal_serial_fits(toy, normal, anomalous, form):
+    """All fits use torch's global generator for weights and training."""
     kinds = [{"random_state": seed, "student__n_steps": 2 + seed % 3} for seed in range(8)]
 
     def fit(parameters: dict) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""A task's features on disk: what the teacher said, read row by row, computed once."""
+"""A task's features on disk: equal to the teacher's, read row by row, computed once."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def store(extract, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["decoder", "encoder"])
-def test_rows_are_what_the_teacher_said(store, extract, normal, form):
+def test_rows_are_teacher_features(store, extract, normal, form):
     task = store(images.as_items(normal), form)
     batch = torch.stack([images.load(image, 0, Geometry(32)) for image in normal])
     maps = [torch.cat(level) for level in zip(*extract(batch), strict=True)]
@@ -46,7 +46,7 @@ def test_rows_are_what_the_teacher_said(store, extract, normal, form):
     assert task.sources.tolist() == list(range(12))
 
 
-def test_known_tasks_are_not_computed_again(store, extract, normal):
+def test_stored_tasks_are_not_recomputed(store, extract, normal):
     done = []
     first = store(list(normal), tick=done.append)
     assert extract.n_seen == sum(done) == 12
@@ -84,7 +84,7 @@ def test_two_processes_may_store_the_same_task(store, extract, normal):
     assert torch.equal(first.targets[0][np.arange(12)], others[0].targets[0][np.arange(12)])
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(store, normal, tmp_path):
+def test_leftovers_are_removed_after_a_day(store, normal, tmp_path):
     store(list(normal))
     folder = tmp_path / "features"
     (place,) = folder.iterdir()
@@ -98,7 +98,7 @@ def test_what_a_killed_process_left_is_removed_after_a_day(store, normal, tmp_pa
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a umask")
-def test_others_may_read_what_the_umask_lets_them_read(store, normal, tmp_path):
+def test_permissions_follow_the_umask(store, normal, tmp_path):
     before = os.umask(0o022)
     try:
         store(list(normal))

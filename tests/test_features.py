@@ -30,7 +30,7 @@ def images() -> torch.Tensor:
 
 
 def joined(found) -> list[torch.Tensor]:
-    """The maps of images of one shape, level by level."""
+    """Concatenate the maps of images of one shape, level by level."""
     return [torch.cat(level) for level in zip(*found, strict=True)]
 
 
@@ -72,14 +72,14 @@ def test_memory_keeps_each_distinct_image(teacher, images, tmp_path):
     assert other_precision.n_seen == 11
 
 
-def test_memory_without_a_place_is_no_memory(teacher, images):
+def test_memory_without_a_location(teacher, images):
     extract = extractor(teacher, joblib.Memory(None))
     extract(images)
     extract(images)
     assert extract.n_seen == 22
 
 
-def test_a_damaged_entry_is_computed_again(teacher, images, tmp_path):
+def test_damaged_entry_is_recomputed(teacher, images, tmp_path):
     memory = joblib.Memory(tmp_path, verbose=0)
     expected = joined(extractor(teacher, memory)(images[:2]))
     for file in tmp_path.rglob("output.pkl"):
@@ -100,7 +100,7 @@ def test_chunks_are_padded_to_one_size():
     assert result.flatten().tolist() == [2.0 * i for i in range(CHUNK + 1)]
 
 
-def test_a_full_disk_leaves_out_the_cache_and_says_so(teacher, images, tmp_path, monkeypatch):
+def test_full_disk_disables_the_cache(teacher, images, tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_out_the_cache_and_says_so(teacher, images, tmp_path,
 
 
 class RoundsAlone(torch.nn.Module):
-    """A network that rounds differently for a batch of one, and counts its batches."""
+    """A network that rounds differently for a batch of one, and records batch sizes."""
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
@@ -128,11 +128,11 @@ class RoundsAlone(torch.nn.Module):
         return str(self.weight.shape)
 
 
-def test_small_batches_are_taken_where_they_give_the_same_bits():
+def test_small_batches_are_used_if_bits_are_equal():
     network, runtime = RoundsAlone(), resolve_runtime("cpu", "float32")
     images = torch.rand(CHUNK + 3, 3, 4, 4)
     (expected,) = run_network(network, images[:CHUNK], runtime)
-    assert network.sizes == [CHUNK]  # nothing is tried where nothing is to be gained
+    assert network.sizes == [CHUNK]  # no trial without a possible gain
     (one,) = run_network(network, images[:1], runtime)
     (three,) = run_network(network, images[:3], runtime)
     (all_,) = run_network(network, images, runtime)
@@ -149,7 +149,7 @@ def test_small_batches_are_taken_where_they_give_the_same_bits():
     assert len(wider.sizes) > 1
 
 
-def test_small_batches_that_do_not_fit_are_not_taken():
+def test_small_batches_that_fail_are_not_used():
     class Full(torch.nn.Module):
         def forward(self, batch):
             raise torch.OutOfMemoryError("no room")
@@ -158,7 +158,7 @@ def test_small_batches_that_do_not_fit_are_not_taken():
         run_network(Full(), torch.zeros(1, 3, 4, 4), resolve_runtime("cpu", "float32"))
 
 
-def test_out_of_memory_goes_on_with_half_a_batch():
+def test_out_of_memory_halves_the_batch():
     def only(n):
         def function(batch):
             if len(batch) > n:
@@ -183,8 +183,8 @@ def test_other_errors_pass_through():
         features.in_chunks(broken, torch.zeros(2, 1))
 
 
-def test_memory_tells_apart_which_stages_are_returned(tmp_path):
-    # lcnet keeps the weights of stages that are not asked for, so that the fingerprint is the same.
+def test_cache_key_depends_on_the_stages(tmp_path):
+    # lcnet keeps the weights of stages that are not returned, so the fingerprint is the same.
     memory = joblib.Memory(tmp_path, verbose=0)
     image = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     patch = DualDistillationDetector(image_size=32, evidence="patch", memory=memory).fit(image)
@@ -193,7 +193,7 @@ def test_memory_tells_apart_which_stages_are_returned(tmp_path):
     assert torch.equal(both.patches_, patch.patches_)
 
 
-def test_a_loaded_teacher_is_folded_and_keeps_its_fingerprint(teacher, toy, images):
+def test_loaded_teacher_is_folded(teacher, toy, images):
     loaded, fingerprint = teachers.load_teacher(
         toy["backbone"], 32, toy["weights"], True, resolve_runtime("cpu", "float32")
     )
@@ -206,7 +206,7 @@ def test_a_loaded_teacher_is_folded_and_keeps_its_fingerprint(teacher, toy, imag
 
 @pytest.fixture
 def made(monkeypatch):
-    """Note each teacher that is made."""
+    """Record each teacher that is built."""
     make, names = teachers.build_backbone, []
 
     def noting(name, size, **options):
@@ -219,14 +219,14 @@ def made(monkeypatch):
     teachers.TEACHERS.clear()
 
 
-def test_detectors_of_several_sizes_in_turn_make_each_teacher_once(toy, normal, made):
+def test_each_teacher_is_built_once(toy, normal, made):
     dets = [DualDistillationDetector(**{**toy, "image_size": size}).fit(normal[:3]) for size in (32, 40, 48)]
     for det in (*dets, *dets):
         det.score_samples(normal[3:4])
     assert made == [32, 40, 48]
 
 
-def test_the_last_four_teachers_stay_and_all_that_are_held(toy, made):
+def test_recent_and_referenced_teachers_are_cached(toy, made):
     runtime = resolve_runtime("cpu", "float32")
 
     def load(size: int):
@@ -246,7 +246,7 @@ def test_the_last_four_teachers_stay_and_all_that_are_held(toy, made):
     assert load(32)[0] is not held[0]
 
 
-def test_threads_that_want_one_teacher_at_once_share_it(toy, made):
+def test_threads_share_a_teacher(toy, made):
     runtime = resolve_runtime("cpu", "float32")
     with ThreadPoolExecutor(8) as pool:
         found = list(
@@ -260,7 +260,7 @@ def test_threads_that_want_one_teacher_at_once_share_it(toy, made):
 
 
 @pytest.mark.parametrize("what", ["torch", "timm", "processor"])
-def test_memory_tells_apart_what_may_round_otherwise(teacher, images, tmp_path, monkeypatch, what):
+def test_cache_key_depends_on_precision_and_versions(teacher, images, tmp_path, monkeypatch, what):
     memory = joblib.Memory(tmp_path, verbose=0)
     extract = extractor(teacher, memory)
     extract(images[:2])

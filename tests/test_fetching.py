@@ -1,4 +1,4 @@
-"""`fewshot-ad weights` against a hub on this machine: what is fetched, checked, written, and what is refused."""
+"""`fewshot-ad weights` with a hub on this machine: download, checks, output and errors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from fewshot_ad.files.fetching import fetch_weights
 from fewshot_ad.method.hub import WEIGHTS_FORMAT
 from fewshot_ad.method.teacher import build_backbone
 
-# A network of 0.3 MB with two trainings, and a transformer whose weights timm renames in loading.
+# A network of 0.3 MB with two tags, and a transformer whose weights timm renames on loading.
 NAME, OTHER, VIT = "test_vit.r160_in1k", "test_resnet.r160_in1k", "test_vit3.r160_in1k"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves files as the hub does: their sizes and sums in headers, some for tokens only."""
+    """Server of files like the hub, with sizes and checksums in headers; some files need a token."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -51,7 +51,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for `Hub`."""
+    """Request handler of `Hub`."""
 
     server: Hub
 
@@ -93,7 +93,7 @@ def cache(monkeypatch, tmp_path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch, cache):
-    """A hub that has the weights of three networks."""
+    """A hub with the weights of three networks."""
     server = Hub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -119,7 +119,7 @@ def refusal(call, *parts: str, error=WeightsNotFoundError) -> str:
 
 
 @pytest.mark.parametrize("name", [NAME, OTHER, VIT])
-def test_weights_are_fetched_checked_and_written(hub, tmp_path, name):
+def test_weights_are_downloaded_and_checked(hub, tmp_path, name):
     found = fetch_weights(name, tmp_path / "new" / "w")
     assert found.file == tmp_path / "new" / "w" / f"{name}.safetensors"
     assert sorted(path.name for path in found.file.parent.iterdir()) == [f"{name}.safetensors", f"{name}.txt"]
@@ -135,7 +135,7 @@ def test_weights_are_fetched_checked_and_written(hub, tmp_path, name):
         assert part in note
 
 
-def test_the_command(hub, tmp_path, capsys):
+def test_command(hub, tmp_path, capsys):
     assert cli.main(["weights", NAME, "--to", str(tmp_path / "w"), "--quiet", "--json"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
@@ -148,7 +148,7 @@ def test_the_command(hub, tmp_path, capsys):
     assert f"use it with --backbone {NAME} --weights {found['file']}" in capsys.readouterr().out
 
 
-def test_a_name_without_a_tag_is_timms_first_training(hub, tmp_path):
+def test_name_without_a_tag(hub, tmp_path):
     config = timm.models.get_pretrained_cfg("test_vit")
     found = fetch_weights("test_vit", tmp_path)
     assert found.backbone == f"test_vit.{config.tag}" == NAME
@@ -157,8 +157,8 @@ def test_a_name_without_a_tag_is_timms_first_training(hub, tmp_path):
     build_backbone(NAME, 160, weights=found.file)
 
 
-def test_weights_of_another_training(hub, tmp_path, monkeypatch):
-    """Of two trainings of one network, which fit as well: said, with both names."""
+def test_weights_with_another_tag(hub, tmp_path, monkeypatch):
+    """The weights of another tag fit the network, but are refused, with both names."""
     network = "mobilenetv4_conv_small"
     first, second = f"{network}.{timm.models.get_pretrained_cfg(network).tag}", f"{network}.e1200_r224_in1k"
     content = write_random_weights(network, tmp_path / "w.safetensors").read_bytes()
@@ -174,7 +174,7 @@ def test_weights_of_another_training(hub, tmp_path, monkeypatch):
     assert named.fingerprint() == taken.fingerprint()
 
 
-def test_another_training_in_a_command(hub, normal, tmp_path, capsys):
+def test_weights_with_another_tag_in_a_command(hub, normal, tmp_path, capsys):
     hub.put(NAME, write_random_weights("test_vit", tmp_path / "w.safetensors").read_bytes())
     file = fetch_weights(NAME, tmp_path).file
     Image.fromarray(normal[0]).save(tmp_path / "0.png")
@@ -185,23 +185,23 @@ def test_another_training_in_a_command(hub, normal, tmp_path, capsys):
     assert "Name 'test_vit.r160_in1k' as the backbone" in said
 
 
-def test_without_a_network_the_way_out_is_named_at_once(off_line, tmp_path, monkeypatch):
+def test_offline_error_is_immediate(off_line, tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "_look_up", lambda _: pytest.fail("timm was imported, which takes seconds"))
     began = time.monotonic()
     said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), NAME, "Name or service not known")
     assert time.monotonic() - began < 5
-    assert f"Run `fewshot-ad weights {NAME} --to DIR` on a machine with network" in said
+    assert f"Run `fewshot-ad weights {NAME} --to DIR` on a machine with network access" in said
     assert not (tmp_path / "w").exists()
 
 
-def test_the_way_out_leads_out(hub, tmp_path, monkeypatch, capsys):
-    """Offline; the command on a machine with network; its file copied: the detector is fitted offline."""
+def test_offline_advice_works(hub, tmp_path, monkeypatch, capsys):
+    """The advice works: run the command on a machine with network access, copy the file, and fit offline."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     command = ["weights", NAME, "--to", str(tmp_path / "elsewhere"), "--quiet"]
     assert cli.main(command) == 2
     said = capsys.readouterr().err
     assert "HF_HUB_OFFLINE is set" in said
-    assert "pass its path by --weights FILE" in said
+    assert "pass its path with --weights FILE" in said
     name = re.search(r"copy DIR/(\S+) here", said)[1]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert cli.main(command) == 0
@@ -211,7 +211,7 @@ def test_the_way_out_leads_out(hub, tmp_path, monkeypatch, capsys):
     build_backbone(NAME, 160, weights=tmp_path / "copied.safetensors")
 
 
-def test_what_is_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch):
+def test_cached_weights_need_no_network(hub, tmp_path, monkeypatch):
     first = fetch_weights(NAME, tmp_path / "a")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.shutdown()
@@ -220,11 +220,13 @@ def test_what_is_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch):
     assert again.checked == first.checked.split(", ")[1]
 
 
-def test_what_is_not_what_the_hub_has(hub, cache, tmp_path):
+def test_file_differs_from_the_hub(hub, cache, tmp_path):
     path = hub.put(NAME, write_random_weights(NAME, tmp_path / "w.safetensors").read_bytes(), digest="0" * 64)
-    said = refusal(lambda: fetch_weights(NAME, tmp_path / "out"), "is not what the hub has: sha256", "not 00000")
+    said = refusal(
+        lambda: fetch_weights(NAME, tmp_path / "out"), "differs from the file in the hub: sha256", "not 00000"
+    )
     assert list((tmp_path / "out").iterdir()) == []
-    damaged = Path(re.match(r"(\S+) is not what", said)[1])
+    damaged = Path(re.match(r"(\S+) differs from", said)[1])
     assert damaged.is_file()
     damaged.unlink()
     hub.sums[path] = hashlib.sha256(hub.files[path]).hexdigest()
@@ -237,12 +239,12 @@ def test_what_is_not_what_the_hub_has(hub, cache, tmp_path):
 
 
 @pytest.mark.parametrize("digest", [None, ""])
-def test_small_files_have_gits_sum(hub, tmp_path, digest):
+def test_small_files_have_a_git_checksum(hub, tmp_path, digest):
     content = write_random_weights(NAME, tmp_path / "w.safetensors").read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     hub.put(NAME, content, digest=git if digest is None else "W-odd")
     checked = fetch_weights(NAME, tmp_path).checked
-    assert checked == f"{len(content)} bytes" + (f", git's sum {git}" if digest is None else "")
+    assert checked == f"{len(content)} bytes" + (f", git checksum {git}" if digest is None else "")
 
 
 def test_weights_of_another_network(hub, tmp_path):
@@ -251,7 +253,7 @@ def test_weights_of_another_network(hub, tmp_path):
     assert list((tmp_path / "w").iterdir()) == []
 
 
-def test_weights_that_lack_one(hub, tmp_path):
+def test_incomplete_weights(hub, tmp_path):
     state = timm.create_model(NAME).state_dict()
     del state["blocks.0.attn.qkv.weight"]
     save_file(state, tmp_path / "w.safetensors")
@@ -259,7 +261,7 @@ def test_weights_that_lack_one(hub, tmp_path):
     refusal(lambda: fetch_weights(NAME, tmp_path / "w"), "blocks.0.attn.qkv.weight")
 
 
-def test_an_older_file_is_read_as_weights_only(hub, tmp_path):
+def test_pickled_file_is_read_as_weights_only(hub, tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / "touched",)
@@ -278,7 +280,7 @@ def test_an_older_file_is_read_as_weights_only(hub, tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
-def test_weights_that_are_no_repositorys(hub, tmp_path, monkeypatch):
+def test_weights_outside_a_repository(hub, tmp_path, monkeypatch):
     content = write_random_weights(NAME, tmp_path / "w.safetensors")
     torch.save(load_file(content), tmp_path / "w.pth")
     served = (tmp_path / "w.pth").read_bytes()
@@ -293,22 +295,24 @@ def test_weights_that_are_no_repositorys(hub, tmp_path, monkeypatch):
     assert load_file(found.file).keys() == load_file(content).keys()
 
 
-def test_terms_that_are_to_be_accepted(hub, tmp_path, monkeypatch):
+def test_gated_weights(hub, tmp_path, monkeypatch):
     hub.gated = True
-    said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), "accept their terms", f"{hub.url}/timm/{NAME}")
+    said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), "terms must be accepted", f"{hub.url}/timm/{NAME}")
     assert "set the environment variable HF_TOKEN" in said
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     fetch_weights(NAME, tmp_path / "w")
 
 
-def test_a_hub_that_fails(hub, tmp_path):
+def test_failing_hub(hub, tmp_path):
     hub.files.clear()
     refusal(
-        lambda: fetch_weights(NAME, tmp_path / "w"), "could not be fetched", "the repository has no model.safetensors"
+        lambda: fetch_weights(NAME, tmp_path / "w"),
+        "could not be downloaded",
+        "the repository has no model.safetensors",
     )
 
 
-def test_names_that_have_no_weights(hub, tmp_path):
+def test_names_without_weights(hub, tmp_path):
     refusal(lambda: fetch_weights("compact", tmp_path), "comes with the package")
     refusal(lambda: fetch_weights("test_vit.none", tmp_path), "Pass one of these names.")
     for name in ("no_such_network", "hf-hub:somebody/something", "toy_resnet"):
@@ -317,18 +321,18 @@ def test_names_that_have_no_weights(hub, tmp_path):
     fetch_weights(NAME, tmp_path)
 
 
-def test_places_that_are_taken(hub, tmp_path):
+def test_existing_destinations(hub, tmp_path):
     (tmp_path / "file").touch()
     refusal(lambda: fetch_weights(NAME, tmp_path / "file"), "is a file. Name a folder with --to.", error=OutputError)
     found = fetch_weights(NAME, tmp_path / "folder")
     found.file.unlink()
     n_asked = len(hub.asked)
     refusal(lambda: fetch_weights(NAME, tmp_path / "folder"), str(found.note), error=OutputExistsError)
-    assert len(hub.asked) == n_asked  # before anything is fetched
+    assert len(hub.asked) == n_asked  # before any download
     assert fetch_weights(NAME, tmp_path / "folder", force=True).sha256 == found.sha256
 
 
-def test_the_header_says_what_the_file_is(hub, tmp_path):
+def test_header(hub, tmp_path):
     found = fetch_weights(NAME, tmp_path)
     with safe_open(found.file, "pt") as file:
         header = json.loads(file.metadata()["header"])
@@ -339,8 +343,8 @@ def test_the_header_says_what_the_file_is(hub, tmp_path):
     }  # fmt: skip
 
 
-def test_the_page_on_machines_without_network(tmp_path, monkeypatch, capsys):
-    """Its Python runs, on a file as torch writes it; and what it says of the paper's network holds."""
+def test_page_on_offline_machines(tmp_path, monkeypatch, capsys):
+    """The page's Python runs on a file from torch, and its statement about the paper's network is true."""
     page = (Path(__file__).parents[1] / "docs" / "offline.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -362,14 +366,14 @@ def test_the_page_on_machines_without_network(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("header", [{}, {"header": "{"}, {"header": "[]"}, {"header": "{}"}])
-def test_a_header_that_is_damaged(tmp_path, header):
+def test_damaged_header(tmp_path, header):
     state = load_file(write_random_weights(NAME, tmp_path / "w.safetensors"))
     save_file(state, tmp_path / "w.safetensors", {"format": WEIGHTS_FORMAT, **header})
     refusal(lambda: build_backbone(NAME, 160, weights=tmp_path / "w.safetensors"), "w.safetensors is damaged")
 
 
-def test_a_network_of_a_repository(hub, tmp_path, monkeypatch):
-    """As `docs/backbones.md` says: its own architecture and normalisation, and without a network from the cache."""
+def test_network_from_a_repository(hub, tmp_path, monkeypatch):
+    """See `docs/backbones.md`: architecture and normalisation are the repository's, and the cache works offline."""
     state = timm.create_model("test_vit", init_values=1e-5, num_classes=0).state_dict()
     save_file(state, tmp_path / "w.safetensors")
     trained = {
@@ -397,7 +401,7 @@ def test_a_network_of_a_repository(hub, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/choosing.md", "docs/method.md", "docs/backbones.md"])
-def test_the_papers_network_has_the_papers_weights(page):
+def test_paper_network_has_the_paper_weights(page):
     text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     assert "wide_resnet50_2.tv_in1k" in text
     assert re.findall(r"wide_resnet50_2(?!\.tv_in1k)", text) == []

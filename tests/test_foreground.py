@@ -14,12 +14,12 @@ from fewshot_ad.method.layers import Layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*nearly the same")
 LAYERS = Layers((12,), True)
-# The random network has shorter tokens than DINOv2: its backgrounds are at -3, and objects at 16.
+# Tokens of the random network are shorter than those of DINOv2: backgrounds are at -3, objects at 16.
 LEAST = 5.0
 
 
 def tokens(height: int, width: int, inside: np.ndarray, seed: int = 0, strength: float = 30.0) -> torch.Tensor:
-    """Make tokens (1, 48, H, W): noise around one value, and something more in the object."""
+    """Create tokens (1, 48, H, W): noise around one value, with an offset in the object."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=48)
     found = rng.normal(size=(height, width, 48)) + 3 * rng.normal(size=48)
@@ -39,7 +39,7 @@ def mask_of(maps: torch.Tensor, least: float = PUBLISHED) -> np.ndarray:
     return found[0].bool().numpy()
 
 
-def test_an_object_with_a_rim_of_one_patch():
+def test_object_is_dilated_by_one_patch():
     found = mask_of(tokens(16, 20, block(16, 20, 4, 5, 8, 9)))
     np.testing.assert_array_equal(found, block(16, 20, 3, 4, 10, 11))
 
@@ -50,7 +50,7 @@ def test_small_holes_are_closed():
     np.testing.assert_array_equal(mask_of(tokens(16, 20, inside)), block(16, 20, 3, 4, 10, 11))
 
 
-def test_it_is_published_steps_with_an_exact_component():
+def test_mask_follows_the_published_steps():
     rng = np.random.default_rng(0)
     for seed in range(20):
         inside = ndimage.gaussian_filter(rng.normal(size=(18, 15)), 2) > 0.05
@@ -67,7 +67,7 @@ def test_it_is_published_steps_with_an_exact_component():
         np.testing.assert_array_equal(mask_of(maps), expected)
 
 
-def test_the_centre_says_which_side_is_the_object():
+def test_centre_determines_the_sign():
     inside = block(16, 16, 4, 4, 8, 8)
     for seed in range(5):
         np.testing.assert_array_equal(mask_of(tokens(16, 16, inside, seed)), block(16, 16, 3, 3, 10, 10))
@@ -75,7 +75,7 @@ def test_the_centre_says_which_side_is_the_object():
 
 
 @pytest.mark.parametrize("strength", [0.0, 5.0])
-def test_without_an_object_the_whole_image_counts(strength):
+def test_no_object_gives_a_full_mask(strength):
     assert mask_of(tokens(12, 12, block(12, 12, 4, 4, 4, 4), strength=strength)).all()
     assert mask_of(torch.full((1, 48, 12, 12), 3.0)).all()
 
@@ -85,7 +85,7 @@ def test_small_grids(shape):
     assert mask_of(tokens(*shape, np.zeros(shape, bool))).all()
 
 
-def test_other_images_change_nothing():
+def test_other_images_do_not_matter():
     maps = torch.cat([tokens(12, 14, block(12, 14, 3, 3, 5, 4 + seed), seed) for seed in range(4)])
     together = find_foreground([maps], LAYERS, PUBLISHED)
     alone = torch.cat([find_foreground([one], LAYERS, PUBLISHED) for one in maps.split(1)])
@@ -104,7 +104,7 @@ BESIDE = 42 - 14 - 7
 
 
 def scenes(n: int, spot: tuple[int, int] | None = None) -> np.ndarray:
-    """Make plain backgrounds with a bright object in the middle; and a cross at a spot."""
+    """Create plain backgrounds with a bright object in the middle, and a cross at a given position."""
     rng = np.random.default_rng(3)
     found = np.full((n, 140, 140, 3), 60, np.uint8) + rng.integers(0, 6, (n, 140, 140, 3), dtype=np.uint8)
     found[:, 42:98, 42:98] = rng.integers(170, 250, (n, 8, 8, 3), dtype=np.uint8).repeat(7, 1).repeat(7, 2)
@@ -125,11 +125,11 @@ def det(network) -> DualDistillationDetector:
     return DualDistillationDetector.recipe("anomalydino", **network, foreground=LEAST).fit(list(scenes(3)))
 
 
-def test_the_object_alone_counts(det, network):
+def test_only_the_object_counts(det, network):
     plain = DualDistillationDetector.recipe("anomalydino", **network).fit(list(scenes(3)))
     normal, beside, upon = scenes(1), scenes(1, (14, 14)), scenes(1, (63, 63))
     assert len(det.patches_) < len(plain.patches_)
-    for images in (normal, beside, upon):  # a patch of a rim is left, and half of one that maps are enlarged by
+    for images in (normal, beside, upon):  # one patch for the dilated rim, and half a patch for upsampling
         assert (det.anomaly_map(images)[0][:BESIDE] == 0).all()
     assert plain.anomaly_map(beside)[0][:BESIDE].max() > 0.1
     with_mask, without = (
@@ -153,7 +153,7 @@ def test_batch_composition_does_not_matter(det):
     np.testing.assert_array_equal(det.score_samples(images), [det.score_samples([one])[0] for one in images])
 
 
-def test_weights_and_matches_are_of_the_object(det):
+def test_weights_and_matches_use_the_object(det):
     found = det.explain(scenes(1, (63, 63)))[0]
     assert found.support_weights.sum() == pytest.approx(1)
     assert all(28 <= place < 112 for place in (found.matches.row, found.matches.col))
@@ -168,14 +168,14 @@ def test_with_other_evidence(network, evidence):
     assert np.isfinite(det.score_samples(scenes(2))).all()
 
 
-def test_it_is_in_files(det, tmp_path):
+def test_model_file(det, tmp_path):
     det.save(tmp_path / "m.fsad", support=True)
     loaded = DualDistillationDetector.load(tmp_path / "m.fsad")
     assert loaded.foreground == LEAST
     np.testing.assert_array_equal(loaded.score_samples(scenes(2)), det.score_samples(scenes(2)))
 
 
-def test_it_is_in_graphs(network, tmp_path):
+def test_graph(network, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     det = DualDistillationDetector.recipe(
@@ -189,7 +189,7 @@ def test_it_is_in_graphs(network, tmp_path):
     np.testing.assert_allclose(maps, det.anomaly_map(images), atol=1e-4)
 
 
-def test_a_network_without_tokens(toy, normal):
+def test_network_without_tokens(toy, normal):
     det = DualDistillationDetector(backbone=toy["backbone"], weights=toy["weights"], foreground=True)
     with pytest.raises(ValueError, match="'toy_resnet' is not a plain transformer") as caught:
         det.fit(normal[:2])

@@ -1,4 +1,4 @@
-"""Medical and industrial files: what their values become, and files of several images."""
+"""Medical and industrial files: their values, and files of several images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from fewshot_ad.data.images import (
 from fewshot_ad.exceptions import ImageError, ImageSkippedWarning, MissingExtraError, MixedSeriesWarning
 from fewshot_ad.training import pretraining
 
-# JPEG 2000 wants 32 pixels at least.
+# JPEG 2000 needs at least 32 pixels.
 H, W = 36, 40
 _rng = np.random.default_rng(0)
 GREY = _rng.integers(0, 4096, (H, W)).astype(np.uint16)
@@ -85,7 +85,7 @@ def write_nifti(path: Path, values: np.ndarray, affine=None, kind=nibabel.Nifti1
 
 
 def unit(values: np.ndarray, low: float, high: float) -> torch.Tensor:
-    """Values between black and white, as an image of three channels."""
+    """Map values between black and white to an image of three channels."""
     image = torch.from_numpy(np.clip((values.astype(float) - low) / (high - low), 0, 1)).float()
     return image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1)
 
@@ -95,7 +95,7 @@ def read(item, size: int | None = None, **options) -> torch.Tensor:
 
 
 def assert_reads(item, expected: torch.Tensor, tolerance: float = 1e-6, **options) -> None:
-    """Compare with an image of the same pixels as floats."""
+    """Compare with an image of the same pixels given as floats."""
     torch.testing.assert_close(read(item, **options), read(expected), rtol=0, atol=tolerance)
 
 
@@ -147,7 +147,7 @@ def test_monochrome1_is_inverted(tmp_path, value_range, window):
     torch.testing.assert_close(read(dark, value_range=value_range), 1 - read(light, value_range=value_range))
 
 
-def test_a_constant_image_is_black(tmp_path):
+def test_constant_image_is_black(tmp_path):
     assert read(write_dicom(tmp_path / "a.dcm", np.full((H, W), 700, np.uint16))).max() == 0
 
 
@@ -179,7 +179,7 @@ def test_unknown_colours_are_refused(tmp_path):
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.name)
 @pytest.mark.parametrize("values", [GREY, COLOUR], ids=["grey", "colour"])
-def test_compressed_files_load_alike(tmp_path, syntax, values):
+def test_compressed_files_agree(tmp_path, syntax, values):
     plain = write_dicom(tmp_path / "a.dcm", values)
     packed = write_dicom(tmp_path / "b.dcm", values, syntax)
     assert pydicom.dcmread(packed).file_meta.TransferSyntaxUID.is_compressed
@@ -187,12 +187,12 @@ def test_compressed_files_load_alike(tmp_path, syntax, values):
 
 
 @pytest.mark.parametrize("name", ["a.dcm", "a.DCM", "a.dicom", "IM000001", "1.2.840.55"])
-def test_dicom_is_known_by_its_ending_or_its_first_bytes(tmp_path, name):
+def test_dicom_is_detected_by_ending_or_first_bytes(tmp_path, name):
     assert_reads(write_dicom(tmp_path / name, GREY), unit(GREY, *np.percentile(GREY, [0.5, 99.5])))
 
 
 @pytest.mark.parametrize("kind", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded"])
-def test_samples_of_one_scan_load_alike(kind):
+def test_samples_of_one_scan_agree(kind):
     plain, other = (get_testdata_file(name, download=False) for name in ("MR_small.dcm", f"MR_small_{kind}.dcm"))
     torch.testing.assert_close(read(other), read(plain), rtol=0, atol=0)
 
@@ -201,7 +201,7 @@ def test_samples_of_one_scan_load_alike(kind):
     "kind",
     ["dcmtk_+eb+cr", "dcmtk_+eb+cy+n1", "dcmtk_+eb+cy+s4", "gdcm_KY", "jls_lossy_line", "jpeg_gdcm", "rle_16bit"],
 )
-def test_samples_of_one_colour_picture_load_alike(kind):
+def test_samples_of_one_colour_picture_agree(kind):
     """JPEG with and without subsampling, JPEG lossless, JPEG 2000, JPEG-LS, RLE."""
     plain, other = (get_testdata_file(f"SC_rgb_{name}.dcm", download=False) for name in ("rle", kind))
     torch.testing.assert_close(read(other), read(plain), rtol=0, atol=0.03)
@@ -219,13 +219,13 @@ def test_samples_of_one_colour_picture_load_alike(kind):
     ],
 )
 @pytest.mark.filterwarnings("ignore:::pydicom")
-def test_samples_that_hold_no_readable_image(name, words):
+def test_samples_without_a_readable_image(name, words):
     path = get_testdata_file(name, download=False)
     assert_refused(path, path, *words)
     assert frames(path) == [path]
 
 
-def test_an_unsupported_transfer_syntax(tmp_path):
+def test_unsupported_transfer_syntax(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", GREY, RLELossless)
     data = pydicom.dcmread(path)
     data.file_meta.TransferSyntaxUID = MPEG2MPML
@@ -233,7 +233,7 @@ def test_an_unsupported_transfer_syntax(tmp_path):
     assert_refused(path, str(path), "MPEG2", "Convert")
 
 
-def test_a_missing_decoder(tmp_path, monkeypatch):
+def test_missing_decoder(tmp_path, monkeypatch):
     path = write_dicom(tmp_path / "a.dcm", GREY, JPEGLSLossless)
     decoder = pydicom.pixels.get_decoder(JPEGLSLossless)
     monkeypatch.setattr(decoder, "_available", {})
@@ -298,7 +298,7 @@ def test_values_of_a_volume_are_scaled(tmp_path):
     assert_reads(Frame(tmp_path / "a.nii", 2), unit(values, -100, 200), value_range=(-100, 200))
 
 
-def test_every_volume_of_a_series_has_its_own_range(tmp_path):
+def test_each_volume_of_a_series_has_its_own_range(tmp_path):
     path = write_nifti(tmp_path / "a.nii", np.stack([VOLUME, VOLUME * np.int16(3)], -1))
     found = frames(path)
     assert len(found) == 14
@@ -314,13 +314,13 @@ def test_a_single_slice_is_one_image(tmp_path, shape):
     assert_reads(path, unit(VOLUME[:, ::-1, 0].T, low, high))
 
 
-def test_the_range_of_a_large_volume_is_of_some_of_its_slices(tmp_path, monkeypatch):
+def test_range_of_a_large_volume_uses_some_slices(tmp_path, monkeypatch):
     monkeypatch.setattr(nifti, "_VOXELS", 3 * 5 * 6)
     path = write_nifti(tmp_path / "a.nii", VOLUME)
     assert_reads(Frame(path, 1), unit(VOLUME[:, ::-1, 1].T, *np.percentile(VOLUME[..., ::3], [0.5, 99.5])))
 
 
-def test_the_range_is_found_once_for_a_file_and_again_when_it_changes(tmp_path, monkeypatch):
+def test_range_is_cached_until_the_file_changes(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(nifti, "percentile_range", lambda values: calls.append(values.shape) or (0.0, 1.0))
     path = write_nifti(tmp_path / "a.nii", VOLUME)
@@ -340,7 +340,7 @@ def test_the_range_is_found_once_for_a_file_and_again_when_it_changes(tmp_path, 
         (np.full((5, 6, 1), np.nan), ["NaN", "nan_to_num"]),
     ],
 )
-def test_volumes_that_are_refused(tmp_path, values, words):
+def test_invalid_volumes(tmp_path, values, words):
     path = write_nifti(tmp_path / "a.nii", values)
     assert_refused(path, str(path), *words)
 
@@ -365,7 +365,7 @@ def either_reader(request, monkeypatch):
     [GREY, COLOUR, COLOUR[..., 0], GREY.astype(np.float32) / 4096, GREY > 2000],
     ids=lambda values: f"{values.dtype}-{values.ndim}",
 )
-def test_tiffs_load_alike_with_and_without_tifffile(tmp_path, monkeypatch, values):
+def test_tiffs_with_and_without_tifffile(tmp_path, monkeypatch, values):
     path = write_tiff(tmp_path / "a.tif", values)
     found = read(path)
     monkeypatch.setitem(sys.modules, "tifffile", None)
@@ -382,7 +382,7 @@ def test_compressed_tiffs(tmp_path, compression, predictor):
         assert_reads(path, unit(values, 0, 255 if values is COLOUR else 65535))
 
 
-def test_what_tifffile_cannot_decode_is_left_to_pillow(tmp_path, monkeypatch):
+def test_pillow_reads_what_tifffile_cannot(tmp_path, monkeypatch):
     path = write_tiff(tmp_path / "a.tif", COLOUR, compression="lzw")
     monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", {1: None}, raising=False)
     assert_reads(path, unit(COLOUR, 0, 255))
@@ -396,7 +396,7 @@ def test_16_bit_colour(tmp_path, planar):
     assert_reads(path, unit(deep, 0, 65535))
 
 
-def test_the_full_scale_of_12_bits(tmp_path):
+def test_full_scale_of_12_bits(tmp_path):
     first, second = GREY[:, ::2], GREY[:, 1::2]
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).reshape(H, -1)
     path = write_tiff(tmp_path / "a.tif", packed.astype(np.uint8), metadata=None)
@@ -430,8 +430,8 @@ def test_extra_channels(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_is_honoured(tmp_path, monkeypatch, orientation):
-    """As Pillow has it."""
+def test_orientation_is_honoured(tmp_path, monkeypatch, orientation):
+    """The reference is Pillow."""
     path = write_tiff(tmp_path / "a.tif", COLOUR, extratags=[(274, 3, 1, orientation, True)])
     found = read(path)
     monkeypatch.setitem(sys.modules, "tifffile", None)
@@ -453,7 +453,7 @@ def test_pages(tmp_path, either_reader):
         assert_reads(Frame(path, index), unit(STACK[index], 0, 65535))
 
 
-def test_smaller_copies_and_masks_are_no_images(tmp_path):
+def test_thumbnails_and_masks_are_ignored(tmp_path):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:
         file.write(COLOUR, metadata=None)
@@ -463,7 +463,7 @@ def test_smaller_copies_and_masks_are_no_images(tmp_path):
     assert_reads(path, unit(COLOUR, 0, 255))
 
 
-def test_an_imagej_stack_behind_one_page(tmp_path):
+def test_imagej_stack_in_one_page(tmp_path):
     path = write_tiff(tmp_path / "a.tif", STACK, imagej=True)
     assert len(frames(path)) == 3
     with tifffile.TiffFile(path) as file:
@@ -501,7 +501,7 @@ SEVERAL = ["a.dcm", "a.nii", "a.tif", "a.gif", "a.webp", "a.png"]
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_a_path_to_several_images_is_refused(tmp_path, name):
+def test_path_to_several_images_is_refused(tmp_path, name):
     path = write_several(tmp_path, name)
     assert_refused(path, str(path), "contains 3 images", "fewshot_ad.images.frames(paths)")
     found = frames(path)
@@ -526,7 +526,7 @@ def test_frames_are_images_like_paths(tmp_path, make):
     assert not is_rows(found[0])
 
 
-def test_frames_lists_what_it_is_given(tmp_path):
+def test_frames_lists_all_images(tmp_path):
     several, one = write_several(tmp_path, "a.tif"), write_tiff(tmp_path / "b.tif", COLOUR)
     broken, missing = tmp_path / "c.dcm", tmp_path / "missing.nii"
     broken.write_bytes(b"no image")
@@ -538,8 +538,8 @@ def test_frames_lists_what_it_is_given(tmp_path):
     assert [str(path) in str(warning.message) for path, warning in zip((missing, broken), caught, strict=True)]
 
 
-def test_unlike_kinds_of_dicom_are_told_once(tmp_path):
-    """Series are not compared: one image of each patient is the normal case."""
+def test_mixed_kinds_of_dicom_give_one_warning(tmp_path):
+    """Different series are one kind, as one image per patient is usual."""
     paths = [write_dicom(tmp_path / f"{i}.dcm", GREY, SeriesInstanceUID=f"1.2.{i}", Modality="MR") for i in range(4)]
     other = write_dicom(tmp_path / "ct.dcm", GREY, Modality="CT")
     dark = write_dicom(tmp_path / "dark.dcm", GREY, Modality="MR", PhotometricInterpretation="MONOCHROME1")
@@ -570,7 +570,7 @@ def test_large_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch, 
     assert_refused(Frame(path, 1), f"{path}[1]", "more than the limit of 20", "MAX_PIXELS")
 
 
-def test_files_are_found_by_their_endings(tmp_path):
+def test_files_are_listed_by_ending(tmp_path):
     names = ["a.dcm", "b.DICOM", "c.nii", "d.nii.gz", "e.TIFF"]
     for name in [*names, "f.gz", "g.txt"]:
         (tmp_path / name).touch()
@@ -578,14 +578,14 @@ def test_files_are_found_by_their_endings(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "module"), [("a.dcm", "pydicom"), ("a.nii", "nibabel")])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module):
+def test_missing_package_is_named(tmp_path, monkeypatch, name, module):
     path = write_several(tmp_path, name)
     monkeypatch.setitem(sys.modules, module, None)
     said = rf"{name} needs {module}.*fewshot-ad\[medical\]"
     for use in (read, lambda item: list(load_each([item], "raise", geometry=Geometry(8)))):
         with pytest.raises(MissingExtraError, match=said):
             use(path)
-    # The others go on without it.
+    # Other formats work without it.
     Image.fromarray(GREY).save(tmp_path / "b.png")
     both = [path, tmp_path / "b.png"]
     assert frames(both) == both
@@ -602,7 +602,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module):
 
 @pytest.mark.parametrize("name", ["a.dcm", "jls.dcm", "j2k.dcm", "rle.dcm", "a.nii", "a.nii.gz", "a.tif", "lzw.tif"])
 @pytest.mark.filterwarnings("error")
-def test_damaged_files_raise_nothing_but_image_errors(tmp_path, name):
+def test_damaged_files_raise_image_errors(tmp_path, name):
     path = tmp_path / name
     if name.endswith(".dcm"):
         syntax = {"jls": JPEGLSLossless, "j2k": JPEG2000Lossless, "rle": RLELossless}.get(path.stem)
@@ -631,8 +631,8 @@ def test_damaged_files_raise_nothing_but_image_errors(tmp_path, name):
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.name)
-def test_a_compressed_image_of_another_size_is_not_decoded(tmp_path, monkeypatch, syntax):
-    """A few bytes could ask for any amount of memory."""
+def test_compressed_image_of_another_size(tmp_path, monkeypatch, syntax):
+    """Otherwise a few bytes could request any amount of memory."""
     monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *_, **__: pytest.fail("decoded"))
     path = write_dicom(tmp_path / "a.dcm", GREY, syntax)
     data = bytearray(path.read_bytes())
@@ -649,7 +649,7 @@ def test_a_compressed_image_of_another_size_is_not_decoded(tmp_path, monkeypatch
 # --- through the detector and the command
 
 
-def test_versions_of_one_image_score_alike(tmp_path, toy):
+def test_formats_of_one_image_have_the_same_score(tmp_path, toy):
     """Grey of 8 and 16 bits, R = G = B, PNG, TIFF, DICOM, NIfTI."""
     grey = stripes(5)[..., 0]
     detector = DualDistillationDetector(**toy).fit(grey[:4, ..., None])
@@ -674,7 +674,7 @@ def test_versions_of_one_image_score_alike(tmp_path, toy):
     np.testing.assert_allclose(ranged.score_samples([volume]), scores[:1], rtol=1e-4)
 
 
-def test_a_detector_of_frames(tmp_path, toy):
+def test_detector_fitted_on_frames(tmp_path, toy):
     scan = np.stack([image[..., 0] for image in stripes(6)])
     found = frames(write_dicom(tmp_path / "a.dcm", scan, NumberOfFrames=6, WindowCenter=127.5, WindowWidth=256))
     detector = DualDistillationDetector(**toy).fit(found[:4])
@@ -688,7 +688,7 @@ def test_a_detector_of_frames(tmp_path, toy):
     assert "contains 6 images" in scored[2].error
 
 
-def test_the_command_scores_every_image_of_a_file(tmp_path, capsys):
+def test_command_scores_each_image_of_a_file(tmp_path, capsys):
     folder = tmp_path / "scans"
     folder.mkdir()
     scan = np.stack([image[..., 0] for image in stripes(4)])
@@ -698,7 +698,7 @@ def test_the_command_scores_every_image_of_a_file(tmp_path, capsys):
     assert [row.split(",")[0] for row in rows] == [f"{path}[{index}]" for index in range(4)]
 
 
-def test_tasks_of_a_pretraining_are_made_of_frames(tmp_path):
+def test_pretraining_on_frames(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_several(tmp_path / name, "a.tif")
@@ -709,7 +709,7 @@ def test_tasks_of_a_pretraining_are_made_of_frames(tmp_path):
     assert stamp != pretraining._stamp([items[0], items[0], items[2]], 32)
 
 
-def test_frames_travel_to_ray_and_back():
+def test_frames_with_ray():
     items = [Frame(Path("b.dcm"), 10), Frame("b.dcm", 2), "c.png", Path("a.png")]
     listed = distributed.list_files(items)
     assert listed == ["a.png", Frame("b.dcm", 2), Frame("b.dcm", 10), "c.png"]

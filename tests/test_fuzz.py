@@ -1,4 +1,4 @@
-"""Damaged and forged files: a few of `tools/fuzz.py`'s, and those it was made for."""
+"""Damaged and forged files: some inputs of `tools/fuzz.py`, and regressions that it found."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_files_are_read_or_refused(fuzz, name, n, tmp_path):
 
 
 @linux
-def test_the_tool_finds_what_it_looks_for(fuzz, tmp_path, monkeypatch):
-    """A reader that crashes, raises what it likes, or takes a gigabyte or forever: each is found."""
+def test_tool_detects_failures(fuzz, tmp_path, monkeypatch):
+    """Readers that crash, raise other errors, hang, or take a gigabyte are all detected."""
 
     def faulty(path: Path) -> None:
         match path.read_bytes()[0] % 4:
@@ -105,7 +105,7 @@ def refused(path: Path, *words: str) -> None:
 
 
 def test_more_images_than_bytes(tmp_path):
-    """An animation may say that it has two thousand million images: each was listed."""
+    """An animation can claim two thousand million images, all of which used to be listed."""
     data = io.BytesIO()
     Image.new("L", (8, 8)).save(data, "PNG")
     chunk = b"acTL" + struct.pack(">II", 2**31 - 1, 0)
@@ -124,7 +124,7 @@ def test_more_frames_than_bytes(tmp_path):
     refused(path, "claims to contain 2147483647 images")
 
 
-def test_a_tiff_of_many_values_for_each_pixel(tmp_path):
+def test_tiff_with_many_values_per_pixel(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(
         tmp_path / "a.tif", np.zeros((8, 9, 50), np.uint8), photometric="minisblack", planarconfig="contig"
@@ -135,8 +135,8 @@ def test_a_tiff_of_many_values_for_each_pixel(tmp_path):
 
 
 @pytest.mark.parametrize(("tag", "value"), [("TileWidth", 2**31), ("TileByteCounts", 2**32 - 1)])
-def test_a_tiff_of_parts_larger_than_it_is(tmp_path, tag, value):
-    """Room was made for them before they were looked for."""
+def test_tiff_with_parts_larger_than_the_file(tmp_path, tag, value):
+    """Memory used to be allocated before the size was checked."""
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.ones((16, 16), np.uint8), tile=(16, 16), compression="zlib")
@@ -146,7 +146,7 @@ def test_a_tiff_of_parts_larger_than_it_is(tmp_path, tag, value):
     refused(path, "is damaged")
 
 
-def test_a_teacher_that_is_not_finite(tmp_path, normal):
+def test_teacher_with_nan(tmp_path, normal):
     tensors = load_file(PACKAGED["compact"].teacher)
     name = next(name for name, value in tensors.items() if value.ndim == 4)
     save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, tmp_path / "a.safetensors")
@@ -155,7 +155,7 @@ def test_a_teacher_that_is_not_finite(tmp_path, normal):
 
 
 @linux
-def test_a_forged_checkpoint_of_a_pretraining(fuzz, tmp_path):
+def test_forged_checkpoint(fuzz, tmp_path):
     data = fuzz.FORMATS["resume"].seeds()[0]
     (tmp_path / "whole").write_bytes(data)
     tensors, header = checkpoints.load(tmp_path / "whole", pretraining._PARTIAL_FORMAT, "")
@@ -175,7 +175,7 @@ def test_a_forged_checkpoint_of_a_pretraining(fuzz, tmp_path):
         resume({**tensors, weights[0]: torch.zeros(3)})
 
 
-def test_a_student_of_more_blocks_than_its_file_holds(tmp_path, normal):
+def test_student_with_more_blocks_than_its_file(tmp_path, normal):
     tensors, header = checkpoints.load_student(PACKAGED["compact"].student)
     for change in ({"decoder_blocks": [10**6, 2, 2]}, {"decoder_blocks": "222"}, {"teacher": None}, {"weighting": 1}):
         checkpoints.save(tmp_path / "a.safetensors", tensors, checkpoints.FORMAT, {**header, **change})
@@ -185,7 +185,7 @@ def test_a_student_of_more_blocks_than_its_file_holds(tmp_path, normal):
 
 @linux
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-def test_an_image_of_the_largest_size_takes_less_than_a_gigabyte(fuzz, tmp_path, mode):
+def test_largest_image_takes_less_than_a_gigabyte(fuzz, tmp_path, mode):
     Image.new(mode, (7000, 7000)).save(tmp_path / "a.png")
     before = fuzz._peak(clear=True)
     images.load(tmp_path / "a.png", 0, Geometry(128))

@@ -1,4 +1,4 @@
-"""What size an image becomes."""
+"""The size that images are resized to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_images_keep_their_proportions_at_the_same_area(size, expected):
 
 
 @pytest.mark.parametrize("side", [16, 96, 128, 192, 448])
-def test_sides_are_multiples_and_the_nearest_ones(side):
+def test_sides_are_the_nearest_multiples(side):
     geometry = Geometry(side, False, 16)
     for height, width in itertools.product(range(3, 400, 31), repeat=2):
         shape = geometry.shape(height, width)
@@ -29,7 +29,7 @@ def test_sides_are_multiples_and_the_nearest_ones(side):
             assert n == 16 or abs(n - length) <= 8 + 1e-9
 
 
-def test_squares_and_given_sides_are_the_same_for_all():
+def test_fixed_shapes():
     assert Geometry(100).shape(30, 90) == (100, 100)
     assert Geometry((96, 160), False, 16).shape(30, 30) == (96, 160)
     assert Geometry((96, 160), True, 16).fixed == (96, 160)

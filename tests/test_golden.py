@@ -1,4 +1,4 @@
-"""Scores stay what they were: golden values, remade by tests/make_golden.py."""
+"""Golden values of scores, updated by tests/make_golden.py."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def compare(computed: dict, case: str, rtol: float, atol: float) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_values(computed, case):
-    # Other processors and releases of torch round differently, and training carries that on.
+    # Other processors and releases of torch round differently, which training amplifies.
     compare(computed, case, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", PACKAGED)
 def test_golden_values_of_the_packaged_networks(packaged, case):
-    # In float32, as scores are by default: without AVX they differ by up to 3e-5.
+    # In float32, the default precision: without AVX they differ by up to 3e-5.
     compare(packaged, case, rtol=2e-4, atol=0)

@@ -1,4 +1,4 @@
-"""The house: who may import whom, how long a module may be, and that nobody reaches into another's private parts."""
+"""The architecture: layers of imports, length of modules, and no use of private names across modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import fewshot_ad
 
 PACKAGE = Path(fewshot_ad.__file__).parent
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
-# From the top down: a module imports what stands on a later line, or in its own room on the same line.
+# Layers, from the top: a module imports modules of lower layers, or of its own package in the same layer.
 FLOORS = [
     ["__main__"],
     ["cli"],
@@ -52,7 +52,7 @@ def room(module: str) -> str:
 
 
 def imports(module: str) -> set[str]:
-    """Modules of the package that a module imports, whenever; for types alone does not count."""
+    """Return the modules of the package that a module imports, except for type annotations only."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for_types = {
         id(inner)
@@ -75,13 +75,13 @@ def imports(module: str) -> set[str]:
     return found - {"__init__", module}
 
 
-def test_every_room_has_its_floor():
+def test_every_module_has_a_layer():
     assert {room(module) for module in MODULES} - {"__init__"} == set(FLOOR)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_run_downwards(module):
-    if module == "__init__":  # names for users, imported when they are used
+    if module == "__init__":  # public names, imported lazily
         return
     upwards = [
         name for name in imports(module) if room(name) != room(module) and FLOOR[room(name)] <= FLOOR[room(module)]
@@ -89,7 +89,7 @@ def test_imports_run_downwards(module):
     assert not upwards
 
 
-def test_there_are_no_circles():
+def test_no_circular_imports():
     left = {module: imports(module) for module in MODULES if module != "__init__"}
     while left:
         free = {module for module, needed in left.items() if not needed & left.keys()}
@@ -103,8 +103,8 @@ def test_modules_are_short(module):
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_private_parts_are_left_alone(module):
-    """What begins with an underscore is touched on `self`, or in the module that gives it its name."""
+def test_private_names_are_not_used_across_modules(module):
+    """Names with a leading underscore are only used on `self`, or in the module that defines them."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_self(node.value)}
     own |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
@@ -133,7 +133,7 @@ def test_private_parts_are_left_alone(module):
 
 
 def is_private(name: str) -> bool:
-    # The standard library's own way to end a process, and of named tuples: documented, and public.
+    # `os._exit` and methods of named tuples are documented and public.
     return (
         name.startswith("_") and not name.startswith("__") and name not in ("_exit", "_asdict", "_fields", "_replace")
     )
@@ -145,7 +145,7 @@ def is_self(node: ast.expr) -> bool:
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_detector_has_a_type(module):
+def test_detectors_are_annotated(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -1,4 +1,4 @@
-"""Weights that timm fetches: without a network an answer at once, that names what is missing and where to put it."""
+"""Weights from timm's hub: offline, an immediate error that names the missing file and where to put it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refusal(name: str, size: int = 64) -> str:
     return str(caught.value)
 
 
-def test_what_is_missing_is_said_at_once(off_line, capfd, caplog):
+def test_missing_weights_are_reported_at_once(off_line, capfd, caplog):
     began = time.monotonic()
     message = refusal("resnet18")
     assert time.monotonic() - began < 3
@@ -34,14 +34,14 @@ def test_what_is_missing_is_said_at_once(off_line, capfd, caplog):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_efficientnet.r160_in1k"])
-def test_the_place_that_is_named_is_a_good_one(off_line, name):
+def test_named_path_works(off_line, name):
     place = Path(re.search(r"put it at (\S+),", refusal(name))[1])
     place.parent.mkdir(parents=True)
     write_random_weights(name, place)
     assert build_backbone(name, 64).fingerprint() == build_backbone(name, 64, weights=place).fingerprint()
 
 
-def test_weights_that_are_no_repository(off_line, monkeypatch):
+def test_weights_outside_a_repository(off_line, monkeypatch):
     config = timm.models.get_pretrained_cfg("resnet18")
     monkeypatch.setattr(config, "hf_hub_id", None)
     monkeypatch.setattr(config, "url", "https://example.org/a/b-0123.pth")
@@ -51,11 +51,11 @@ def test_weights_that_are_no_repository(off_line, monkeypatch):
     assert str(off_line / "torch" / "checkpoints" / "b-0123.pth") in message
 
 
-def test_a_repository_that_is_named(off_line):
+def test_named_repository(off_line):
     assert "config.json of somebody/something is not" in refusal("hf-hub:somebody/something")
 
 
-def test_an_older_file_in_the_cache_is_left_to_timm(off_line):
+def test_pickled_file_in_the_cache_is_left_to_timm(off_line):
     config = timm.models.get_pretrained_cfg("resnet18")
     place = off_line / "cache" / "models--timm--resnet18.a1_in1k" / "snapshots" / "main" / "pytorch_model.bin"
     place.parent.mkdir(parents=True)
@@ -63,9 +63,9 @@ def test_an_older_file_in_the_cache_is_left_to_timm(off_line):
     assert hub.cached_weights("resnet18", config) is None
 
 
-def test_nobody_answers(off_line, monkeypatch):
+def test_no_answer(off_line, monkeypatch):
     monkeypatch.setattr(hub, "_PATIENCE", 0.1)
-    found = socket.getaddrinfo  # which fails, but not yet
+    found = socket.getaddrinfo  # it fails, but later
 
     def wait(*arguments, **options):
         time.sleep(0.5)
@@ -75,7 +75,7 @@ def test_nobody_answers(off_line, monkeypatch):
     assert "no answer from huggingface.co" in refusal("resnet18")
 
 
-def test_a_hub_that_can_be_reached_is_asked(off_line, monkeypatch):
+def test_reachable_hub(off_line, monkeypatch):
     asked = []
 
     class Connection:
@@ -89,7 +89,7 @@ def test_a_hub_that_can_be_reached_is_asked(off_line, monkeypatch):
     assert asked == [("huggingface.co", 443), ("proxy.example", 3128)]
 
 
-def test_the_hubs_client_does_not_tell_that_it_tries_again(monkeypatch, off_line, caplog):
+def test_hub_client_does_not_log_retries(monkeypatch, off_line, caplog):
     def fail(*_, **__):
         logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
         raise OSError("no way")
@@ -98,13 +98,13 @@ def test_the_hubs_client_does_not_tell_that_it_tries_again(monkeypatch, off_line
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: fail() if k.get("pretrained") else create(*a, **k))
-    assert "could not be fetched" in refusal("resnet18")
+    assert "could not be downloaded" in refusal("resnet18")
     assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["resnet18.no_such_tag", "resnet18.", "resnet18.a1_in1k.x"])
 @pytest.mark.parametrize("with_file", [False, True])
-def test_a_wrong_tag_is_told_with_those_there_are(name, with_file, tmp_path):
+def test_wrong_tag(name, with_file, tmp_path):
     weights = write_random_weights("resnet18", tmp_path / "w.safetensors") if with_file else None
     with pytest.raises(WeightsNotFoundError, match=rf"'{re.escape(name)}'.*resnet18\.a1_in1k.*Pass one"):
         build_backbone(name, 64, weights=weights)

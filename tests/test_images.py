@@ -1,4 +1,4 @@
-"""Reading of images: what is accepted, what becomes of it, and what is said of the rest."""
+"""Reading of images: accepted inputs, their values, and errors for all others."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def save(folder: Path, name: str, picture, **options) -> Path:
 
 
 def opened(path: Path) -> tuple[str, str]:
-    """What Pillow makes of a file: its format and mode."""
+    """Return Pillow's format and mode of a file."""
     with Image.open(path) as picture:
         return picture.format, picture.mode
 
 
 def png_header(folder: Path, width: int, height: int) -> Path:
-    """Write a PNG whose header claims a size, and whose pixels are missing."""
+    """Create a PNG whose header claims a size, but without pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -131,7 +131,7 @@ def _stack(dtype, *channels: int) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", ">u2", "float16", "float32", ">f4", "float64"])
 @pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
 def test_arrays(dtype, channels):
-    """A stack is its images one by one, whatever the dtype; and so is the same stack as float in [0, 1]."""
+    """A stack equals its images for any dtype, and the same stack as float in [0, 1]."""
     stack = _stack(dtype, *channels)
     read_stack = read(stack)
     assert read_stack.shape == (3, 3, SIZE, SIZE)
@@ -177,13 +177,13 @@ def test_paths(tmp_path, make, kind):
     assert_same(X, expected)
 
 
-def test_arrays_of_unlike_size_in_an_object_array():
+def test_object_array_of_several_sizes():
     items = np.empty(2, object)
     items[:] = [GREY, COLOUR[:5]]
     assert_same(items, [GREY, COLOUR[:5]])
 
 
-def test_no_file_is_opened_before_its_turn(tmp_path):
+def test_files_are_opened_lazily(tmp_path):
     paths = [save(tmp_path, "a.png", GREY), tmp_path / "missing.png"]
     index, loaded = next(load_each(as_items(paths), "raise", geometry=Geometry(SIZE)))
     assert index == 0
@@ -197,14 +197,14 @@ def test_no_file_is_opened_before_its_turn(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "low", "high"), [("int64", -1000, 3000), ("int16", 0, 10), ("float32", -0.5, 2), ("uint8", 10, 20)]
 )
-def test_value_range_says_what_is_black_and_white(dtype, low, high):
+def test_value_range_is_a_window(dtype, low, high):
     ramp = np.linspace(low, high, SIZE * SIZE).reshape(SIZE, SIZE).astype(dtype)
     result = load(ramp, 0, Geometry(SIZE), value_range=(low, high))
     expected = torch.from_numpy((ramp.astype(float) - low) / (high - low)).float()
     torch.testing.assert_close(result, expected.expand(3, -1, -1))
 
 
-def test_values_beyond_the_range_are_clipped_or_let_by_the_margin():
+def test_values_outside_the_range_are_clipped_beyond_the_margin():
     image = np.array([[-100.0, 0], [10, 100]])
     assert load(image, 0, Geometry(2), value_range=(0, 10))[0].tolist() == [[0, 0], [1, 1]]
     torch.testing.assert_close(
@@ -221,11 +221,11 @@ def test_white_stays_white(shape):
 
 
 def test_resizing_is_antialiased():
-    checkerboard = np.indices((240, 240)).sum(0) % 2 == 0  # 15 to 1: without, single pixels would be picked
+    checkerboard = np.indices((240, 240)).sum(0) % 2 == 0  # a ratio of 15: needs antialiasing
     torch.testing.assert_close(load(checkerboard, 0, Geometry(16)), torch.full((3, 16, 16), 0.5), rtol=0, atol=0.01)
 
 
-def test_the_whole_image_is_squeezed_into_the_square():
+def test_image_is_squeezed_into_a_square():
     image = np.zeros((10, 40), np.uint8)
     image[:, :10], image[:, -10:] = 255, 128
     result = load(image, 0, Geometry(8))[0]
@@ -234,7 +234,7 @@ def test_the_whole_image_is_squeezed_into_the_square():
     assert (result[:, 4] == 0).all()
 
 
-def test_the_input_is_left_as_it_was():
+def test_input_is_not_modified():
     image = RGBA.astype(np.float32) / 255
     before = image.copy()
     load(image, 0, Geometry(SIZE))
@@ -260,7 +260,7 @@ def test_lossy_files(tmp_path, name, options):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
-def test_16_and_8_bit_files_load_alike(tmp_path, name):
+def test_16_and_8_bit_files_agree(tmp_path, name):
     deep = _rng.integers(0, 65536, (12, 14)).astype(np.uint16)
     shallow = np.round(deep / 257.0).astype(np.uint8)
     # Old Pillow writes 16-bit PGM from 32-bit pictures only.
@@ -271,8 +271,8 @@ def test_16_and_8_bit_files_load_alike(tmp_path, name):
     assert_same(one, deep)
 
 
-def test_32_bit_pictures_of_16_bit_values_load_alike():
-    """Only where the scale is said: 12 bits are kept in 32 as well. An array is judged alike."""
+def test_32_bit_pictures_of_16_bit_values():
+    """They need a value range, as 12 bits are stored in 32 as well; the same holds for arrays."""
     values = GREY.astype(np.int32) * 257
     for item in (Image.fromarray(values), values):
         assert_refused([item], "int32", "value_range=(low, high)")
@@ -280,7 +280,7 @@ def test_32_bit_pictures_of_16_bit_values_load_alike():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_grey_and_colour_versions_load_alike(tmp_path, mode):
+def test_grey_and_colour_versions_agree(tmp_path, mode):
     binary = np.where(GREY > 127, 255, 0).astype(np.uint8)
     picture = (
         Image.fromarray(binary.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(binary).convert(mode)
@@ -317,16 +317,16 @@ def test_alpha_is_composited_over_black(tmp_path):
     assert_same(np.uint16(257) * RGBA, expected)
 
 
-def test_alpha_is_no_grey_value():
-    """A value range says what is black and white, not what is transparent."""
+def test_value_range_does_not_apply_to_alpha():
+    """A value range defines black and white, not transparency."""
     image = np.full((SIZE, SIZE, 4), 100, np.uint8)
     image[..., 3] = 51
     torch.testing.assert_close(load(image, 0, Geometry(SIZE), value_range=(0, 100)), torch.full((3, SIZE, SIZE), 0.2))
 
 
 @pytest.mark.parametrize("kind", ["L", "I;16", "RGB", "P"])
-def test_a_transparent_colour_becomes_black(tmp_path, kind):
-    """Formats without an alpha channel can name one colour that is transparent."""
+def test_transparent_colour_becomes_black(tmp_path, kind):
+    """Formats without an alpha channel can declare one colour transparent."""
     grey = np.full((SIZE, SIZE), 200, np.uint8)
     grey[:, :4] = 90
     transparent = {"L": 200, "I;16": 200 * 257, "RGB": (200, 200, 200), "P": 200}[kind]
@@ -354,7 +354,7 @@ def test_float_tiff(tmp_path):
 
 
 def assert_refused(X, *words: str, **options) -> None:
-    """Ask for an ImageError whose message has all the words."""
+    """Expect an ImageError whose message contains all the words."""
     with pytest.raises(ImageError) as caught:
         read(X, **options)
     assert isinstance(caught.value, ValueError)
@@ -377,7 +377,7 @@ def test_non_finite_values(bad, value_range):
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, 255.0])
-def test_floats_beyond_one(bad):
+def test_floats_above_one(bad):
     assert_refused([GREY, _with_value(bad)], "image 1", "float64", str(bad), "value_range=(low, high)")
 
 
@@ -386,7 +386,7 @@ def test_integers_without_a_full_scale(dtype):
     assert_refused([np.full((8, 8), 7, dtype)], "image 0", dtype, "from 7 to 7", "value_range=(low, high)")
 
 
-def test_float_tiff_beyond_one(tmp_path):
+def test_float_tiff_above_one(tmp_path):
     assert_refused(save(tmp_path, "raw.tif", GREY.astype(np.float32)), "raw.tif", "float32", "value_range=(low, high)")
 
 
@@ -433,7 +433,7 @@ def test_pictures_without_pixels():
 @pytest.mark.parametrize(
     "X", [[], (), np.zeros((0, 8, 8, 3)), np.array([], object), pd.Series([], dtype=object), torch.zeros(0, 3, 8, 8)]
 )
-def test_nothing_at_all(X):
+def test_empty_input(X):
     assert_refused(X, "no images", "at least one")
 
 
@@ -454,12 +454,12 @@ def test_complex_tensor():
 
 
 @pytest.mark.parametrize("X", [None, 3, sparse.eye(8), sparse.eye(8, format="csr")], ids=lambda X: type(X).__name__)
-def test_objects_that_hold_no_images(X):
+def test_objects_without_images(X):
     assert_refused(X, type(X).__name__, "Accepted")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate 9 bytes")])
-def test_memory_that_runs_out_is_not_laid_on_the_file(tmp_path, monkeypatch, error):
+def test_out_of_memory_is_not_a_damaged_file(tmp_path, monkeypatch, error):
     def short(*_):
         raise error
 
@@ -478,15 +478,15 @@ def test_truncated_files(tmp_path, name, kept):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
-def test_truncated_pictures_that_pillow_has_opened(tmp_path, name):
-    """Pillow decodes late, so that a broken picture may arrive here undecoded."""
+def test_truncated_pictures_opened_by_pillow(tmp_path, name):
+    """Pillow decodes lazily, so that a broken picture may be passed undecoded."""
     path = save(tmp_path, name, _rng.integers(0, 256, (100, 100, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:6000])
     with Image.open(path) as picture:
         assert_refused([GREY, picture], "image 1", "could not be read")
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_files_that_are_not_images(tmp_path):
     text, empty = tmp_path / "text.png", tmp_path / "empty.png"
     text.write_text("no image")
     empty.touch()
@@ -508,7 +508,7 @@ def test_postscript_is_not_opened(tmp_path):
 # --- advice, followed
 
 
-def test_advice_about_a_folder_is_good(tmp_path):
+def test_advice_about_a_folder(tmp_path):
     save(tmp_path, "a.png", COLOUR)
     with pytest.raises(ImageError) as caught:
         read([tmp_path])
@@ -516,26 +516,26 @@ def test_advice_about_a_folder_is_good(tmp_path):
     assert_same(eval(advice, {"Path": Path, "sorted": sorted}), COLOUR)
 
 
-def test_advice_about_nan_is_good():
+def test_advice_about_nan():
     image = _with_value(np.nan)
     assert_refused([image], "numpy.nan_to_num")
     assert_same([np.nan_to_num(image)], [_with_value(0)])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_advice_about_channels_is_good(channels):
+def test_advice_about_channels(channels):
     array = _rng.integers(0, 256, (2, channels, 8, 9), dtype=np.uint8)
     assert_refused(array, "pass array.transpose(0, 2, 3, 1), or a torch tensor")
     assert_same(array.transpose(0, 2, 3, 1), torch.from_numpy(array))
 
 
-def test_advice_about_a_scale_is_good():
+def test_advice_about_a_scale():
     for item in (GREY.astype(np.int64), GREY.astype(np.float32)):
         assert_refused([item], "Pass value_range=(low, high)")
         torch.testing.assert_close(read([item], value_range=(0, 255)), read([GREY]), rtol=0, atol=1e-6)
 
 
-def test_advice_about_bombs_is_good(tmp_path, monkeypatch):
+def test_advice_about_bombs(tmp_path, monkeypatch):
     path = save(tmp_path, "a.png", COLOUR)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert_refused(path, "raise PIL.Image.MAX_IMAGE_PIXELS as well")
@@ -543,7 +543,7 @@ def test_advice_about_bombs_is_good(tmp_path, monkeypatch):
     assert_same(path, COLOUR)
 
 
-def test_advice_about_transparency_is_good():
+def test_advice_about_transparency():
     image = (RGBA / 255).astype(np.float32)
     image[..., 3] *= 255
     assert_refused([image], "transparency", "values in [0, 1]", value_range=(0, 1))
@@ -566,14 +566,14 @@ def test_too_many_pixels(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "1000", True])
-def test_no_limit_but_a_number_of_pixels(value):
+def test_max_pixels_values(value):
     with pytest.raises(ValueError, match=rf"MAX_PIXELS={value!r} was given; it must be an integer"):
         fewshot_ad.images.MAX_PIXELS = value
     assert fewshot_ad.images.MAX_PIXELS == 50_000_000
 
 
-def test_a_large_file_is_refused_by_its_header(tmp_path):
-    """There are no pixels in the file: had it been decoded, the message would be another."""
+def test_large_file_is_refused_by_its_header(tmp_path):
+    """The file has no pixels: decoding it would give another error."""
     path = png_header(tmp_path, 8000, 8000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -585,30 +585,30 @@ def test_a_large_file_is_refused_by_its_header(tmp_path):
 
 @pytest.mark.parametrize("side", [20_000, 100_000])
 @pytest.mark.parametrize("max_pixels", [50_000_000, 10**12])
-def test_a_file_that_pillow_takes_for_a_bomb(tmp_path, monkeypatch, side, max_pixels):
-    """Here Pillow's own limit decides, and the message says how to raise it."""
+def test_decompression_bomb(tmp_path, monkeypatch, side, max_pixels):
+    """Pillow's own limit applies, and the message says how to raise it."""
     path = png_header(tmp_path, side, side)
     words = str(path), f"({side**2} pixels)", f"MAX_PIXELS is {max_pixels}", "PIL.Image.MAX_IMAGE_PIXELS"
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", max_pixels)
     assert_refused(path, *words)
 
 
-def test_between_pillows_warning_and_its_error_only_MAX_PIXELS_counts(tmp_path, monkeypatch):
+def test_max_pixels_overrides_the_warning_of_pillow(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     path = save(tmp_path, "a.png", GREY)
-    with pytest.warns(Image.DecompressionBombWarning):  # Pillow's own word, which is no reason to refuse
+    with pytest.warns(Image.DecompressionBombWarning):  # Pillow's warning, which is not an error
         assert_same(path, GREY)
 
 
 # --- many images
 
 
-def test_raise_tells_how_far_it_came(tmp_path):
+def test_raise_states_the_position(tmp_path):
     path = tmp_path / "missing.png"
     assert_refused([GREY, path, GREY], "Image 2 of 3: ", str(path), "on_error='skip'")
 
 
-def test_skip_leaves_a_gap_and_names_the_file(tmp_path):
+def test_skip_warns_and_leaves_a_gap(tmp_path):
     missing, broken = tmp_path / "missing.png", save(tmp_path, "broken.png", COLOUR)
     broken.write_bytes(broken.read_bytes()[:100])
     items = [GREY, missing, COLOUR, broken, None]
@@ -621,7 +621,7 @@ def test_skip_leaves_a_gap_and_names_the_file(tmp_path):
     torch.testing.assert_close(results[2][1].image, read(COLOUR)[0])
 
 
-def test_skip_is_silent_when_all_is_well():
+def test_skip_is_silent_without_errors():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(image is not None for _, image in load_each([GREY, COLOUR], "skip", geometry=Geometry(SIZE)))
@@ -647,7 +647,7 @@ def test_reading_ahead_keeps_order_and_errors(tmp_path):
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_reading_ahead_ends_with_whoever_asked(tmp_path, monkeypatch):
+def test_reading_ahead_ends_with_the_consumer(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("fewshot_ad.data.images._load", lambda item, index, **_: (seen.append(index), []))
     reader = load_each(list(range(1000)), "raise", geometry=Geometry(4), n_workers=2)
@@ -656,7 +656,7 @@ def test_reading_ahead_ends_with_whoever_asked(tmp_path, monkeypatch):
     assert len(seen) < 30
 
 
-def test_large_jpegs_are_decoded_smaller(tmp_path, monkeypatch):
+def test_large_jpegs_are_decoded_at_reduced_size(tmp_path, monkeypatch):
     rows, columns = np.mgrid[:1200, :1600]
     wave = 128 + 100 * np.sin(rows / 40) * np.cos(columns / 55)
     path = tmp_path / "large.jpg"
@@ -666,10 +666,10 @@ def test_large_jpegs_are_decoded_smaller(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(pictures, "upright", lambda values, _: sizes.append(values.shape[::-1]) or values)
     found = load(path, 0, Geometry(64))
-    assert sizes == [(400, 300)]  # never below four times what is wanted
+    assert sizes == [(400, 300)]  # never below four times the requested size
     assert (found - expected).abs().max() < 0.005
     monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1_000_000)
-    with pytest.raises(ImageError, match="1600 x 1200"):  # its own size is what is allowed or not
+    with pytest.raises(ImageError, match="1600 x 1200"):  # the limit applies to the size in the file
         load(path, 0, Geometry(64))
     monkeypatch.undo()
     sizes.clear()

@@ -1,4 +1,4 @@
-"""A detector that learns from a few labelled images."""
+"""`LabelledDetector`, which learns from a few labelled images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def images():
 
 
 def greener(images):
-    """Images as a whole of another colour, which a few patches at a time hardly show."""
+    """Change the colour of whole images, which single patches hardly show."""
     return [np.clip(image * np.array([0.75, 1.0, 0.75]), 0, 255).astype(np.uint8) for image in images]
 
 
 @pytest.fixture
 def blind():
-    """A detector whose score tells nothing."""
+    """A detector with uninformative scores."""
     return DualDistillationDetector(image_size=64, aggregation="mean", blur_sigma=64.0, contrast=1.0, random_state=0)
 
 
-def test_clear_labels_are_learnt_from(blind):
+def test_informative_labels_are_used(blind):
     X, y = [*stripes(N, seed=1), *greener(stripes(M, seed=2))], np.repeat([1, -1], [N, M])
     det = LabelledDetector(blind, random_state=0).fit(X, y)
     assert det.clear_
@@ -43,7 +43,7 @@ def test_clear_labels_are_learnt_from(blind):
     assert len(det.detector_.support_scores_) == 4
 
 
-def test_chance_is_not_learnt_from(toy, images):
+def test_uninformative_labels_are_not_used(toy, images):
     X, y = images
     shuffled = np.random.default_rng(5).permutation(y)
     det = LabelledDetector(DualDistillationDetector(**toy | {"evidence": "patch"}), random_state=0).fit(X, shuffled)
@@ -52,7 +52,7 @@ def test_chance_is_not_learnt_from(toy, images):
     np.testing.assert_array_equal(det.predict(X), det.detector_.predict(X))
 
 
-def test_the_same_call_gives_the_same_and_a_clone_is_not_fitted(blind, images):
+def test_deterministic_and_clone(blind, images):
     X, y = images
     first = LabelledDetector(blind, random_state=3).fit(X, y)
     again = clone(first).fit(X, y)
@@ -60,7 +60,7 @@ def test_the_same_call_gives_the_same_and_a_clone_is_not_fitted(blind, images):
     assert not hasattr(clone(first), "detector_")
 
 
-def test_the_gain_is_a_difference_of_aurocs():
+def test_gain_is_a_difference_of_aurocs():
     rng = np.random.default_rng(0)
     anomalous = np.arange(30) < 10
     one, other = rng.normal(size=30) + anomalous, np.round(rng.normal(size=30), 1)
@@ -68,18 +68,18 @@ def test_the_gain_is_a_difference_of_aurocs():
     assert gain == pytest.approx(roc_auc_score(anomalous, one) - roc_auc_score(anomalous, other))
     draws = [rng.integers(0, 10, 10).tolist() + (10 + rng.integers(0, 20, 20)).tolist() for _ in range(500)]
     spread = np.std([roc_auc_score(anomalous, one[d]) - roc_auc_score(anomalous, other[d]) for d in draws])
-    assert error == pytest.approx(spread, rel=0.15)  # the bootstrap's
+    assert error == pytest.approx(spread, rel=0.15)  # of a bootstrap
     assert _compare(one, one, anomalous) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(("n_normal", "n_bad", "label"), [(8, 8, 1), (9, 4, 1), (9, 8, 2)])
-def test_what_it_refuses(toy, images, n_normal, n_bad, label):
+def test_errors(toy, images, n_normal, n_bad, label):
     X = [*images[0][:n_normal], *images[0][N : N + n_bad]]
     with pytest.raises(ValueError, match=r"needed are 9 normal ones|they must be"):
         LabelledDetector(DualDistillationDetector(**toy)).fit(X, [label] * n_normal + [-1] * n_bad)
 
 
-def test_fewer_labels_than_that(toy, images):
+def test_too_few_labels(toy, images):
     X, y = images
     few = np.r_[:9, N : N + 4]
     with pytest.raises(ValueError, match="fit the detector on normal images alone"):
@@ -87,7 +87,7 @@ def test_fewer_labels_than_that(toy, images):
     DualDistillationDetector(**toy).fit([X[i] for i in few], y[few])
 
 
-def test_unreadable_images_have_no_say(blind, tmp_path):
+def test_unreadable_images_are_ignored(blind, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = str(tmp_path / "broken.png")
     X, y = [*stripes(N, seed=1), *greener(stripes(M, seed=2))], np.repeat([1, -1], [N, M])

@@ -1,4 +1,4 @@
-"""Which images are fitted on: by their labels, and by `n_support`."""
+"""Selection of the support by labels and by `n_support`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def drawn(det: DualDistillationDetector) -> list[int]:
     return [int(name.split()[1]) for name in det.fitted_.names]  # "image 3"
 
 
-def test_as_many_as_asked_for_are_drawn_among_the_normal_ones(make, normal):
+def test_n_support_normal_images_are_drawn(make, normal):
     y = np.where(np.arange(len(normal)) % 3 == 0, -1, 1)
     found = [drawn(make(n_support=3, random_state=seed).fit(normal, y)) for seed in range(30)]
     assert all(len(one) == 3 and one == sorted(one) and (y[one] == 1).all() for one in found)
     counts = np.bincount(np.concatenate(found), minlength=len(normal))[y == 1]
-    assert counts.min() > 0  # of 8 images each is drawn 11 times on average
+    assert counts.min() > 0  # each of 8 images is drawn 11 times on average
     assert counts.max() < 24
     assert drawn(make(n_support=3, random_state=7).fit(normal, y)) == found[7]
 
 
-def test_a_draw_is_a_fit_on_those_images_and_all_of_them_is_no_draw(make, normal):
+def test_draw_equals_fit_on_the_drawn_images(make, normal):
     few = make(n_support=4).fit(normal)
     np.testing.assert_array_equal(
         few.decision_function(normal), make().fit(normal[drawn(few)]).decision_function(normal)
@@ -46,7 +46,7 @@ def test_a_draw_is_a_fit_on_those_images_and_all_of_them_is_no_draw(make, normal
     np.testing.assert_array_equal(every.decision_function(normal), plain.decision_function(normal))
 
 
-def test_more_than_there_are(make, normal):
+def test_too_few_normal_images(make, normal):
     y = [1, 1, 1, -1]
     with pytest.raises(ValueError, match="n_support=4 was given, but there are only 3 normal images") as caught:
         make(n_support=4).fit(normal[:4], y)
@@ -55,7 +55,7 @@ def test_more_than_there_are(make, normal):
     assert len(drawn(make(n_support=4).fit(normal[:5], [*y, 1]))) == 4
 
 
-def test_another_image_takes_the_place_of_one_that_cannot_be_read(make, paths):
+def test_unreadable_images_are_replaced(make, paths):
     for path in paths[:8]:
         path.write_bytes(b"no image")
     det = make(n_support=4, on_error="skip")
@@ -68,7 +68,7 @@ def test_another_image_takes_the_place_of_one_that_cannot_be_read(make, paths):
         make(n_support=4).fit(paths)
 
 
-def test_images_that_are_not_drawn_are_not_looked_at(make, paths):
+def test_images_that_are_not_drawn_are_not_read(make, paths):
     names = set(make(n_support=4).fit(paths).fitted_.names)
     for path in paths:
         if str(path) not in names:
@@ -76,12 +76,12 @@ def test_images_that_are_not_drawn_are_not_looked_at(make, paths):
     assert set(make(n_support=4).fit(paths).fitted_.names) == names
 
 
-def test_partial_fit_adds_all_it_is_given(make, normal):
+def test_partial_fit_adds_all_images(make, normal):
     det = make(n_support=2).fit(normal[:6]).partial_fit(normal[6:9])
     assert len(det.support_scores_) == 5
 
 
-def test_the_draw_is_kept_in_the_file(make, normal, tmp_path):
+def test_n_support_is_stored(make, normal, tmp_path):
     det = make(n_support=3).fit(normal)
     det.save(tmp_path / "m.fsad")
     loaded = DualDistillationDetector.load(tmp_path / "m.fsad")
@@ -89,7 +89,7 @@ def test_the_draw_is_kept_in_the_file(make, normal, tmp_path):
     np.testing.assert_array_equal(loaded.decision_function(normal), det.decision_function(normal))
 
 
-def test_the_command_draws(paths, tmp_path, capsys):
+def test_command_draws(paths, tmp_path, capsys):
     command = ["fit", *map(str, paths), "-o", str(tmp_path / "m.fsad"), "--image-size", "32", "--quiet"]
     assert cli.main([*command, "--n-support", "3"]) == 0
     assert "fitted on 3 images" in capsys.readouterr().out
@@ -99,5 +99,5 @@ def test_the_command_draws(paths, tmp_path, capsys):
     assert "n_support=0 was given" in capsys.readouterr().err
     for path in paths[:10]:
         path.write_bytes(b"no image")
-    assert cli.main([*command, "--n-support", "2", "--force"]) == 0  # as many as asked for
+    assert cli.main([*command, "--n-support", "2", "--force"]) == 0  # exactly as many
     assert cli.main([*command, "--n-support", "3", "--force"]) == 1

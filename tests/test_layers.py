@@ -1,4 +1,4 @@
-"""Which layers are taken of which network, and what is said of those that are not there."""
+"""Choice of layers for each kind of network, and errors for layers that do not exist."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ RESNET, CONVNEXT, VIT = [2, 4, 8, 16, 32], [4, 8, 16, 32], [14] * 12
         (RESNET, (1, 2, 3), (1, 2, 3), 4),
         (CONVNEXT, (1, 2, 3), (0, 1, 2), 3),
         ([1, 2, 4, 8, 16, 32], (1, 2, 3), (2, 3, 4), 5),
-        ([3, 6, 12, 24, 48], (1, 2, 3), (1, 2, 3), 4),  # none of the strides wanted
+        ([3, 6, 12, 24, 48], (1, 2, 3), (1, 2, 3), 4),  # none of the usual strides
         ([16, 32, 64], (1, 2, 3), (0, 1, 2), None),  # no stage is left for the embedding
         (VIT, (4, 5, 7, 10), (3, 4, 6, 9), 11),
         ([16] * 24, (8, 10, 14, 20), (7, 9, 13, 19), 23),
@@ -25,14 +25,14 @@ RESNET, CONVNEXT, VIT = [2, 4, 8, 16, 32], [4, 8, 16, 32], [14] * 12
         ([16] * 2, (1, 2), (0, 1), 1),
     ],
 )
-def test_chosen_by_themselves(strides, numbers, places, embedding):
+def test_auto(strides, numbers, places, embedding):
     layers, found = choose("net", "auto", strides)
     assert (layers.numbers, found, embedding_place(found, strides)) == (numbers, places, embedding)
     assert layers.tokens == (len(set(strides)) == 1)
     assert choose("net", layers.numbers, strides) == (layers, found)
 
 
-def test_chosen_by_number():
+def test_numbers():
     assert choose("net", (4, 2), RESNET) == (Layers((2, 4)), (2, 4))
     assert choose("net", (0, 1), RESNET) == (Layers((0, 1)), (0, 1))  # the stem, at stride 2
     assert choose("net", np.array([12, 3]).tolist(), VIT) == (Layers((3, 12), True), (2, 11))
@@ -48,7 +48,7 @@ def test_chosen_by_number():
         (RESNET, "last", r"layers='last' was given, but 'net' has no tokens: it is not a plain transformer"),
     ],
 )
-def test_layers_that_are_not_there(strides, asked, said):
+def test_missing_layers(strides, asked, said):
     with pytest.raises(ValueError, match=said):
         choose("net", asked, strides)
 
@@ -59,7 +59,7 @@ def test_usual_sizes():
     assert usual_size(RESNET) == 128
 
 
-def test_what_a_student_sees():
+def test_layers_for_a_student():
     assert Layers().for_student("abcd") == list("abcd")
     assert Layers().for_student("abc") == list("abcc")  # a network without a deeper stage
     assert Layers((4, 5, 7, 10), True).for_student("abcdef") == list("bcde")
@@ -88,7 +88,7 @@ def test_stages_of_a_pyramid(toy, images):
     assert det.explain(images[3:])[0].patch_size == 8
 
 
-def test_the_packaged_student_is_for_its_own_layers(images):
+def test_packaged_student_needs_its_layers(images):
     det = DualDistillationDetector(image_size=32, student_weight=0.1, random_state=0).fit(images[:3])
     assert "ssd" in det.evidence_
     usual = det.score_samples(images[3:])
@@ -99,7 +99,7 @@ def test_the_packaged_student_is_for_its_own_layers(images):
         det.set_params(layers=(5,)).fit(images[:3])
 
 
-def test_a_file_says_what_was_taken(toy, images, tmp_path):
+def test_layers_are_stored(toy, images, tmp_path):
     from fewshot_ad.files.model_file import describe
 
     det = DualDistillationDetector(**{**toy, "evidence": "patch", "layers": (1, 2)}).fit(images[:3])
@@ -111,8 +111,8 @@ def test_a_file_says_what_was_taken(toy, images, tmp_path):
     assert "<b>layers_</b>: 1, 2" in det._repr_html_inner()
 
 
-def test_features_on_disk_are_of_their_layers(images, tmp_path):
-    """All blocks of a transformer have as many channels."""
+def test_cached_features_depend_on_the_layers(images, tmp_path):
+    """All blocks of a transformer have the same number of channels."""
     weights = write_random_weights("toy_dinov3", tmp_path / "weights.safetensors")
     options = {"backbone": "toy_dinov3", "weights": weights, "image_size": 32, "evidence": "patch", "augment": False}
     kept = {**options, "memory": tmp_path / "features"}

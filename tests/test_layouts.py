@@ -1,4 +1,4 @@
-"""Layouts of published data sets, on tiny trees: labels, parts, masks, and what is said of trees that nearly fit."""
+"""Layouts of published data sets, on tiny folders: labels, splits, masks, and errors for incomplete layouts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def visa(root: Path) -> Path:
 
 
 def realiad(root: Path) -> Path:
-    """Write into realiad_1024/ beside realiad_jsons/, as the data set has it."""
+    """Write realiad_1024/ next to realiad_jsons/, as in the data set."""
     root = root.parent / "realiad_1024" / root.name
     normal = [f"OK/S000{i}/{root.name}_000{i}_OK_C1_2023.jpg" for i in range(3)]
     bad, mask = (f"NG/AK/S0001/{root.name}_0001_NG_AK_C1_2023.{ending}" for ending in ("jpg", "png"))
@@ -116,7 +116,7 @@ def realiad(root: Path) -> Path:
     return root
 
 
-# What each has: kinds, masks by image, names of what is left out.
+# Contents of each layout: kinds, masks by image, names of files that are left out.
 EXPECTED = {
     ad: (["good"] * 3 + ["hole"], ["000_mask.png"], []),
     ad2: (["good"] * 3 + ["bad"], ["000_regular_mask.png"], ["test_private", "test_private_mixed", "validation"]),
@@ -134,7 +134,7 @@ ALL = pytest.mark.parametrize("make", EXPECTED, ids=lambda make: make.__name__)
 
 
 def refusal(root: Path, *parts: str, of: Path | None = None) -> None:
-    """Look for a path and parts in what is said of a folder, of that path unless another is given."""
+    """Check that the error about a folder contains a path and further parts."""
     with pytest.raises(ImageError) as caught:
         load_folder(of or root)
     for part in (str(root), *parts):
@@ -179,7 +179,7 @@ def test_labels_for_a_report(make, tmp_path):
 
 
 @ALL
-def test_the_root_of_a_data_set(make, tmp_path):
+def test_root_of_a_data_set(make, tmp_path):
     for name in ("a", "b"):
         make(tmp_path / name)
     assert [root.name for root in layouts.categories(tmp_path)] == ["a", "b"]
@@ -188,7 +188,7 @@ def test_the_root_of_a_data_set(make, tmp_path):
         assert load_folder(root).train.any()
 
 
-def test_paths_that_are_relative(tmp_path, monkeypatch):
+def test_relative_paths(tmp_path, monkeypatch):
     for make in (visa, realiad):
         root = make(tmp_path / "thing")
         whole = [str(path.relative_to(root)) for path in load_folder(root).paths]
@@ -196,12 +196,12 @@ def test_paths_that_are_relative(tmp_path, monkeypatch):
         assert [str(path) for path in load_folder(".").paths] == whole
 
 
-def test_validation_is_said_to_be_left_out(tmp_path):
+def test_validation_images_are_left_out(tmp_path):
     skipped = {path.name: reason for path, reason in load_folder(loco(tmp_path)).skipped}
     assert skipped["validation"].startswith("for validation")
 
 
-def test_a_defect_that_is_called_label(tmp_path):
+def test_defect_called_label(tmp_path):
     root = ad(tmp_path)
     write(root, "test/label/000.png", picture=BAD)
     assert load_folder(root).kinds[-1] == "label"
@@ -216,7 +216,7 @@ def test_masks_of_training_images_are_left_out(tmp_path):
 # ---- trees that nearly fit: what is said, and that doing so helps
 
 
-def test_normal_images_of_two_names(tmp_path):
+def test_good_and_ok(tmp_path):
     root = btad(tmp_path)
     (root / "test" / "ok").rename(root / "test" / "good")
     refusal(root, "good/ and ok/", "Rename the other.")
@@ -237,7 +237,7 @@ def test_dagm_without_labels(tmp_path, part):
     assert (load_folder(root).y == -1).sum() == 1
 
 
-def test_masks_of_no_image_beside_images(tmp_path):
+def test_masks_without_images(tmp_path):
     for make, mask in ((dagm, "Test/Label/0009_label.PNG"), (kolektor, "test/20009_GT.png")):
         root = make(tmp_path / make.__name__)
         write(root, mask, picture=MASK)
@@ -251,7 +251,7 @@ def test_masks_of_no_image_beside_images(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["copy", "remove"])
-def test_an_image_of_kolektorsdd2_without_its_mask(tmp_path, how):
+def test_kolektorsdd2_image_without_a_mask(tmp_path, how):
     root = kolektor(tmp_path)
     mask = root / "test" / "20001_GT.png"
     mask.rename(tmp_path / "elsewhere.png")
@@ -262,12 +262,12 @@ def test_an_image_of_kolektorsdd2_without_its_mask(tmp_path, how):
     assert len(load_folder(root).paths) == (5 if how == "copy" else 4)
 
 
-def test_a_damaged_mask_of_kolektorsdd2(tmp_path):
+def test_damaged_kolektorsdd2_mask(tmp_path):
     root = kolektor(tmp_path)
     (root / "test" / "20001_GT.png").write_bytes(b"no picture")
     refusal(root, "20001_GT.png cannot be read")
     found = load_folder(root, on_error="skip")
-    assert [path.name for path in found.paths][-1] == "20000.png"  # the other one's label is not known
+    assert [path.name for path in found.paths][-1] == "20000.png"  # the label of the other one is unknown
     assert found.skipped == [(root / "test" / "20001_GT.png", "a mask that cannot be read")]
 
 
@@ -289,7 +289,7 @@ def test_visa_without_its_table(tmp_path):
 
 
 @pytest.mark.parametrize("make", [visa, realiad])
-def test_images_of_a_list_that_are_missing(make, tmp_path):
+def test_missing_listed_images(make, tmp_path):
     root = make(tmp_path / "thing")
     gone = [load_folder(root).paths[0], load_folder(root).masks[-1]]
     for file in gone:
@@ -329,7 +329,7 @@ def test_realiad_without_its_list(tmp_path):
     assert list_labelled([root])[1] is None
 
 
-def test_folders_of_realiads_names(tmp_path):
+def test_folders_named_as_in_realiad(tmp_path):
     write(tmp_path, "OK/1.png", "NG/2.png")
     refusal(tmp_path, "or name the folders good/ and bad/.")
     (tmp_path / "OK").rename(tmp_path / "good")
@@ -337,7 +337,7 @@ def test_folders_of_realiads_names(tmp_path):
     assert load_folder(tmp_path).y.tolist() == [1, -1]
 
 
-def test_what_is_not_known_is_said_with_what_is(tmp_path):
+def test_unknown_layout(tmp_path):
     write(tmp_path, "kos01/Part0.jpg", "kos01/Part0_label.bmp")
     refusal(tmp_path, "holds no good/", "kos01/", "KolektorSDD2, DAGM or Real-IAD")
     write(tmp_path / "plain", "train/1.png", "test/1.png")

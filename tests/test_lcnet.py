@@ -1,4 +1,4 @@
-"""The packaged teacher's network: what timm makes of the same file, to the bit."""
+"""The packaged teacher's network: bitwise identical to timm's with the same file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assert_equal(expected, found):
     ("image_size", "embedding"), [(8, True), (32, True), (100, True), (128, True), (128, False), (225, True)]
 )
 @torch.inference_mode()
-def test_it_is_timms_network(image_size, embedding):
+def test_equals_timm(image_size, embedding):
     timms, own = build_both(image_size, embedding)
     assert own.fingerprint() == timms.fingerprint()
     assert list(own.state_dict()) == list(timms.state_dict())
@@ -54,20 +54,20 @@ def test_it_is_timms_network(image_size, embedding):
         assert_equal(timms(given), own(given))
         folded = [fold_batch_norms(one.model, given[:2]) > 0 for one in (timms, own)]
         assert folded[0] == folded[1]
-        assert folded[0] or dtype == torch.bfloat16  # which may round too much for that
+        assert folded[0] or dtype == torch.bfloat16  # rounding of bfloat16 may prevent folding
         timms, own = (one.to(memory_format=torch.channels_last) for one in (timms, own))
         given = given.contiguous(memory_format=torch.channels_last)
         assert_equal(timms(given), own(given))
 
 
-def test_it_draws_no_random_number():
+def test_global_generator_is_not_used():
     before = torch.get_rng_state()
     build_lcnet(PACKED.network, 32, weights=PACKED.teacher, embedding=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_packaged_file_given_by_name_makes_the_same_teacher():
-    """With `weights=` it is timm's network, and still the same fingerprint."""
+def test_packaged_file_as_weights():
+    """With `weights=` timm builds the network, and the fingerprint is the same."""
     runtime = resolve_runtime("cpu", "float32")
     own, fingerprint = load_teacher("compact", 32, None, True, runtime)
     TEACHERS.clear()
@@ -77,7 +77,7 @@ def test_the_packaged_file_given_by_name_makes_the_same_teacher():
     assert fingerprint == other
 
 
-def test_no_memory_is_said(monkeypatch):
+def test_out_of_memory(monkeypatch):
     def ask(*_, **__):
         raise MemoryError
 

@@ -1,4 +1,4 @@
-"""What of a folder is an image, and that everything else is named."""
+"""Listing of a folder: images, and the reason why each other file is left out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def found(root: Path, **options) -> tuple[list[str], dict[str, str]]:
         ("a.pbm", "PPM"), ("a.PNG", "PNG"),
     ],
 )  # fmt: skip
-def test_what_is_listed_can_be_read(tmp_path, name, kind):
+def test_listed_files_can_be_read(tmp_path, name, kind):
     Image.new("RGB", (20, 10), (200, 100, 50)).save(tmp_path / name, kind)
     assert list_images(tmp_path) == ([tmp_path / name], [])
     assert images.load(tmp_path / name, 0, Geometry(8))[0].mean() > 0.5
@@ -71,7 +71,7 @@ def test_every_file_is_listed_or_left_out(tmp_path):
     assert found(tmp_path)[1]["f"] == "a folder"
 
 
-def test_masks_and_maps_are_no_parts(tmp_path):
+def test_masks_and_maps_are_left_out(tmp_path):
     touch(tmp_path, "good/a.png", "masks/a.png", "Ground_Truth/crack/0/a.png", "new/b.png.overlay.png", "b.MAP.TIFF")
     files, left_out = found(tmp_path, below=True)
     assert files == ["good/a.png"]
@@ -81,16 +81,16 @@ def test_masks_and_maps_are_no_parts(tmp_path):
         "new/b.png.overlay.png": "written by `fewshot-ad map`",
         "b.MAP.TIFF": "written by `fewshot-ad map`",
     }
-    # Asked for by itself it is a folder as any other.
+    # If it is passed explicitly, it is an ordinary folder.
     assert found(tmp_path / "masks", below=True) == (["a.png"], {})
 
 
-def test_an_empty_folder_of_masks_is_named(tmp_path):
+def test_empty_mask_folder_is_named(tmp_path):
     (tmp_path / "masks").mkdir()
     assert found(tmp_path, below=True) == ([], {"masks": "in masks/, a folder of masks"})
 
 
-def test_a_folder_that_is_called_like_an_image_is_a_folder(tmp_path):
+def test_folder_named_like_an_image(tmp_path):
     touch(tmp_path, "volume.nii/a.png", "b.png/c.dcm/d.png")
     assert found(tmp_path, below=True) == (["b.png/c.dcm/d.png", "volume.nii/a.png"], {})
     assert found(tmp_path) == ([], {"volume.nii": "a folder", "b.png": "a folder"})
@@ -120,13 +120,13 @@ def test_links_are_followed_once(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipes_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     os.mkfifo(tmp_path / "b")
     assert found(tmp_path) == ([], {"a.png": "not a regular file", "b": "not a regular file"})
 
 
-def test_a_folder_without_rights_is_named(tmp_path, monkeypatch):
+def test_folder_without_permissions(tmp_path, monkeypatch):
     touch(tmp_path, "a.png", "closed/b.png")
     listed = Path.iterdir
 
@@ -141,13 +141,13 @@ def test_a_folder_without_rights_is_named(tmp_path, monkeypatch):
     assert list_images(tmp_path / "closed").left_out == [(tmp_path / "closed", expected["closed"])]
 
 
-def test_a_file_without_rights_is_named(tmp_path, monkeypatch):
+def test_file_without_permissions(tmp_path, monkeypatch):
     touch(tmp_path, "IM_1", "a.png")
     monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     assert found(tmp_path) == (["a.png"], {"IM_1": "cannot be read: Permission denied"})
 
 
-def test_a_line_for_each_reason():
+def test_one_line_per_reason():
     left_out = [(f"{i}.txt", "not an image") for i in range(7)] + [("b", "hidden")]
     assert list(say_left_out(left_out)) == [
         "left out: 7 (not an image): 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more",
@@ -155,5 +155,5 @@ def test_a_line_for_each_reason():
     ]
 
 
-def test_files_is_where_it_was():
+def test_files():
     assert images.files is listing.files

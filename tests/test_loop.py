@@ -41,7 +41,7 @@ def settings(**changes) -> dict:
 
 
 @pytest.mark.parametrize("form", ["position", "flattened"])
-def test_episode_loss_is_the_equation(form):
+def test_episode_loss_follows_the_equation(form):
     runtime = resolve_runtime("cpu", "float64")
     student = make_student(dtype=torch.float64).eval()
     episode = draw_episode([make_task(dtype=torch.float64)], 3, 2, np.random.default_rng(0))
@@ -62,7 +62,7 @@ def test_episode_loss_is_the_equation(form):
     assert loss.item() == pytest.approx((ssd + 0.1 * tsd).item(), abs=1e-12)
 
 
-def test_a_step_passes_each_image_through_the_student_once():
+def test_each_image_passes_through_the_student_once():
     student, seen = make_student(), []
     student.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     training.train(student, [make_task()], **settings(n_steps=2))
@@ -76,7 +76,7 @@ def test_loss_falls_and_the_student_ends_in_eval_mode():
     assert not student.training
 
 
-def test_same_seed_same_bits_and_the_global_generator_is_left_alone():
+def test_same_seed_same_bits():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     one, two, other = make_student(), make_student(), make_student()
@@ -99,13 +99,13 @@ def test_other_precisions_train(precision):
     assert all(torch.isfinite(p).all() for p in student.parameters())
 
 
-def test_training_ends_on_a_plateau():
+def test_early_stopping():
     curve = training.train(make_student(), [make_task()], **settings(n_steps=1000, learning_rate=1e-9, tol=1e-3))
     assert 100 <= len(curve) < 1000
     assert len(curve) % 50 == 0
 
 
-def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_lower():
+def test_loss_that_is_not_finite():
     task = make_task()
     task.targets[0][:] = torch.nan
     with pytest.raises(TrainingError, match=r"nan at step 1 of 20\. Lower learning_rate \(now 0\.001\)"):
@@ -148,7 +148,7 @@ def test_progress_bar(capsys):
 
 @pytest.mark.parametrize("form", ["position", "flattened"])
 @pytest.mark.parametrize("batch_size", [2, 7])
-def test_workers_add_up_to_one_process(form, batch_size, monkeypatch):
+def test_workers_equal_one_process(form, batch_size, monkeypatch):
     options = settings(runtime=resolve_runtime("cpu", "float64"), loss=form, batch_size=batch_size)
     del options["tol"]
     together = []
@@ -163,7 +163,7 @@ def test_workers_add_up_to_one_process(form, batch_size, monkeypatch):
     torch.testing.assert_close(sum(together), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
 
 
-def test_of_several_workers_none_halves_its_batch(monkeypatch):
+def test_several_workers_do_not_halve_the_batch(monkeypatch):
     options = settings(workers=training.Workers(0, 2))
     del options["tol"]
     monkeypatch.setattr(training, "episode_loss", lambda *_: (_ for _ in ()).throw(MemoryError()))
@@ -180,7 +180,7 @@ class Dropped(torch.nn.Module):
         return [torch.nn.functional.dropout(m, 0.3, self.training) for m in self.net(embedding, shapes)]
 
 
-def test_trainings_with_dropout_in_threads_are_those_one_after_the_other():
+def test_trainings_in_threads_equal_serial_trainings():
     students = [make_student(i % 4) for i in range(16)]
     for student in students:
         student.net = Dropped(student.net)
@@ -193,7 +193,7 @@ def test_trainings_with_dropout_in_threads_are_those_one_after_the_other():
         assert list(pool.map(run, range(4, 16))) == alone * 3
 
 
-def test_an_autocast_of_the_callers_keeps_no_weights_from_before_a_step():
+def test_autocast_of_the_caller_caches_no_weights():
     runtime = resolve_runtime("cpu", "bfloat16")
     expected = training.train(make_student(), [make_task()], **settings(runtime=runtime))
     with torch.autocast("cpu", torch.bfloat16):

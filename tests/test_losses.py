@@ -1,4 +1,4 @@
-"""The distillation losses, against values worked out by hand."""
+"""The distillation losses, compared with values calculated by hand."""
 
 import math
 
@@ -9,7 +9,7 @@ from fewshot_ad.method.losses import cosine_distance, distillation_loss, dual_lo
 
 
 def feature_map(*positions):
-    """Make a (1, 2, 1, n) map of n two-channel vectors."""
+    """Create a (1, 2, 1, n) map of n two-channel vectors."""
     return torch.tensor(positions, dtype=torch.float64).T[None, :, None, :]
 
 
@@ -48,7 +48,7 @@ def test_orthogonal_maps(form):
 
 
 @pytest.mark.parametrize("form", ["position", "flattened"])
-def test_maps_of_zeros_have_a_finite_gradient(form):
+def test_zero_maps_have_a_finite_gradient(form):
     a = torch.zeros(1, 2, 1, 2, requires_grad=True)
     cosine_distance(a, torch.ones(1, 2, 1, 2), form).sum().backward()
     assert a.grad.isfinite().all()
@@ -62,7 +62,7 @@ def test_scales_are_summed_and_each_is_a_mean(form, expected):
     assert loss.item() == pytest.approx(expected + 0 + expected / 2)
 
 
-def test_scales_must_agree_in_number():
+def test_different_numbers_of_scales():
     with pytest.raises(ValueError, match="shorter"):
         distillation_loss([A, A], [B], "position")
 
@@ -87,7 +87,7 @@ def test_dual_loss(lam, expected):
     ],
 )
 @pytest.mark.parametrize(("turned", "expected"), [(False, 0.0), (True, 1.0), (None, 2.0)])
-def test_vectors_of_any_length_have_an_angle(form, of_a, of_b, turned, expected):
+def test_vectors_of_any_length(form, of_a, of_b, turned, expected):
     a = torch.tensor([0.6, 0.8])[None, :, None, None]
     b = {False: a, True: a.flip(1) * torch.tensor([1.0, -1.0])[:, None, None], None: -a}[turned]
     a, b = (of_a * a).requires_grad_(), (of_b * b).requires_grad_()
@@ -95,7 +95,7 @@ def test_vectors_of_any_length_have_an_angle(form, of_a, of_b, turned, expected)
     assert distance.item() == pytest.approx(expected, abs=1e-5)
     distance.sum().backward()
     for vector, other in ((a, of_b), (b, of_a)):
-        assert vector.grad.norm() <= 1.01e8 * other  # an angle's would be 1e19 for the shortest
+        assert vector.grad.norm() <= 1.01e8 * other  # that of an angle would be 1e19 for the shortest
 
 
 @pytest.mark.parametrize("form", ["position", "flattened"])
@@ -109,7 +109,7 @@ def test_vectors_of_zeros_have_distance_one_to_all(form, length):
     assert b.grad.isfinite().all()
 
 
-def test_a_short_vector_changes_no_other_position():
+def test_short_vector_does_not_change_other_positions():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 3, 32, 7, 7, generator=generator).unbind()
     expected = 1 - (a * b).sum(1) * ((a * a).sum(1) * (b * b).sum(1)).rsqrt()
@@ -120,7 +120,7 @@ def test_a_short_vector_changes_no_other_position():
     assert found[0, 0, 0].item() == pytest.approx(expected[0, 0, 0].item(), abs=1e-5)
 
 
-def test_a_graph_takes_vectors_of_any_length_too():
+def test_vectors_of_any_length_in_a_graph():
     class Distance(torch.nn.Module):
         def forward(self, a, b):
             return cosine_distance(a, b)
@@ -131,5 +131,5 @@ def test_a_graph_takes_vectors_of_any_length_too():
         torch.testing.assert_close(graph(length * a, -length * a), torch.full((1, 4, 4), 2.0))
 
 
-def test_no_images_have_no_distances():
+def test_empty_batch():
     assert cosine_distance(torch.zeros(0, 3, 4, 4), torch.zeros(0, 3, 4, 4)).shape == (0, 4, 4)

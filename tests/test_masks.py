@@ -1,4 +1,4 @@
-"""Masks: every file that marks pixels is read as it is meant."""
+"""Ground-truth masks of all kinds of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewshot_ad.exceptions import ImageError
 
 
 def write(root: Path, name: str, size: tuple[int, int] = (20, 16)) -> None:
-    """Make a grey picture of this width and height."""
+    """Write a grey picture of this width and height."""
     Image.new("L", size, 128).save(root / name)
 
 
@@ -51,7 +51,7 @@ def test_every_value_but_0_is_anomalous(tmp_path, picture, ending):
     np.testing.assert_array_equal(read_mask(tmp_path / f"1{ending}"), TRUTH)
 
 
-def test_a_palette_whose_black_is_not_its_first_colour(tmp_path):
+def test_palette_with_black_at_another_index(tmp_path):
     picture = Image.fromarray((~TRUTH).astype(np.uint8), "P")
     picture.putpalette([255, 255, 255, 0, 0, 0])
     picture.save(tmp_path / "1.png")
@@ -66,16 +66,16 @@ def test_labels_of_several_defects(tmp_path):
 
 
 @pytest.mark.parametrize("high", [255, 120])
-def test_a_mask_as_jpeg(tmp_path, high):
+def test_jpeg_mask(tmp_path, high):
     large = np.kron(TRUTH, np.ones((9, 9), bool))
     Image.fromarray(large.astype(np.uint8) * high).save(tmp_path / "1.jpg", quality=60)
-    assert len(np.unique(np.asarray(Image.open(tmp_path / "1.jpg")))) > 5  # black is not all 0
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "1.jpg")))) > 5  # black pixels are not exactly 0
     np.testing.assert_array_equal(read_mask(tmp_path / "1.jpg"), large)
     Image.fromarray(np.zeros_like(large, np.uint8)).save(tmp_path / "0.jpg")
     assert not read_mask(tmp_path / "0.jpg").any()
 
 
-def test_pages_of_a_mask_are_joined(tmp_path):
+def test_pages_of_a_mask_are_combined(tmp_path):
     parts = [TRUTH.copy(), TRUTH.copy()]
     parts[0][:, :8] = parts[1][:, 8:] = False
     first, second = (Image.fromarray(part) for part in parts)
@@ -83,14 +83,14 @@ def test_pages_of_a_mask_are_joined(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "1.tif"), TRUTH)
 
 
-def test_a_turned_mask_is_read_as_shown(tmp_path):
+def test_rotated_mask(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(TRUTH).astype(np.uint8)).save(tmp_path / "1.png", exif=exif)
     np.testing.assert_array_equal(read_mask(tmp_path / "1.png"), TRUTH)
 
 
-def test_masks_that_say_nothing(tmp_path):
+def test_uninformative_masks(tmp_path):
     Image.fromarray(TRUTH.astype(np.uint8) + 1).save(tmp_path / "1.png")
     with pytest.raises(ImageError, match=r"1\.png has no pixel of value 0"):
         read_mask(tmp_path / "1.png")

@@ -1,4 +1,4 @@
-"""Patches and embeddings of the support, and the most similar ones of a query."""
+"""Patches and embeddings of the support, and nearest-neighbour search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewshot_ad.method.coreset import Patches
 
 
 def bank_of(patches: torch.Tensor, lowered: torch.dtype | None = None) -> matching.PatchBank:
-    """A bank of (K, P, D) patches."""
+    """Create a bank from (K, P, D) patches."""
     k, n = patches.shape[:2]
     owners = torch.arange(k).repeat_interleave(n)
     return matching.PatchBank(Patches(patches.flatten(0, 1), owners, torch.zeros(k * n, 2)), k, lowered)
@@ -66,23 +66,23 @@ def test_patch_evidence_against_a_loop(maps):
     torch.testing.assert_close(weights.sum(1), torch.ones(3, dtype=torch.float64))
 
 
-def test_a_support_image_finds_itself_unless_it_is_left_out(maps):
+def test_support_image_matches_itself_unless_left_out(maps):
     bank = bank_of(matching.patch_features(maps))
     nothing = torch.zeros(3, 3, dtype=torch.bool)
     assert matching.patch_evidence(maps, bank, nothing)[0].abs().max() < 1e-12
     assert matching.patch_evidence(maps, bank, torch.eye(3, dtype=torch.bool))[0].min() > 1e-3
 
 
-def test_searching_in_bfloat16_finds_what_is_as_near():
+def test_search_in_bfloat16():
     generator = torch.Generator().manual_seed(0)
-    # As those of a network: alike, around a common mean.
+    # Like features of a network: similar, around a common mean.
     patches = F.normalize(1 + 0.3 * torch.randn(5, 200, 48, generator=generator), dim=-1)
     bank, query = patches[:4], patches[4]
     plain, lowered = bank_of(bank), bank_of(bank, torch.bfloat16)
     for left_out in ([0, 0, 0, 0], [1, 0, 1, 1]):
         best, _ = plain.nearest(query, torch.tensor(left_out, dtype=torch.bool))
         found, match = lowered.nearest(query, torch.tensor(left_out, dtype=torch.bool))
-        # The cosine of a patch that is there, and the largest up to the rounding of the search.
+        # The exact cosine of a patch in the bank, and the largest up to rounding in the search.
         assert not torch.tensor(left_out, dtype=torch.bool)[match].any()
         there = (query @ bank.flatten(0, 1).T).view(200, 4, 200)[torch.arange(200), match]
         assert (there - found[:, None]).abs().amin(1).max() < 1e-6
@@ -95,7 +95,7 @@ def test_searching_in_bfloat16_finds_what_is_as_near():
 
 
 @pytest.mark.parametrize("lowered", [None, torch.bfloat16])
-def test_a_query_of_many_patches_is_searched_in_tiles(monkeypatch, lowered):
+def test_many_patches_are_searched_in_tiles(monkeypatch, lowered):
     patches = F.normalize(1 + torch.randn(2, 50, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
     bank, nothing = bank_of(patches[:1], lowered), torch.zeros(1, dtype=torch.bool)
     whole = bank.nearest(patches[1], nothing)
@@ -104,7 +104,7 @@ def test_a_query_of_many_patches_is_searched_in_tiles(monkeypatch, lowered):
         torch.testing.assert_close(one, other)
 
 
-def test_where_all_that_is_kept_is_left_out_all_of_it_counts(maps):
+def test_all_patches_left_out(maps):
     bank = bank_of(matching.patch_features(maps[:3])[:1])
     left_out = torch.ones(16, 1, dtype=torch.bool)
     best, _ = bank.nearest(matching.patch_features(maps)[0], left_out[0])
@@ -112,8 +112,8 @@ def test_where_all_that_is_kept_is_left_out_all_of_it_counts(maps):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 80), (80, 32)])
-def test_support_patches_know_where_they_are(size):
-    """Each patch of each view is at the place of the image whose patch it shows."""
+def test_positions_of_support_patches(size):
+    """Each patch of each view has the position of the same patch in the image."""
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij")
     image = torch.stack([torch.ones(size, dtype=torch.float64), rows / size[0], columns / size[1]])
 

@@ -1,4 +1,4 @@
-"""Metrics, against values that can be counted by hand, and against scikit-learn's."""
+"""Metrics, compared with values counted by hand and with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_small_regions_count_as_much_as_large_ones():
     masks[0, 0, 0] = masks[0, 4:8, 4:8] = True
     maps = np.zeros(masks.shape)
     maps[0, 4:8, 4:8] = 1
-    # The large region is found at no cost, the small one only with all normal pixels.
+    # The large region is detected without false positives, the small one only with all normal pixels.
     assert aupro(masks, maps, max_fpr=1.0) == pytest.approx((0.5 + 1.0) / 2)
     assert aupro(masks, maps) == pytest.approx((0.5 + 0.65) / 2)
 
@@ -32,15 +32,15 @@ def test_regions_touch_at_corners_but_not_across_images():
     masks[1, 0, 0] = True  # another, in the next image
     maps = np.zeros(masks.shape)
     maps[0, :2, :2] = 1
-    # At two false pixels of 29 the first region is found; the curve rises straight to there, and on to (1, 1).
+    # At two false positives of 29 the first region is detected; the curve is linear up to there, and on to (1, 1).
     x = 2 / 29
     assert aupro(masks, maps, max_fpr=1.0) == pytest.approx(x * 0.25 + (1 - x) * 0.75)
 
 
-def test_curve_is_cut_between_two_points():
+def test_curve_is_interpolated_at_the_limit():
     masks = np.array([[[True, False, False, False, False]]])
     maps = np.array([[[0.5, 0.9, 0.1, 0.1, 0.1]]])
-    # (0, 0), (.25, 0), (.25, 1), (1, 1)
+    # (0, 0), (0.25, 0), (0.25, 1), (1, 1)
     assert aupro(masks, maps, max_fpr=0.3) == pytest.approx(0.05 / 0.3)
     assert aupro(masks, maps, max_fpr=0.2) == 0
 
@@ -72,7 +72,7 @@ def labelled(seed: int, *, ties: bool) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_image_metrics_are_scikit_learns_with_the_anomaly_as_positive(seed, ties):
+def test_image_metrics_equal_scikit_learn(seed, ties):
     y, scores = labelled(seed, ties=ties)
     assert average_precision(y, scores) == pytest.approx(average_precision_score(y == -1, scores))
     best = f1_max(y, scores)
@@ -86,7 +86,7 @@ def test_image_metrics_are_scikit_learns_with_the_anomaly_as_positive(seed, ties
         assert recall_at(y, scores, false_alarm_rate=rate) == pytest.approx(recall[false_alarms <= rate + 1e-12].max())
 
 
-def test_equal_scores_are_called_together():
+def test_tied_scores_share_a_threshold():
     y = [1, 1, -1, -1]
     assert average_precision(y, [0, 0, 0, 0]) == 0.5
     assert f1_max(y, [3, 3, 3, 3])[0] == pytest.approx(2 / 3)
@@ -96,14 +96,14 @@ def test_equal_scores_are_called_together():
     assert recall_at(y, [9, 9, 1, 1], false_alarm_rate=0.9) == 0
 
 
-def test_a_rate_that_is_reached_exactly_is_allowed():
+def test_rate_limit_is_inclusive():
     y = np.repeat([1, -1], [100, 1])
     scores = np.r_[np.arange(100.0), 70.5]
     assert recall_at(y, scores, false_alarm_rate=0.29) == 1  # 0.29 * 100 is below 29 in floating point
     assert recall_at(y, scores, false_alarm_rate=0.28) == 0
 
 
-def test_a_threshold_between_neighbouring_numbers():
+def test_threshold_between_adjacent_floats():
     low = 1.0
     found = f1_max([1, -1], [low, np.nextafter(low, 2)])
     assert found.value == 1
@@ -121,7 +121,7 @@ def test_overlap_of_regions_is_the_mean_over_these():
     assert per_region_overlap(masks, maps, 0.5) == pytest.approx((0.5 + 0.75 + 0) / 3)  # above, not at
 
 
-def test_overlap_is_what_aupro_is_the_area_of():
+def test_aupro_integrates_the_overlap():
     rng = np.random.default_rng(1)
     masks = rng.random((2, 12, 12)) < 0.1
     maps = (rng.random(masks.shape) + 0.5 * masks).round(2)
@@ -143,13 +143,13 @@ def test_overlap_is_what_aupro_is_the_area_of():
         ([1, 1], [0.1, 0.2], "needs anomalous images, labelled -1"), ([], [], "needs anomalous images"),
     ],
 )  # fmt: skip
-def test_what_images_cannot_be_measured_by(metric, y, scores, message):
+def test_invalid_image_metrics(metric, y, scores, message):
     with pytest.raises(ValueError, match=message):
         metric(y, scores)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, np.nan, "0.05", True, None])
-def test_rates_that_are_none(rate):
+def test_invalid_rates(rate):
     with pytest.raises(ValueError, match=f"false_alarm_rate={rate!r} was given".replace("(", "[(]")):
         recall_at([1, -1], [0, 1], false_alarm_rate=rate)
 
@@ -169,6 +169,6 @@ def test_recall_at_a_rate_needs_normal_images():
         (np.eye(2)[None], np.ones((1, 2, 2)), None, "threshold=None"),
     ],
 )
-def test_overlaps_that_cannot_be(masks, maps, threshold, message):
+def test_invalid_overlaps(masks, maps, threshold, message):
     with pytest.raises(ValueError, match=message):
         per_region_overlap(masks, maps, threshold)

@@ -1,4 +1,4 @@
-"""Fitted detectors on disk: the same scores after loading, and clear refusals of anything else."""
+"""Model files: the same scores after loading, and clear errors for all other files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def saved(fitted, tmp_path_factory):
 
 @pytest.fixture
 def forged(saved, tmp_path):
-    """Write the saved file again, altered, with a checksum that fits."""
+    """Write an altered copy of the saved file, with a valid checksum."""
 
     def write(change):
         tensors, header = checkpoints.load(saved, model_file.FORMAT, "")
@@ -115,13 +115,13 @@ def test_loaded_scores_are_the_same_bits(make, normal, anomalous, tmp_path, para
     assert found["random_state"] == (0 if given["random_state"] == 0 else None)
 
 
-def test_a_student_trained_on_other_tasks(make, normal, anomalous, tmp_path):
+def test_student_trained_on_other_tasks(make, normal, anomalous, tmp_path):
     det = make().fit(normal[:3], auxiliary={"other": stripes(6, seed=7)})
     det.save_student(tmp_path / "student.safetensors")
     options = {"student__decoder_blocks": (2, 2, 2), "student__n_steps": 0}
     for one in (det, make(init=tmp_path / "student.safetensors", **options).fit(normal[:3])):
         one.save(tmp_path / "model.fsad", force=True)
-        (tmp_path / "student.safetensors").unlink(missing_ok=True)  # it is in the model file
+        (tmp_path / "student.safetensors").unlink(missing_ok=True)  # the model file contains the student
         assert_same(one, load(tmp_path / "model.fsad"), anomalous)
 
 
@@ -145,7 +145,7 @@ def test_rows(make, normal, tmp_path, with_names):
         again.predict(np.zeros((2, 99)))
 
 
-def test_the_support_is_in_the_file_only_if_asked_for(make, normal, anomalous, tmp_path):
+def test_support_is_stored_only_on_request(make, normal, anomalous, tmp_path):
     det = make().fit(normal[:3])
     det.save(tmp_path / "without.fsad")
     det.save(tmp_path / "with.fsad", support=True)
@@ -168,11 +168,11 @@ def test_the_support_is_in_the_file_only_if_asked_for(make, normal, anomalous, t
     assert_same(added, det.partial_fit(normal[3:5]), anomalous)
 
 
-def test_a_support_image_is_still_not_held_against_itself(fitted, saved, normal):
+def test_loaded_support_image_is_not_scored_against_itself(fitted, saved, normal):
     np.testing.assert_array_equal(load(saved).score_samples(normal[:4]), fitted.support_scores_)
 
 
-def test_folders_of_the_support_are_not_in_the_file(make, normal, tmp_path):
+def test_file_has_no_folder_names(make, normal, tmp_path):
     folder = tmp_path / "patient_4711"
     folder.mkdir()
     for i, image in enumerate(normal[:2]):
@@ -187,12 +187,12 @@ def test_clone_and_pickle_of_a_loaded_detector(fitted, saved, anomalous):
     again = load(saved)
     copy = pickle.loads(pickle.dumps(again))
     assert_same(copy, fitted, anomalous)
-    # Each tensor by itself, not the whole file for each.
+    # Each tensor has its own storage, not that of the whole file.
     assert len(pickle.dumps(again)) < len(pickle.dumps(fitted))
     assert not hasattr(clone(again), "offset_")
 
 
-def test_the_file_may_change_once_it_is_loaded(make, fitted, normal, anomalous, tmp_path):
+def test_loaded_detector_does_not_need_the_file(make, fitted, normal, anomalous, tmp_path):
     fitted.save(tmp_path / "model.fsad")
     again = load(tmp_path / "model.fsad")
     with (tmp_path / "model.fsad").open("r+b") as file:
@@ -205,7 +205,7 @@ def test_device(saved, device):
     assert load(saved, device=device).device == ("auto" if device is None else device)
 
 
-def test_a_device_that_is_not_here(saved):
+def test_unavailable_device(saved):
     with pytest.raises(ValueError, match="cannot be used here"):
         load(saved, device="cuda:99")
 
@@ -219,7 +219,7 @@ def test_saved_on_a_gpu(toy, normal, anomalous, tmp_path):
     assert_same(load(tmp_path / "model.fsad", device="cpu"), det.set_params(device="cpu"), anomalous)
 
 
-def test_a_subclass_loads_as_itself(saved, anomalous, fitted):
+def test_subclass(saved, anomalous, fitted):
     class Mine(DualDistillationDetector):
         pass
 
@@ -231,13 +231,13 @@ def test_a_subclass_loads_as_itself(saved, anomalous, fitted):
 # ---- writing
 
 
-def test_the_same_detector_is_the_same_bytes(fitted, saved, tmp_path):
+def test_files_are_deterministic(fitted, saved, tmp_path):
     for i in range(5):
         fitted.save(tmp_path / f"{i}.fsad")
         assert (tmp_path / f"{i}.fsad").read_bytes() == saved.read_bytes()
 
 
-def test_an_existing_file_is_not_replaced_unasked(fitted, make, normal, tmp_path):
+def test_existing_file_is_not_replaced(fitted, make, normal, tmp_path):
     path = tmp_path / "model.fsad"
     path.write_text("precious")
     with pytest.raises(OutputExistsError, match="force=True") as caught:
@@ -248,7 +248,7 @@ def test_an_existing_file_is_not_replaced_unasked(fitted, make, normal, tmp_path
     assert load(path).offset_ == fitted.offset_
 
 
-def test_a_failed_write_leaves_the_old_file(fitted, tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(fitted, tmp_path, monkeypatch):
     path = tmp_path / "model.fsad"
     fitted.save(path)
     before = path.read_bytes()
@@ -259,7 +259,7 @@ def test_a_failed_write_leaves_the_old_file(fitted, tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_where_nothing_can_be_written(fitted, tmp_path):
+def test_unwritable_destination(fitted, tmp_path):
     with pytest.raises(OutputError, match="no folder"):
         fitted.save(tmp_path / "missing" / "model.fsad")
     with pytest.raises(OutputError, match="is a folder"):
@@ -267,7 +267,7 @@ def test_where_nothing_can_be_written(fitted, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_cannot_be_saved(make, fitted, toy, normal, tmp_path):
+def test_parameters_that_cannot_be_saved(make, fitted, toy, normal, tmp_path):
     path = tmp_path / "model.fsad"
     with pytest.raises(NotFittedError):
         make().save(path)
@@ -283,7 +283,7 @@ def test_what_cannot_be_saved(make, fitted, toy, normal, tmp_path):
 # ---- the teacher
 
 
-def test_the_teachers_weights_may_be_elsewhere(toy, normal, anomalous, tmp_path):
+def test_moved_weights(toy, normal, anomalous, tmp_path):
     weights = write_random_weights("toy_resnet", tmp_path / "toy.safetensors")
     det = DualDistillationDetector(**{**toy, "weights": weights, "evidence": "patch"}).fit(normal[:2])
     det.save(tmp_path / "model.fsad")
@@ -306,7 +306,7 @@ def test_the_teachers_weights_may_be_elsewhere(toy, normal, anomalous, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["hf-hub:somebody/something", "local-dir:/", "no_such_network"])
-def test_a_backbone_that_timm_does_not_know_is_not_looked_for(forged, name, monkeypatch):
+def test_unknown_backbone(forged, name, monkeypatch):
     path = forged(lambda header, _: header["parameters"].update(backbone=name))
     monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm was asked"))
     assert "not a network that timm" in refusal(path)
@@ -316,7 +316,7 @@ def test_a_backbone_that_timm_does_not_know_is_not_looked_for(forged, name, monk
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_files_of_every_version_are_still_read(version):
+def test_files_of_all_versions_are_read(version):
     path = DATA / f"model_{version}.fsad"
     assert model_file.describe(path)["format"] == f"fewshot_ad model {version}"
     golden = json.loads(path.with_suffix(".json").read_text())
@@ -324,7 +324,7 @@ def test_files_of_every_version_are_still_read(version):
         np.testing.assert_allclose(values, golden[name], rtol=1e-4, err_msg=name)
 
 
-def test_a_file_of_version_1_is_written_again_as_the_newest(tmp_path):
+def test_version_1_is_saved_as_the_newest(tmp_path):
     old = load(DATA / "model_1.fsad")
     old.save(tmp_path / "new.fsad")
     new = load(tmp_path / "new.fsad")
@@ -333,7 +333,7 @@ def test_a_file_of_version_1_is_written_again_as_the_newest(tmp_path):
 
 
 def test_names_of_the_format(saved):
-    # Whoever changes these writes another version of the format.
+    # Changing these requires a new version of the format.
     tensors, header = checkpoints.load(saved, "fewshot_ad model 2", "")
     plain = {name for name in tensors if not name.startswith("students.")}
     assert plain == {"support_scores", "loss_curve", "patches", "patch_owners", "patch_spots", "embeddings"}
@@ -343,18 +343,18 @@ def test_names_of_the_format(saved):
 
 
 @pytest.mark.parametrize("read", [load, model_file.describe])
-def test_a_newer_version(saved, tmp_path, read):
+def test_newer_version(saved, tmp_path, read):
     tensors, header = checkpoints.load(saved, model_file.FORMAT, "")
     checkpoints.save(tmp_path / "new.fsad", tensors, "fewshot_ad model 3", header)
     assert "version 3 of its format" in refusal(tmp_path / "new.fsad", read)
 
 
 @pytest.mark.parametrize("name", ["from_the_future", "device"])
-def test_a_parameter_that_no_file_of_this_release_has(forged, name):
+def test_unknown_parameter(forged, name):
     assert repr(name) in refusal(forged(lambda header, _: header["parameters"].update({name: "cpu"})))
 
 
-def test_a_parameter_that_came_later_has_its_default(forged, fitted, anomalous):
+def test_missing_parameter_has_its_default(forged, fitted, anomalous):
     again = load(forged(lambda header, _: header["parameters"].pop("contrast")))
     assert again.contrast == 0.0
     assert_same(again, fitted, anomalous)
@@ -391,7 +391,7 @@ def test_truncated(saved, tmp_path, keep):
 def test_flipped_bits(saved, tmp_path):
     data = saved.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
-    end = len(data[:header].rstrip(b" "))  # beyond it spaces fill up to eight bytes
+    end = len(data[:header].rstrip(b" "))  # followed by padding to eight bytes
     rng = np.random.default_rng(0)
     places = [*range(8), *rng.integers(8, end, 60), *rng.integers(header, len(data), 60), len(data) - 1]
     path = tmp_path / "flipped.fsad"
@@ -473,7 +473,7 @@ def set_entry(*keys_and_value):
         set_entry("parameters", "blur_sigma", 1e308),
     ],
 )
-def test_headers_that_cannot_be_right(forged, change):
+def test_invalid_headers(forged, change):
     path = forged(change)
     started = time.monotonic()
     message = refusal(path)
@@ -482,7 +482,7 @@ def test_headers_that_cannot_be_right(forged, change):
 
 
 @pytest.mark.parametrize("header", ["[]", "1", "null", "[" * 100_000, "1" + "0" * 5000])
-def test_headers_that_are_no_dict(saved, tmp_path, header, monkeypatch):
+def test_headers_that_are_not_a_dict(saved, tmp_path, header, monkeypatch):
     tensors, _ = checkpoints.load(saved, model_file.FORMAT, "")
     with monkeypatch.context() as patch:
         dumps = json.dumps
@@ -526,22 +526,22 @@ def replaced(name, function):
         (lambda _, tensors: tensors.update({"students.2.seen": torch.zeros(4, dtype=torch.uint8)}), "students.2.seen"),
     ],
 )
-def test_tensors_that_cannot_be_right(forged, change, name):
+def test_invalid_tensors(forged, change, name):
     assert repr(name) in refusal(forged(change))
 
 
 @pytest.mark.parametrize("owner", [-1, 4])
-def test_patches_of_no_support_image(forged, owner):
+def test_patches_with_invalid_owners(forged, owner):
     path = forged(replaced("patch_owners", lambda t: torch.full_like(t, owner)))
-    assert "its patches are not of 4 support images" in refusal(path)
+    assert "its patches are not those of 4 support images" in refusal(path)
 
 
 @pytest.mark.parametrize(("value", "said"), [(float("nan"), "not finite"), (1e30, "longer than 1")])
-def test_patches_of_impossible_values(forged, value, said):
+def test_patches_with_invalid_values(forged, value, said):
     assert said in refusal(forged(replaced("patches", lambda t: torch.full_like(t, value))))
 
 
-def test_a_wrong_checksum_is_said(saved, tmp_path):
+def test_wrong_checksum(saved, tmp_path):
     data = bytearray(saved.read_bytes())
     data[-1] ^= 1
     (tmp_path / "model.fsad").write_bytes(data)
@@ -551,7 +551,7 @@ def test_a_wrong_checksum_is_said(saved, tmp_path):
 # ---- what is said of it
 
 
-def test_describe_reads_the_header_alone(fitted, saved, tmp_path):
+def test_describe_reads_only_the_header(fitted, saved, tmp_path):
     data = saved.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     path = tmp_path / "model.fsad"
@@ -572,7 +572,7 @@ def test_describe_reads_the_header_alone(fitted, saved, tmp_path):
     assert issubclass(CheckpointError, FewShotADError)
 
 
-def test_notebooks_show_what_was_fitted(fitted, saved, make):
+def test_notebook_summary(fitted, saved, make):
     assert "Fitted" not in make()._repr_html_().partition("<style>")[0]
     for det in (fitted, load(saved)):
         for shown in (det._repr_html_(), det._repr_mimebundle_()["text/html"]):
@@ -585,20 +585,20 @@ def test_notebooks_show_what_was_fitted(fitted, saved, make):
         assert "text/html" not in fitted._repr_mimebundle_()
 
 
-def test_names_are_escaped_in_notebooks(fitted):
+def test_notebook_summary_escapes_names(fitted):
     det = pickle.loads(pickle.dumps(fitted)).set_params(backbone="<script>alert(1)</script>")
     assert "<script>alert" not in det._repr_html_()
     assert "&lt;script&gt;alert(1)" in det._repr_html_()
 
 
-def test_parameters_of_the_first_release_have_todays_names():
+def test_parameters_of_format_1_are_renamed():
     given = {"backbone": "compact", "student": "encoder", "n_steps": 5, "tol": 0.1, "lam": "auto", "max_pixels": 7}
     header = {"parameters": given, "fitted": {"lam_": 0.3}, "students": []}
     assert format_1.renamed(header)["parameters"] == {
         "backbone": "compact", "student__architecture": "encoder", "student__n_steps": 5, "student__tol": 0.1,
         "lam": 0.3,
     }  # fmt: skip
-    assert format_1.renamed({"parameters": 3}) == {"parameters": 3}  # for the check to name
+    assert format_1.renamed({"parameters": 3}) == {"parameters": 3}  # left to the check
     old = DualDistillationDetector.load(DATA / "model_1.fsad").get_params()
     assert old["student"] is not None
     assert old["student__decoder_blocks"] == (2, 2, 2)

@@ -1,4 +1,4 @@
-"""K-shot splits."""
+"""K-shot splits, and the scorer with synthetic anomalies."""
 
 import joblib
 import numpy as np
@@ -20,7 +20,7 @@ def splits(y=Y, **options):
 
 
 @pytest.mark.parametrize("n_shots", [1, 2, 4])
-def test_parts(n_shots):
+def test_splits(n_shots):
     found = splits(n_shots=n_shots, n_splits=20, random_state=0)
     assert len(found) == 20
     for train, test in found:
@@ -56,7 +56,7 @@ def test_labels_in_other_forms(y):
         (np.stack([Y, Y], 1), 1, "1d array"),
         (Y, 0, "n_shots=0 .* 5 normal"),
         (Y, -1, "n_shots=-1"),
-        (Y, 5, "n_shots=5 .* 5 normal"),  # nothing normal would be left to test on
+        (Y, 5, "n_shots=5 .* 5 normal"),  # no normal image would be left to test on
         ([-1, -1], 1, "n_shots=1 .* 0 normal"),
     ],
 )
@@ -74,7 +74,7 @@ def test_in_scikit_learn():
     assert [part.tolist() for part in result["indices"]["train"]] == [
         train for train, _ in splits(n_shots=2, n_splits=3, random_state=0)
     ]
-    np.testing.assert_allclose(result["test_score"], 3 / 5)  # 3 of the 5 left are normal
+    np.testing.assert_allclose(result["test_score"], 3 / 5)  # 3 of the 5 test images are normal
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_corrupted_images_are_recognised(normal):
     assert 0.6 < found <= 1
     assert scorer(fitted, normal[4:]) == found
     assert SyntheticAnomalyScorer(4, random_state=1)(fitted, normal[4:]) != found
-    # A detector of something else cannot see where stripes were corrupted as well as one of stripes.
+    # A detector fitted on other images detects corrupted stripes less well.
     noise = np.random.default_rng(0).integers(0, 256, normal[:4].shape, np.uint8)
     assert scorer(clone(patch).fit(noise), normal[4:]) < found
 
@@ -102,7 +102,7 @@ def test_anomalous_images_are_not_used(patch, normal, anomalous):
     assert scorer(fitted, images, [1] * 4 + [-1] * len(anomalous)) == scorer(fitted, normal[4:8])
 
 
-def test_lambda_is_searched_with_normal_images_alone(toy, normal):
+def test_lambda_search_with_normal_images(toy, normal):
     det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd")})
     search = GridSearchCV(det, {"lam": [0.1, 10.0]}, cv=KFold(2), scoring=SyntheticAnomalyScorer(n_views=2))
     search.fit(normal[:6])
@@ -112,7 +112,7 @@ def test_lambda_is_searched_with_normal_images_alone(toy, normal):
     assert search.best_estimator_.lam == [0.1, 10.0][int(np.argmax(scores))]
 
 
-def test_the_scorer_looks_into_a_pipeline(patch, normal):
+def test_scorer_accepts_a_pipeline(patch, normal):
     model = make_pipeline(FunctionTransformer(lambda images: images[:, ::-1]), patch).fit(normal[:4])
     alone = clone(patch).fit(normal[:4, ::-1])
     scorer = SyntheticAnomalyScorer()
@@ -120,19 +120,19 @@ def test_the_scorer_looks_into_a_pipeline(patch, normal):
     assert scorer(make_pipeline(patch), normal[4:, ::-1]) == scorer(alone, normal[4:, ::-1])
 
 
-def test_the_scorer_says_what_it_is():
+def test_scorer_repr():
     assert repr(SyntheticAnomalyScorer(2)) == "SyntheticAnomalyScorer(n_views=2)"
     assert clone(SyntheticAnomalyScorer(2, random_state=3)).get_params() == {"n_views": 2, "random_state": 3}
 
 
-def test_the_scorer_names_what_it_cannot_score(patch, normal):
+def test_scorer_errors(patch, normal):
     with pytest.raises(TypeError, match=r"DummyClassifier was given.*DualDistillationDetector"):
         SyntheticAnomalyScorer()(DummyClassifier(), normal)
     with pytest.raises(ValueError, match="n_views=0"):
         SyntheticAnomalyScorer(0)(patch.fit(normal[:4]), normal[4:])
 
 
-def test_a_search_in_threads_is_the_serial_one(toy, normal):
+def test_search_in_threads_equals_serial_search(toy, normal):
     det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd")})
     grid = {"lam": [0.1, 10.0], "student__n_steps": [2, 4], "student__architecture": ["decoder", "encoder"]}
     search = GridSearchCV(det, grid, cv=KFold(2), scoring=SyntheticAnomalyScorer(n_views=2), n_jobs=1)
@@ -143,7 +143,7 @@ def test_a_search_in_threads_is_the_serial_one(toy, normal):
     assert np.array_equal(found, expected)
 
 
-def test_a_search_refits_on_as_many_images_as_it_measured(toy, normal, anomalous):
+def test_search_refits_on_n_support_images(toy, normal, anomalous):
     X, y = np.concatenate([normal, anomalous[:4]]), np.repeat([1, -1], [len(normal), 4])
     det = DualDistillationDetector(**{**toy, "evidence": ("ssd", "tsd"), "n_support": 4})
     search = GridSearchCV(det, {"lam": [0.1, 10.0]}, cv=KShotSplit(4, 2, random_state=0), scoring="roc_auc").fit(X, y)

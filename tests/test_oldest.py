@@ -19,13 +19,13 @@ def run(*command: str) -> dict[str, str]:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there is one way on Python 3.10")
-def test_python_without_tomllib_finds_the_same():
+def test_without_tomllib():
     assert run("-c", AS_3_10, "test") == run(str(SCRIPT), "test")
 
 
-def test_included_extras_count_and_the_highest_bound_does():
+def test_included_extras_and_highest_bounds():
     alone, all_of_it = run(str(SCRIPT), "plot"), run(str(SCRIPT), "test")
     assert {"matplotlib", "numpy", "scipy", "torch"} <= alone.keys()
-    assert {"onnx", "pydicom"} <= all_of_it.keys() - alone.keys()  # of extras that "test" includes
-    assert alone["torch"] != all_of_it["torch"]  # "export" asks for a later one
+    assert {"onnx", "pydicom"} <= all_of_it.keys() - alone.keys()  # from extras that "test" includes
+    assert alone["torch"] != all_of_it["torch"]  # "export" requires a newer one
     assert "ray" in run(str(SCRIPT), "test-full")  # with a marker and extras of its own

@@ -9,13 +9,13 @@ import fewshot_ad
 from fewshot_ad import exceptions
 
 
-def test_import_brings_nothing_heavy():
+def test_import_is_light():
     code = "import sys, fewshot_ad; sys.exit(bool({'torch', 'sklearn', 'timm', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_names_bring_what_they_need_and_no_more():
-    """Together torchvision and timm take longer to import than torch: not before a network or a view is made."""
+def test_names_import_only_what_they_need():
+    """torchvision and timm take longer to import than torch: they are imported for networks and views only."""
     heavy = {"torchvision", "timm", "huggingface_hub", "torch._dynamo", "torch._inductor", "matplotlib", "ray"}
     code = (
         "import sys, fewshot_ad\n"
@@ -35,7 +35,7 @@ def test_public_names():
 
 
 @pytest.mark.parametrize("name", exceptions.__all__)
-def test_errors_and_warnings_are_builtins_too(name):
+def test_errors_and_warnings_derive_from_builtins(name):
     kind = getattr(exceptions, name)
     builtin = [base for base in kind.__mro__ if base.__module__ == "builtins"]
     assert builtin[0] is not Exception or name == "FewShotADError"

@@ -1,4 +1,4 @@
-"""The packaged networks: small, unaltered, of no use to anybody who alters them, and enough without a network."""
+"""The packaged networks: small, protected by checksums, and sufficient offline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_size(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_headers_say_what_the_files_are(name):
+def test_headers(name):
     entry = PACKAGED[name]
     with safe_open(entry.teacher, framework="pt") as file:
         header = file.metadata()
@@ -68,7 +68,7 @@ assert len(det.experts_) == 1 and det.loss_curve_ == []
 """
 
 
-def test_the_default_needs_no_network(tmp_path):
+def test_default_works_offline(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     environment |= {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", OFF_LINE], check=True, env=environment, cwd=tmp_path)
@@ -114,7 +114,7 @@ def test_altered_files_are_refused(altered, which, corrupt):
         DualDistillationDetector(student_weight=0.1).fit(stripes(3))
 
 
-def test_the_users_own_files_are_refused_by_name(tmp_path):
+def test_damaged_user_files_are_named(tmp_path):
     entry = PACKAGED["compact"]
     other = tmp_path / "other.safetensors"
     save_file({"no.such.weight": torch.zeros(1)}, other)
@@ -129,14 +129,14 @@ def test_the_users_own_files_are_refused_by_name(tmp_path):
             DualDistillationDetector(init=other).fit(stripes(3))
 
 
-def test_an_untrained_student_can_be_asked_for():
+def test_untrained_student_on_request():
     student = Student(n_steps=2)
     det = DualDistillationDetector(init=None, student=student, image_size=64, random_state=0).fit(stripes(3, size=64))
     assert len(det.loss_curve_) == 4  # two students
     assert len(DualDistillationDetector(student=student, image_size=64).fit(stripes(3, size=64)).experts_) == 2
 
 
-def test_lambda_weighs_in_the_score():
+def test_lambda_changes_the_score():
     images = stripes(8, size=64)
     read = {lam: DualDistillationDetector(lam=lam, random_state=0).fit(images[:4]) for lam in (0.0, 0.1, 10.0)}
     scores = [det.score_samples(images[4:]) for det in read.values()]

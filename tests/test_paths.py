@@ -1,4 +1,4 @@
-"""Names of files: whatever they are, results go to the folder that was named, and tables hold them."""
+"""Unusual file names: outputs stay in the named folder, and tables contain the names."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def everything(folder: Path) -> set[Path]:
 
 
 @needs_odd_names
-def test_odd_names_in_a_table(model, tmp_path, capsys):
+def test_unusual_names_in_a_table(model, tmp_path, capsys):
     write(*(tmp_path / "new" / name for name in ODD))
     (tmp_path / "new" / "\x1b[2Jbad\n.png").write_bytes(b"no image")
     out = tmp_path / "scores.csv"
@@ -63,7 +63,7 @@ def test_odd_names_in_a_table(model, tmp_path, capsys):
 
 
 @needs_odd_names
-def test_a_message_cannot_command_a_terminal(model, tmp_path, capsys):
+def test_messages_escape_control_characters(model, tmp_path, capsys):
     assert cli.main(["score", str(model), str(tmp_path / "\x1b[2Jgone.png")]) == 2
     said = capsys.readouterr().err
     assert r"\x1b[2Jgone.png does not exist" in said
@@ -71,7 +71,7 @@ def test_a_message_cannot_command_a_terminal(model, tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have UTF-8 names alone")
-def test_names_that_are_no_text(model, tmp_path, capsys):
+def test_names_that_are_not_utf8(model, tmp_path, capsys):
     name = os.fsdecode(b"caf\xe9.png")
     write(tmp_path / "new" / name)
     command = ["score", str(model), str(tmp_path / "new"), "--quiet"]
@@ -102,14 +102,14 @@ def test_maps_of_a_path_with_dots(model, tmp_path):
     before = everything(tmp_path)
     given = tmp_path / "work" / "deep" / ".." / ".." / "new"
     assert cli.main(["map", str(model), str(given), str(given / "a.png"), "-o", str(tmp_path / "maps"), "--quiet"]) == 2
-    assert everything(tmp_path) == before  # two images, one name
+    assert everything(tmp_path) == before  # two images have the same name
     assert cli.main(["map", str(model), str(given / "a.png"), "-o", str(tmp_path / "maps"), "--quiet"]) == 0
     assert everything(tmp_path) - before == {tmp_path / "maps" / f"a.png{end}" for end in (".overlay.png", ".map.tiff")}
 
 
 @needs_odd_names
 @pytest.mark.parametrize("command", ["map", "score", "report"])
-def test_a_link_in_the_place_of_a_result_is_replaced(model, tmp_path, command):
+def test_link_at_the_output_is_replaced(model, tmp_path, command):
     write(tmp_path / "new" / "a.png")
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -122,7 +122,7 @@ def test_a_link_in_the_place_of_a_result_is_replaced(model, tmp_path, command):
     assert not link.is_symlink()
 
 
-def test_a_name_that_is_too_long_for_its_results(model, tmp_path, capsys):
+def test_name_too_long_for_outputs(model, tmp_path, capsys):
     name = "n" * 250 + ".png"
     write(tmp_path / "new" / name)
     assert cli.main(["map", str(model), str(tmp_path / "new"), "-o", str(tmp_path / "maps"), "--quiet"]) == 2

@@ -1,4 +1,4 @@
-"""What Pillow opens: damaged metadata, depths that it narrows, pictures that are shared."""
+"""Pictures opened by Pillow: damaged metadata, depths that it reduces, shared pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _rng = np.random.default_rng(5)
 COLOUR = _rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD = 33
-# Valid EXIF data that say "turned by 90°", and what becomes of such data.
+# Valid EXIF data with a rotation by 90°, and damaged versions of them.
 TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
 DAMAGED = {
     "garbage": b"garbage!",
@@ -73,7 +73,7 @@ def with_exif(kind: str, exif: bytes) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.filterwarnings("ignore:.*EXIF|Possibly corrupt")
-def test_damaged_exif_is_warned_of_and_the_picture_read(kind, damage):
+def test_damaged_exif_gives_a_warning(kind, damage):
     data = with_exif(kind, DAMAGED[damage])
     plain = encoded(COLOUR, "JPEG", quality=95) if kind == "JPEG" else COLOUR
     with pytest.warns(ImageWarning, match=r"image 0 .*damaged EXIF data.*orientation is unknown") as caught:
@@ -85,8 +85,8 @@ def test_damaged_exif_is_warned_of_and_the_picture_read(kind, damage):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("head", [b"", b"Exif\0\0"])
-def test_sound_exif_is_followed_without_a_word(kind, head):
-    """Its own head may stand twice."""
+def test_valid_exif_gives_no_warning(kind, head):
+    """Its header may be repeated."""
     plain = np.asarray(Image.open(io.BytesIO(encoded(COLOUR, "JPEG", quality=95)))) if kind == "JPEG" else COLOUR
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -94,7 +94,7 @@ def test_sound_exif_is_followed_without_a_word(kind, head):
         assert_same(with_exif(kind, head + TURNED[:14] + bytes(6)), plain)
 
 
-def test_an_orientation_that_the_owner_of_a_picture_set():
+def test_orientation_set_by_the_caller():
     picture = Image.fromarray(COLOUR)
     picture.getexif()[274] = 6
     assert_same(picture, np.rot90(COLOUR, 3))
@@ -102,7 +102,7 @@ def test_an_orientation_that_the_owner_of_a_picture_set():
     assert_same(turned, np.rot90(COLOUR, 3))
 
 
-def test_the_advice_about_the_orientation_is_good():
+def test_advice_about_the_orientation():
     data = with_exif("PNG", DAMAGED["garbage"])
     with Image.open(io.BytesIO(data)) as picture:
         again = encoded(Image.fromarray(np.asarray(picture)).rotate(90, expand=True), "PNG")
@@ -111,7 +111,7 @@ def test_the_advice_about_the_orientation_is_good():
         assert_same(again, np.rot90(COLOUR))
 
 
-def test_warnings_come_from_the_thread_that_asked():
+def test_warnings_are_emitted_in_the_calling_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -149,7 +149,7 @@ ANCILLARY = {
 @pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
 @pytest.mark.parametrize("checksum", [0, 1], ids=["right checksum", "wrong checksum"])
 @pytest.mark.parametrize("name", ANCILLARY)
-def test_chunks_beside_the_pixels_do_not_matter(tmp_path, name, place, checksum):
+def test_damaged_metadata_chunks_are_ignored(tmp_path, name, place, checksum):
     data = encoded(COLOUR, "PNG")
     at = PNG_HEAD if place.startswith("before") else len(data) - 12
     kind, body = ANCILLARY[name]
@@ -162,7 +162,7 @@ def test_chunks_beside_the_pixels_do_not_matter(tmp_path, name, place, checksum)
         assert size_of(path) == (30, 20)
 
 
-def test_damaged_chunks_of_pixels_are_still_refused():
+def test_damaged_pixel_chunks_are_refused():
     data = encoded(COLOUR, "PNG")
     place = data.index(b"IDAT")
     for broken in (data[: place + 20], data[: place + 30] + b"\0" * 8 + data[place + 38 :]):
@@ -188,22 +188,22 @@ def test_damaged_chunks_of_pixels_are_still_refused():
     ids=repr,
 )
 @pytest.mark.filterwarnings("ignore")
-def test_odd_segments_of_a_jpeg_do_not_matter(marker, body):
+def test_damaged_jpeg_segments_are_ignored(marker, body):
     data = encoded(COLOUR, "JPEG")
     odd = data[:2] + bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body + data[2:]
     assert_same(odd, data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_bad_colour_profile_does_not_matter(kind):
+def test_damaged_colour_profile_is_ignored(kind):
     assert_same(encoded(COLOUR, kind, icc_profile=b"no profile"), encoded(COLOUR, kind))
 
 
 @pytest.mark.parametrize("tag", [270, 282, 283, 296, 305, 306, 315, 700, 33432, 34377, 34665, 34675, 34853, 65000])
 @pytest.mark.parametrize("reader", ["tifffile", "Pillow"])
 @pytest.mark.filterwarnings("ignore")
-def test_odd_tags_of_a_tiff_do_not_matter(monkeypatch, tag, reader):
-    """Of another type, and pointing beyond the end."""
+def test_damaged_tiff_tags_are_ignored(monkeypatch, tag, reader):
+    """Tags of another type, and with offsets beyond the end."""
     data = io.BytesIO()
     tifffile.imwrite(data, COLOUR, photometric="rgb", metadata=None, software="s" * 30)
     found = data.getvalue().replace(struct.pack("<HHI", 305, 2, 31), struct.pack("<HHI", tag, 2, 0x7FFFFFF0))
@@ -226,7 +226,7 @@ def _deep(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM", "JPEG 2000"])
-def test_a_picture_that_is_not_yet_decoded_keeps_its_depth(tmp_path, kind):
+def test_undecoded_picture_keeps_its_depth(tmp_path, kind):
     data = _deep(kind)
     (tmp_path / "a").write_bytes(data)
     for source in (io.BytesIO(data), tmp_path / "a"):
@@ -236,7 +236,7 @@ def test_a_picture_that_is_not_yet_decoded_keeps_its_depth(tmp_path, kind):
     assert len(read(data, 32)[0, 0].unique()) == 32
 
 
-def test_16_bits_in_the_frames_of_an_animation_are_warned_of(tmp_path):
+def test_16_bit_animation_gives_a_warning(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(COLOUR).save(path, save_all=True, append_images=[Image.fromarray(COLOUR[::-1].copy())])
     with warnings.catch_warnings():
@@ -260,7 +260,7 @@ def test_16_bit_pngs(kind, transparent):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 4), (9, 17), (33, 20)])
 @pytest.mark.parametrize("n_channels", [2, 3, 4])
 def test_16_bit_pngs_of_any_filter(shape, interlaced, n_channels):
-    """All five filters, row by row; as another decoder has it."""
+    """All five filters, row by row, compared with another decoder."""
     values = _rng.integers(0, 65536, (*shape, n_channels)).astype(np.uint16)
     values[..., -1] = 65535 if n_channels != 3 else values[..., -1]
     for level, filters in ((6, f) for f in (0, 8, 16, 32, 64, 128, 248)):
@@ -306,8 +306,8 @@ def test_damaged_16_bit_pngs_are_refused(damage):
         read(data)
 
 
-def test_the_advice_about_depth_is_good():
-    """A TIFF of the same values is read with all bits, and without a word."""
+def test_advice_about_depth():
+    """A TIFF of the same values is read with all bits, without a warning."""
     values = np.tile(np.linspace(0, 65535, 32).round(), (32, 1)).astype(np.uint16)
     data = io.BytesIO()
     tifffile.imwrite(data, np.dstack([values] * 3), photometric="rgb")
@@ -342,12 +342,12 @@ def test_transparency_of_few_bits_in_a_tiff(bits):
     assert values[..., :3].max() == white
 
 
-# --- pictures that are shared
+# --- shared pictures
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000"])
 @pytest.mark.parametrize("n_times", [2, 16])
-def test_one_undecoded_picture_may_stand_in_a_list_several_times(tmp_path, kind, n_times):
+def test_repeated_undecoded_picture(tmp_path, kind, n_times):
     big = np.repeat(np.repeat(COLOUR, 20, 0), 20, 1)
     path = tmp_path / "a"
     path.write_bytes(encoded(big, kind))
@@ -366,7 +366,7 @@ def test_one_undecoded_picture_may_stand_in_a_list_several_times(tmp_path, kind,
         torch.set_num_threads(before)
 
 
-def test_pictures_that_share_one_file_are_read_in_turn(monkeypatch):
+def test_pictures_sharing_a_file_are_read_in_turn(monkeypatch):
     data = io.BytesIO(encoded(np.repeat(COLOUR, 30, 0), "PNG"))
     shared = [Image.open(data) for _ in range(4)]
     inside, most = [], []
@@ -387,20 +387,20 @@ def test_pictures_that_share_one_file_are_read_in_turn(monkeypatch):
     assert all(torch.equal(image, found[0]) for image in found)
 
 
-def test_locks_are_shared_by_those_who_share():
+def test_locks_are_shared_per_file():
     item = object()
     assert pictures.lock_for(item) is pictures.lock_for(item)
     assert isinstance(pictures.lock_for(item), type(threading.Lock()))
     assert len({id(pictures.lock_for(o)) for o in [object() for _ in range(200)]}) > 10
 
 
-# --- size, as it is shown
+# --- displayed size
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("reader", ["tifffile", "Pillow"])
-def test_size_is_that_of_the_picture_that_is_read(tmp_path, monkeypatch, kind, orientation, reader):
+def test_size_equals_the_size_of_the_picture(tmp_path, monkeypatch, kind, orientation, reader):
     if reader == "Pillow":
         monkeypatch.setattr(tiff, "open_tiff", lambda _: None)
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""Raw values into [0, 1]: rounding, what is no data, transparency, and how much of the scale is used."""
+"""Conversion of raw values to [0, 1]: rounding, no-data values, transparency, and use of the value range."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def tiff_bytes(values: np.ndarray, **options) -> bytes:
     return data.getvalue()
 
 
-# --- floats beyond one by rounding
+# --- floats outside [0, 1] by rounding
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("end", ["black", "white"])
-def test_rounding_beyond_the_ends_is_clipped(dtype, end):
+def test_rounding_errors_are_clipped(dtype, end):
     step = np.finfo(dtype).eps
     values = np.full((8, 8), 0.5, dtype)
     values[0] = -step if end == "black" else 1 + 2 * step
@@ -66,7 +66,7 @@ def test_resized_white_is_white(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("far", [-0.05, 1.05])
-def test_more_than_rounding_is_refused(dtype, far):
+def test_larger_excess_is_refused(dtype, far):
     values = np.full((8, 8), 0.5, dtype)
     values[0, 0] = far
     with pytest.raises(ImageError, match="value_range"):
@@ -74,14 +74,14 @@ def test_more_than_rounding_is_refused(dtype, far):
     assert rounding(torch.from_numpy(values).dtype) < 0.02
 
 
-# --- a file and an array of one picture
+# --- the same picture as file and as array
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint32", "int64", "uint64", "float32"])
 @pytest.mark.parametrize("reader", ["tifffile", "Pillow"])
 @pytest.mark.parametrize("white", [100, 255, 4095, 65535])
-def test_files_and_arrays_are_judged_alike(monkeypatch, dtype, reader, white):
-    """Refused, whatever the values are; and the way out is the same for both."""
+def test_files_and_arrays_have_the_same_rules(monkeypatch, dtype, reader, white):
+    """Both are refused for any values, with the same advice."""
     if (dtype == "int8" and white > 100) or (dtype == "int16" and white > 4095):
         pytest.skip("does not fit")
     if reader == "Pillow":
@@ -117,14 +117,14 @@ def test_byte_order_does_not_matter(mode):
         torch.testing.assert_close(read(tiff_bytes(values, byteorder=order)), read(values), rtol=0, atol=0)
 
 
-# --- how much of the scale is used
+# --- use of the value range
 
 
 @pytest.mark.parametrize(("dtype", "largest", "warned"), [
     ("uint16", 255, True), ("uint16", 4095, True), ("uint16", 8191, True), ("uint16", 8193, False),
     ("uint16", 65535, False), ("uint8", 30, True), ("uint8", 255, False), ("float32", 0.1, True), ("float32", 1, False),
 ])  # fmt: skip
-def test_a_support_of_few_bits_is_warned_of(dtype, largest, warned):
+def test_support_with_few_bits_gives_a_warning(dtype, largest, warned):
     support = torch.stack([read(np.full((8, 8), value, dtype)) for value in (0, largest)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -136,7 +136,7 @@ def test_a_support_of_few_bits_is_warned_of(dtype, largest, warned):
         assert caught[0].filename == __file__
 
 
-def test_the_advice_about_few_bits_is_good():
+def test_advice_about_few_bits():
     values = _rng.integers(0, 4096, (8, 8)).astype(np.uint16)
     values[0, 0] = 4095
     with warnings.catch_warnings():
@@ -145,7 +145,7 @@ def test_the_advice_about_few_bits_is_good():
         warn_of_low_use(torch.zeros(0, 3, 8, 8))
 
 
-# --- what is no data
+# --- no-data values
 
 
 @pytest.mark.parametrize("reader", ["tifffile", "Pillow"])
@@ -179,11 +179,11 @@ def test_no_data_of_a_tiff_in_colour():
 
 
 @pytest.mark.parametrize("declared", ["", "none", "inf", "1e999", "-1", "0.5", "300", "1 2"])
-def test_what_cannot_be_a_value_hides_nothing(declared):
+def test_invalid_no_data_value(declared):
     assert_same(tiff_bytes(GREY, extratags=[(42113, 2, 0, declared, True)]), GREY)
 
 
-def test_nan_without_a_declaration_is_still_refused():
+def test_undeclared_nan_is_refused():
     values = GREY.astype(np.float32) / 255
     values[0, 0] = np.nan
     for item in (values, tiff_bytes(values)):
@@ -199,7 +199,7 @@ def write_nifti(path, values, **header):
     return path
 
 
-def test_nan_of_a_volume_is_black_and_in_no_percentile(tmp_path):
+def test_nan_in_a_volume_is_black_and_excluded_from_percentiles(tmp_path):
     volume = _rng.normal(100, 20, (9, 8, 4)).astype(np.float32)
     volume[:4] = np.nan
     volume[..., 0] = np.nan
@@ -213,8 +213,8 @@ def test_nan_of_a_volume_is_black_and_in_no_percentile(tmp_path):
         assert_same(Frame(path, 2), expected, 1e-5, **options)
 
 
-def test_the_window_of_a_volume_is_its_headers(tmp_path):
-    """What it shows as black, as background of -3000 is, does not enter percentiles."""
+def test_window_of_a_volume_is_from_its_header(tmp_path):
+    """Values below it, such as a background of -3000, do not affect percentiles."""
     volume = _rng.normal(100, 20, (9, 8, 4)).astype(np.float32)
     volume[:6] = -3000
     path = write_nifti(tmp_path / "a.nii", volume, cal_min=40, cal_max=160)
@@ -226,7 +226,7 @@ def test_the_window_of_a_volume_is_its_headers(tmp_path):
 
 
 @pytest.mark.parametrize("window", [(0, 0), (5, 5), (9, 1), (np.nan, 1), (0, np.inf)])
-def test_a_window_that_is_none(tmp_path, window):
+def test_invalid_window(tmp_path, window):
     volume = _rng.normal(100, 20, (9, 8, 2)).astype(np.float32)
     plain = write_nifti(tmp_path / "a.nii", volume)
     odd = write_nifti(tmp_path / "b.nii", volume, cal_min=window[0], cal_max=window[1])
@@ -236,7 +236,7 @@ def test_a_window_that_is_none(tmp_path, window):
 @pytest.mark.parametrize("name", ["scan", "scan.img.gz", "scan.nii"])
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_volumes_are_known_by_their_first_bytes(tmp_path, name, kind, zipped):
+def test_volumes_are_detected_by_first_bytes(tmp_path, name, kind, zipped):
     volume = _rng.normal(100, 20, (9, 8, 2)).astype(np.float32)
     if name == "scan.nii" and zipped:
         pytest.skip("nibabel goes by the ending")
@@ -253,7 +253,7 @@ def test_volumes_are_known_by_their_first_bytes(tmp_path, name, kind, zipped):
 
 
 @pytest.mark.parametrize("how", ["array", "tensor", "picture", "file", "float"])
-def test_an_image_that_is_transparent_everywhere_is_told(how):
+def test_fully_transparent_image_gives_a_warning(how):
     values = np.dstack([COLOUR, np.zeros((20, 30), np.uint8)])
     data = io.BytesIO()
     Image.fromarray(values).save(data, "PNG")
@@ -272,8 +272,8 @@ def test_an_image_that_is_transparent_everywhere_is_told(how):
         read(values)
 
 
-def test_channels_first_are_told():
-    """The hint that the same array has in a list."""
+def test_channels_first_gives_a_hint():
+    """The hint is the same as for an array in a list."""
     values = _rng.integers(0, 256, (3, 20, 30), dtype=np.uint8)
     with pytest.warns(ImageWarning, match=r"\(3, 20, 30\) is read as 3 grey images.*one colour image") as caught:
         assert len(as_items(values)) == 3
@@ -289,11 +289,11 @@ def test_channels_first_are_told():
 
 
 @pytest.mark.parametrize("item", [GREY, COLOUR, torch.zeros(3, 20, 30), torch.zeros(20, 30), Image.fromarray(COLOUR)])
-def test_size_of_what_is_in_memory(item):
+def test_size_of_images_in_memory(item):
     assert size_of(item) == (30, 20)
 
 
-def test_size_of_what_has_none(tmp_path):
+def test_size_of_other_objects(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     for item in (tmp_path / "a.png", tmp_path / "missing.png", np.zeros(3), b"", tmp_path):
         with pytest.raises(ImageError):

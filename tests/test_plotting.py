@@ -47,7 +47,7 @@ def queries(normal, anomalous) -> np.ndarray:
 
 @pytest.fixture
 def skipping(toy, normal, tmp_path):
-    """A detector that skips, and files of which the first cannot be read."""
+    """A detector with on_error="skip", and files of which the first is unreadable."""
     paths = [tmp_path / "broken.png", *(tmp_path / f"{i}.png" for i in range(3))]
     paths[0].write_bytes(b"no picture")
     for path, image in zip(paths[1:], stripes(3, seed=5), strict=True):
@@ -62,12 +62,12 @@ def _close():
 
 
 def _boxes(ax) -> list[tuple[float, float, float, float]]:
-    """Top, left, height and width of each box, from the edge of the first pixel."""
+    """Return top, left, height and width of each box, from the edge of the first pixel."""
     found = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
     return [(b.get_y() + 0.5, b.get_x() + 0.5, b.get_height(), b.get_width()) for b in found]
 
 
-def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, queries):
+def test_map_display_panels(fitted, queries):
     display = AnomalyMapDisplay.from_estimator(fitted, queries)
     assert display.axes_.shape == (4, 4)
     assert display.figure_ is display.axes_[0, 0].figure
@@ -80,7 +80,7 @@ def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, querie
         np.testing.assert_array_equal(row[3].images[0].get_array(), support[e.matches.support_index])
         for ax in row[:2]:
             ((top, left, height, width),) = _boxes(ax)
-            # Of 40 pixels the detector saw 32. The hottest lies in the box, and the box on the grid of patches.
+            # 40 pixels were resized to 32. The hottest pixel lies in the box, and the box on the grid of patches.
             assert height == width == e.patch_size * 40 / 32 == 10
             assert top <= (e.hot_spot[0] + 0.5) * 40 / 32 <= top + 10
             assert left <= (e.hot_spot[1] + 0.5) * 40 / 32 <= left + 10
@@ -90,9 +90,9 @@ def test_map_shows_image_map_and_the_support_it_was_compared_with(fitted, querie
         assert f"score {e.score / fitted.offset_:.2f}\n" in row[1].get_title()
 
 
-def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
+def test_maps_share_a_colour_scale(fitted, queries):
     fitted = copy.copy(fitted)
-    fitted.offset_ = float(np.median(fitted.score_samples(queries)))  # something is above it
+    fitted.offset_ = float(np.median(fitted.score_samples(queries)))  # some images are above it
     display = AnomalyMapDisplay.from_estimator(fitted, queries)
     explained = fitted.explain(queries)
     scales = [row[1].images[1].norm for row in display.axes_]
@@ -109,8 +109,8 @@ def test_one_colour_scale_with_the_threshold_in_its_middle(fitted, queries):
     assert any((e.excess > 0).any() for e in explained)
 
 
-def test_colours_have_one_meaning_each(fitted, queries):
-    """Warm and ever lighter where anomalous; no blue in it, nor in what is neither normal nor anomalous."""
+def test_colours_have_distinct_meanings(fitted, queries):
+    """Anomalous is warm and increases in lightness; only normal is blue, and neutral is grey."""
     colours = warm_colours()(np.linspace(0, 1, 32))[:, :3]
     assert (colours[:, 0] > 2 * colours[:, 2]).all()
     assert (colours[:, 0] >= colours[:, 1]).all()
@@ -162,7 +162,7 @@ def test_masks_are_outlined_on_the_map(fitted, queries, tmp_path):
     assert [len(row[1].collections) for row in none.axes_] == before
 
 
-def test_masks_stay_with_their_images(skipping):
+def test_masks_are_matched_with_images(skipping):
     det, paths = skipping
     masks = [np.ones((4, 4)), None, np.eye(4)]
     with pytest.warns(ImageSkippedWarning):
@@ -171,7 +171,7 @@ def test_masks_stay_with_their_images(skipping):
 
 
 @pytest.mark.parametrize("kind", DISPLAYS)
-def test_saved_text_is_text(fitted, queries, kind, tmp_path):
+def test_saved_text_is_searchable(fitted, queries, kind, tmp_path):
     display = kind.from_estimator(
         fitted, queries[:2], **({"ax": plt.figure().subfigures().subplots()} if kind is SupportWeightsDisplay else {})
     )
@@ -186,7 +186,7 @@ def test_saved_text_is_text(fitted, queries, kind, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(240, 80), (80, 240), (120, 120), (360, 60), (900, 400)], ids=str)
-def test_map_and_mark_lie_on_the_picture_as_it_is_drawn(toy, shape, tmp_path):
+def test_map_and_box_match_the_drawn_picture(toy, shape, tmp_path):
     normal, marked, place = plain_and_marked(*shape)
     det = DualDistillationDetector(**toy | {"evidence": "patch", "image_size": 64}).fit(normal)
     det.offset_ = det.score_samples([marked])[0]
@@ -195,7 +195,7 @@ def test_map_and_mark_lie_on_the_picture_as_it_is_drawn(toy, shape, tmp_path):
     (mark,) = ax.patches
     mark.set_visible(False)
     ax.figure.savefig(tmp_path / "out.png")
-    # Within the axes, whose proportions are the image's.
+    # Within the axes, which have the image's aspect ratio.
     box = ax.get_window_extent()
     assert box.height / box.width == pytest.approx(shape[0] / shape[1], rel=0.02)
     across, up = ax.transAxes.inverted().transform(ax.transData.transform(mark.get_center()))
@@ -212,7 +212,7 @@ def test_map_and_mark_lie_on_the_picture_as_it_is_drawn(toy, shape, tmp_path):
     assert abs(columns.mean() / inside.shape[1] - place[1]) <= patch[1]
 
 
-def test_pictures_of_several_proportions_have_rows_as_high_as_they_need(fitted, normal):
+def test_rows_adapt_to_aspect_ratios(fitted, normal):
     display = AnomalyMapDisplay.from_estimator(fitted, [normal[4], normal[5][:10], normal[6][:, :10]])
     display.figure_.draw_without_rendering()
     shown = [row[0].get_window_extent() for row in display.axes_]
@@ -223,9 +223,9 @@ def test_pictures_of_several_proportions_have_rows_as_high_as_they_need(fitted, 
     assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(titles))
 
 
-def test_images_of_hardly_any_pixels_are_drawn(fitted, normal):
+def test_tiny_images(fitted, normal):
     fitted = copy.copy(fitted)
-    fitted.offset_ = fitted.score_samples(normal[4:5])[0]  # something is outlined
+    fitted.offset_ = fitted.score_samples(normal[4:5])[0]  # at least one region is outlined
     images = [normal[4][:, :1], normal[4][:1], normal[4][:1, :1], np.tile(normal[4][:1], (1, 50, 1))]
     figure = AnomalyMapDisplay.from_estimator(fitted, images).figure_
     figure.draw_without_rendering()
@@ -245,7 +245,7 @@ def test_regions_are_outlined(fitted, queries):
     assert {bool(e.regions) for e in display.explanations} == {False, True}
 
 
-def test_a_threshold_of_zero_has_a_scale_too(fitted, queries):
+def test_scale_with_a_threshold_of_zero(fitted, queries):
     (e,) = fitted.explain(queries[0])
     flat = dataclasses.replace(e, score=0.0, decision=0.0, faded=np.zeros_like(e.faded), level=0.0)
     (row,) = AnomalyMapDisplay([flat], None).plot().axes_
@@ -264,19 +264,19 @@ def test_labels_and_names_are_in_the_titles(fitted, queries):
     assert "nearest patch" in titles[0][3]
 
 
-def test_without_patch_or_support_there_are_fewer_panels(toy, fitted, normal, queries):
+def test_fewer_panels_without_patch_or_support(toy, fitted, normal, queries):
     det = DualDistillationDetector(**toy | {"evidence": "embedding", "contamination": 0.5}).fit(normal[:4])
     assert AnomalyMapDisplay.from_estimator(det, queries[:2]).axes_.shape == (2, 3)
     assert AnomalyMapDisplay(fitted.explain(queries[:1]), None).plot().axes_.shape == (1, 2)
 
 
-def test_a_detector_that_left_its_images_behind_still_draws(toy, normal, queries):
+def test_detector_without_support_images(toy, normal, queries):
     det = DualDistillationDetector(**toy | {"evidence": "patch"}).fit(normal[:4])
     det.fitted_ = dataclasses.replace(det.fitted_, images=None)
     assert AnomalyMapDisplay.from_estimator(det, queries[:1]).axes_.shape == (1, 2)
 
 
-def test_drawing_into_given_axes(fitted, queries):
+def test_given_axes(fitted, queries):
     figure, axes = plt.subplots(2, 4)
     display = AnomalyMapDisplay.from_estimator(fitted, queries[2:], axes=axes)
     assert display.figure_ is figure
@@ -301,7 +301,7 @@ def test_unreadable_images_have_no_row(skipping):
         AnomalyMapDisplay.from_estimator(det, paths[:1])
 
 
-def test_weights_are_a_table(fitted, queries):
+def test_weights_display(fitted, queries):
     display = SupportWeightsDisplay.from_estimator(fitted, queries, y=[1, 1, -1, -1])
     weights = fitted.support_weights(queries)
     np.testing.assert_array_equal(display.ax_.images[0].get_array(), weights)
@@ -346,7 +346,7 @@ def test_histogram_without_labels_and_with_unreadable_images(skipping):
 
 
 @pytest.mark.parametrize("kind", DISPLAYS)
-def test_file_names_are_text_and_not_mathematics(toy, normal, anomalous, tmp_path, kind):
+def test_file_names_are_escaped(toy, normal, anomalous, tmp_path, kind):
     names = ["a$\\frac$.png", "x$_{$1.png", "line\nbreak.png", "a-name-that-is-much-too-long-for-a-title.png"]
     for name in names:
         Image.fromarray(anomalous[0]).save(tmp_path / name)
@@ -363,13 +363,13 @@ def test_file_names_are_text_and_not_mathematics(toy, normal, anomalous, tmp_pat
 @pytest.mark.parametrize(
     ("y", "reason"), [([0, 1, 1, 0], "labels .0, 1.; accepted are"), ([1, -1], "inconsistent numbers of samples")]
 )
-def test_bad_labels_are_named(fitted, queries, kind, y, reason):
+def test_invalid_labels(fitted, queries, kind, y, reason):
     with pytest.raises(ValueError, match=reason):
         kind.from_estimator(fitted, queries, y=y)
 
 
 @pytest.mark.parametrize("kind", DISPLAYS)
-def test_a_missing_matplotlib_names_the_extra_before_any_work(fitted, queries, kind, monkeypatch):
+def test_missing_matplotlib_is_reported_first(fitted, queries, kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(Session, "_each", lambda *_: pytest.fail("work was done"))
     with pytest.raises(MissingExtraError, match=r'pip install "fewshot-ad\[plot\]"'):
@@ -377,7 +377,7 @@ def test_a_missing_matplotlib_names_the_extra_before_any_work(fitted, queries, k
 
 
 @pytest.mark.parametrize("kind", DISPLAYS)
-def test_the_same_picture_twice_and_nothing_is_shown(fitted, queries, kind, tmp_path, monkeypatch):
+def test_plots_are_deterministic_and_not_shown(fitted, queries, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show() was called"))
     pictures = []
     for name in ("a.png", "b.png"):
@@ -386,7 +386,7 @@ def test_the_same_picture_twice_and_nothing_is_shown(fitted, queries, kind, tmp_
     assert pictures[0] == pictures[1]
 
 
-def test_the_module_is_imported_without_matplotlib(monkeypatch):
+def test_import_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     spec = importlib.util.spec_from_file_location("fewshot_ad.plotting", plotting.__file__)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -398,7 +398,7 @@ Y = [1, 1, 1, 1, -1, -1, -1]
 SCORES = [0.1, 0.2, 0.3, 0.9, 0.25, 0.8, 1.0]
 
 
-def test_curves_have_the_anomaly_as_positive():
+def test_anomalies_are_the_positive_class_of_curves():
     roc = RocCurveDisplay.from_scores(Y, SCORES, 0.85)
     assert roc.auroc == roc_auc_score(np.array(Y) == -1, SCORES)
     assert roc.point == (1 / 4, 1 / 3)
@@ -411,13 +411,13 @@ def test_curves_have_the_anomaly_as_positive():
     assert curve.point == (1 / 3, 1 / 2)
     assert curve.prevalence == 3 / 7
     assert f"mine (AP {curve.average_precision:.3f})" in [t.get_text() for t in curve.ax_.get_legend().get_texts()]
-    assert PrecisionRecallDisplay.from_scores(Y, SCORES, 2.0).point is None  # nothing is called anomalous
+    assert PrecisionRecallDisplay.from_scores(Y, SCORES, 2.0).point is None  # no image is called anomalous
     roc.figure_.draw_without_rendering()
     curve.figure_.draw_without_rendering()
 
 
 @pytest.mark.parametrize("display", [RocCurveDisplay, PrecisionRecallDisplay])
-def test_curves_of_several_in_one_picture(display):
+def test_several_curves_in_one_figure(display):
     one = display.from_scores(Y, SCORES, name="one")
     two = display.from_scores(Y, SCORES[::-1], ax=one.ax_, name="two", linewidth=3)
     assert two.figure_ is one.figure_
@@ -427,7 +427,7 @@ def test_curves_of_several_in_one_picture(display):
 
 
 @pytest.mark.parametrize("display", [RocCurveDisplay, PrecisionRecallDisplay])
-def test_curves_of_a_detector_show_its_threshold(fitted, queries, display, tmp_path):
+def test_curves_mark_the_threshold(fitted, queries, display, tmp_path):
     y, fitted = [1, 1, -1, -1], copy.copy(fitted)
     fitted.offset_ = float(np.median(fitted.score_samples(queries)))  # two are called anomalous
     found = display.from_estimator(fitted, queries, y)
@@ -450,6 +450,6 @@ def test_curves_of_a_detector_show_its_threshold(fitted, queries, display, tmp_p
         ([0, 1], [0, 1], "accepted are"), ([1, -1, 1], [0, 1], "inconsistent numbers of samples"),
     ],
 )  # fmt: skip
-def test_what_has_no_curve(display, y, scores, said):
+def test_curve_errors(display, y, scores, said):
     with pytest.raises(ValueError, match=said):
         display.from_scores(y, scores)

@@ -1,4 +1,4 @@
-"""Pretraining: the same student however often it is stopped, and nothing lost."""
+"""Pretraining: interruptions neither change the student nor lose progress."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def same(one: Path, two: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_detector_takes_the_student(run, toy, normal, tmp_path):
+def test_detector_uses_the_student(run, toy, normal, tmp_path):
     out = run()
     assert os.listdir(tmp_path) == ["student.safetensors"]
     parameters = toy | {"student": None}
@@ -127,7 +127,7 @@ def test_unreadable_images_in_memory_are_left_out(run, normal):
 
 
 class Stop(Exception):
-    """Stands for a crash."""
+    """Stand-in for a crash."""
 
 
 def crash_after(monkeypatch, n_steps: int) -> None:
@@ -152,7 +152,7 @@ def test_resume_gives_the_same_bits(run, tmp_path, monkeypatch, crash):
     assert same(run(resume=True), whole)
 
 
-def test_resume_of_what_is_finished_changes_nothing(run):
+def test_resume_after_the_end_changes_nothing(run):
     out = run()
     before = out.read_bytes()
     assert run(resume=True) == out
@@ -192,7 +192,7 @@ def test_other_arguments_are_listed(run, monkeypatch, finished, tmp_path, normal
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
-def test_a_changed_image_is_another_argument(run, tasks, tmp_path, monkeypatch):
+def test_changed_image_counts_as_another_argument(run, tasks, tmp_path, monkeypatch):
     copy = shutil.copytree(tasks, tmp_path / "copy")
     with monkeypatch.context() as patched:
         crash_after(patched, 5)
@@ -243,7 +243,7 @@ def test_wrong_arguments(run, wrong, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
+def test_full_disk_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
     whole = run(out=tmp_path / "whole.safetensors")
     fsync, calls = os.fsync, []
 
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_while_features_are_written(run, tmp_path, monkeypatch):
+def test_full_disk_while_features_are_written(run, tmp_path, monkeypatch):
     path_open = Path.open
 
     def full(self, mode="r", *rest):
@@ -301,7 +301,7 @@ def test_signals_write_a_checkpoint(run, tmp_path, monkeypatch, number):
     assert same(run(resume=True), whole)
 
 
-def test_a_signal_while_features_are_computed(run, tmp_path, monkeypatch):
+def test_signal_while_features_are_computed(run, tmp_path, monkeypatch):
     write = feature_store._write_features
 
     def interrupted(*arguments):
@@ -315,7 +315,7 @@ def test_a_signal_while_features_are_computed(run, tmp_path, monkeypatch):
     assert run(resume=True).exists()
 
 
-def test_the_student_may_lie_among_the_tasks(run, tasks, tmp_path, monkeypatch):
+def test_output_among_the_tasks(run, tasks, tmp_path, monkeypatch):
     copy = shutil.copytree(tasks, tmp_path / "copy")
     with monkeypatch.context() as patched:
         crash_after(patched, 5)
@@ -325,7 +325,7 @@ def test_the_student_may_lie_among_the_tasks(run, tasks, tmp_path, monkeypatch):
     assert same(out, run(tasks=copy))
 
 
-def test_a_student_of_another_teacher_is_refused(run, toy, normal, tmp_path):
+def test_student_of_another_teacher_is_refused(run, toy, normal, tmp_path):
     out = run()
     other = write_random_weights("toy_resnet", tmp_path / "other.safetensors", seed=1)
     parameters = {**toy, "weights": other, "init": out}
@@ -338,7 +338,7 @@ def test_a_student_of_another_teacher_is_refused(run, toy, normal, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_five_moments(run, tmp_path):
+def test_killed_at_random_times(run, tmp_path):
     def start() -> multiprocessing.Process:
         options = {"n_steps": 400, "checkpoint_minutes": 1e-4, "resume": True}
         process = multiprocessing.get_context("fork").Process(target=run, kwargs=options)
@@ -359,12 +359,12 @@ def test_killed_at_five_moments(run, tmp_path):
         with contextlib.suppress(CheckpointError):
             partial = checkpoints.load(tmp_path / "student.safetensors.partial", "fewshot_ad pretraining 1", "")
             steps.append(len(partial[1]["training"]["curve"]))
-    assert len(set(steps)) > 1  # each went on from where the last was killed
+    assert len(set(steps)) > 1  # each run resumed where the last was killed
     assert same(run(n_steps=400, resume=True), whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student.safetensors", "whole.safetensors"]
 
 
-def test_the_callers_torch_state_changes_no_bit(run, tmp_path):
+def test_torch_state_of_the_caller_does_not_matter(run, tmp_path):
     expected = run(out=tmp_path / "plain.safetensors", n_steps=4).read_bytes()
     torch.set_default_dtype(torch.float64)
     try:
@@ -376,7 +376,7 @@ def test_the_callers_torch_state_changes_no_bit(run, tmp_path):
     assert found == expected
 
 
-def test_what_is_left_out_of_a_folder_is_told(tmp_path):
+def test_files_left_out_are_listed(tmp_path):
     tasks = write_tasks(tmp_path / "tasks", n_tasks=2)
     (tasks / "task0" / "notes.txt").touch()
     (tasks / "task1" / "deeper").mkdir()

@@ -1,4 +1,4 @@
-"""Images of several proportions in one support and in one list of queries: every method, every kind of evidence."""
+"""Images of several aspect ratios in support and queries, for all methods and score components."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPECTED = [(32, 32), (16, 48), (48, 16), (32, 32), (16, 64), (16, 48), (64, 16)
 
 
 def picture(shape: tuple[int, int], seed: int) -> np.ndarray:
-    """Stripes of this height and width."""
+    """Create stripes of this height and width."""
     return stripes(1, size=max(shape), seed=seed)[0][: shape[0], : shape[1]]
 
 
@@ -67,7 +67,7 @@ def test_an_image_has_the_same_score_in_any_batch(fitted, queries):
     np.testing.assert_array_equal(fitted.score_samples(many), np.repeat(scores, 9))
 
 
-def test_copies_pickles_and_files_score_alike(fitted, support, queries, tmp_path):
+def test_copies_pickles_and_files_give_the_same_scores(fitted, support, queries, tmp_path):
     fitted.save(tmp_path / "model.fsad", support=True)
     for other in (pickle.loads(pickle.dumps(fitted)), DualDistillationDetector.load(tmp_path / "model.fsad")):
         np.testing.assert_array_equal(other.score_samples(queries), fitted.score_samples(queries))
@@ -75,14 +75,14 @@ def test_copies_pickles_and_files_score_alike(fitted, support, queries, tmp_path
     np.testing.assert_array_equal(fitted.score_samples(support), fitted.support_scores_)
 
 
-def test_a_cache_of_features_changes_nothing(toy, support, queries, tmp_path):
+def test_cached_features_change_nothing(toy, support, queries, tmp_path):
     plain = DualDistillationDetector(**{**toy, "evidence": KINDS}).fit(support)
     for _ in range(2):
         cached = DualDistillationDetector(**{**toy, "evidence": KINDS, "memory": tmp_path}).fit(support)
         np.testing.assert_array_equal(cached.score_samples(queries), plain.score_samples(queries))
 
 
-def test_explanations_point_into_images_of_another_shape(fitted, queries, support):
+def test_explanations_with_several_shapes(fitted, queries, support):
     for found, shape in zip(fitted.explain(queries), EXPECTED, strict=True):
         assert found.map.shape == found.faded.shape == found.image.shape[:2] == shape
         assert 0 <= found.hot_spot[0] < shape[0]
@@ -92,8 +92,8 @@ def test_explanations_point_into_images_of_another_shape(fitted, queries, suppor
         assert 0 <= found.matches.col < width
 
 
-def test_hot_spots_of_tables_are_in_the_pixels_of_the_files(toy):
-    """A white square in pictures of several sizes and proportions is where the spot is, within a patch and the blur."""
+def test_hot_spots_are_in_pixels_of_the_files(toy):
+    """The hot spot is at a white square in pictures of several sizes and aspect ratios, within a patch and the blur."""
     det = DualDistillationDetector(**{**toy, "evidence": "patch", "image_size": 64})
     det.fit([picture((60, 60), seed) for seed in range(3)])
     pictures = [picture(shape, 20 + seed) for seed, shape in enumerate([(120, 120), (80, 200), (200, 80), (60, 60)])]
@@ -132,7 +132,7 @@ def test_extreme_proportions_are_squeezed_to_four_to_one(toy, support, shape):
     assert np.isfinite(DualDistillationDetector(**toy).fit([image] * 2).score_samples([image])).all()
 
 
-def test_given_sides_are_those_of_all_images(toy, support, queries):
+def test_given_sides_apply_to_all_images(toy, support, queries):
     det = DualDistillationDetector(**{**toy, "image_size": (32, 48), "evidence": KINDS}).fit(support)
     assert det.support_.shape == (4, 3, 32, 48)
     assert det.anomaly_map(queries).shape == (7, 32, 48)
@@ -140,7 +140,7 @@ def test_given_sides_are_those_of_all_images(toy, support, queries):
     assert square.anomaly_map(queries).shape == (7, 32, 32)
 
 
-def test_square_images_are_the_same_either_way(toy, normal, anomalous):
+def test_square_images_do_not_depend_on_aspect(toy, normal, anomalous):
     keep, square = (
         DualDistillationDetector(**{**toy, "aspect": aspect}).fit(normal[:3]) for aspect in ("keep", "square")
     )
@@ -151,7 +151,7 @@ def test_square_images_are_the_same_either_way(toy, normal, anomalous):
     ((40, 64), r"image_size=\(32, 64\) and image_size=\(48, 64\)"), ((40, 40), "image_size=32 and image_size=48"),
     ((8, 16), r"image_size=16\.$|image_size=16 and"),
 ])  # fmt: skip
-def test_sides_that_do_not_fit_are_named_with_the_nearest_that_do(toy, normal, size, nearest):
+def test_nearest_fitting_sides_are_named(toy, normal, size, nearest):
     det = DualDistillationDetector(**{**toy, "image_size": size})
     with pytest.raises(
         ValueError, match=rf"takes sides that are multiples of 16, .*nearest fitting sizes? (is|are) {nearest}"
@@ -161,7 +161,7 @@ def test_sides_that_do_not_fit_are_named_with_the_nearest_that_do(toy, normal, s
         DualDistillationDetector(image_size=size).fit(normal[:2])
 
 
-def test_a_network_that_takes_squares_only_says_so(toy, normal, tmp_path):
+def test_network_for_squares_only(toy, normal, tmp_path):
     weights = write_random_weights("xcit_nano_12_p16_224", tmp_path / "weights.safetensors", img_size=32)
     options = {**toy, "backbone": "xcit_nano_12_p16_224", "weights": weights, "evidence": "patch"}
     with pytest.raises(ValueError, match=r"one shape only: pass aspect='square', or image_size=\(H, W\)"):
@@ -171,7 +171,7 @@ def test_a_network_that_takes_squares_only_says_so(toy, normal, tmp_path):
         assert det.anomaly_map(normal[:1]).shape == (1, 32, 32)
 
 
-def test_a_plain_transformer_takes_any_proportions(toy, normal, queries, tmp_path):
+def test_plain_transformer_accepts_any_proportions(toy, normal, queries, tmp_path):
     weights = write_random_weights("vit_tiny_patch16_224", tmp_path / "weights.safetensors")
     options = {**toy, "backbone": "vit_tiny_patch16_224", "weights": weights, "evidence": ("patch", "embedding")}
     det = DualDistillationDetector(**options).fit(normal[:2])
@@ -179,8 +179,8 @@ def test_a_plain_transformer_takes_any_proportions(toy, normal, queries, tmp_pat
     assert np.isfinite(det.score_samples(queries)).all()
 
 
-def test_a_network_of_one_shape_sees_no_other(toy, support, queries, tmp_path):
-    """Not even of the turned support: it is turned upside down and mirrored."""
+def test_network_for_one_shape(toy, support, queries, tmp_path):
+    """The support is not rotated by 90° either, only by 180° and mirrored."""
     weights = write_random_weights("vit_tiny_patch16_224", tmp_path / "weights.safetensors", img_size=32)
     options = {"backbone": "vit_tiny_patch16_224", "weights": weights, "evidence": ("patch", "embedding")}
     det = DualDistillationDetector(**{**toy, **options, "image_size": (32, 48)}).fit(support)
@@ -192,8 +192,8 @@ def test_a_network_of_one_shape_sees_no_other(toy, support, queries, tmp_path):
         assert 0 <= found.matches.col < 48
 
 
-def test_files_lie_as_they_are_shown(toy, support, tmp_path):
-    """A photograph that lies on its side is as tall as it is shown."""
+def test_exif_orientation(toy, support, tmp_path):
+    """Sizes of photographs are those after EXIF rotation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture((40, 90), 3)).save(tmp_path / "a.jpg", exif=exif)
@@ -202,7 +202,7 @@ def test_files_lie_as_they_are_shown(toy, support, tmp_path):
     assert det.anomaly_map([tmp_path / "a.jpg"], size="original")[0].shape == (90, 40)
 
 
-def test_unreadable_images_leave_maps_of_nothing(toy, support, queries, tmp_path):
+def test_unreadable_images_have_nan_maps(toy, support, queries, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     det = DualDistillationDetector(**{**toy, "on_error": "skip"}).fit(support)
     with pytest.warns(UserWarning, match="Skipped"):
@@ -210,7 +210,7 @@ def test_unreadable_images_leave_maps_of_nothing(toy, support, queries, tmp_path
     assert [np.isnan(one).all() for one in maps] == [False, True, False]
 
 
-def test_the_memory_is_bounded(toy, normal):
+def test_memory_bank_is_bounded(toy, normal):
     for n in (2, 12):
         det = DualDistillationDetector(**{**toy, "evidence": KINDS, "max_patches": 50}).fit(normal[:n])
         assert len(det.patches_) == 50
@@ -222,10 +222,10 @@ def test_the_memory_is_bounded(toy, normal):
     assert np.isfinite(few.support_scores_).all()
 
 
-def test_a_state_says_whose_patches_it_keeps(toy, normal):
+def test_patches_have_owners(toy, normal):
     det = DualDistillationDetector(**{**toy, "evidence": "patch", "max_patches": 40}).fit(normal[:4])
     patches = det.fitted_.patches
     assert torch.bincount(patches.owners).tolist() == [10] * 4
-    # What is kept of the others without an image is what was kept of them with it.
+    # The kept patches of the other images do not depend on this image.
     others = DualDistillationDetector(**{**toy, "evidence": "patch", "max_patches": 30}).fit(normal[1:4])
     assert torch.equal(others.fitted_.patches.features, patches.features[patches.owners > 0])

@@ -1,4 +1,4 @@
-"""What `benchmarks/publish.py` writes, and that docs/results was written by it."""
+"""Output of `benchmarks/publish.py`, and consistency of docs/results with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On real images, with real weights, where they are to be had."""
+"""Real images and real weights, if they are available."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("task", "at_least"), [("magnetic_tile", 0.70), ("his_colon_lc25000", 0.70)])
-def test_patch_evidence_finds_anomalies(real_data, real_weights, task, at_least):
+def test_patch_evidence_detects_anomalies(real_data, real_weights, task, at_least):
     good = sorted((real_data / task / "good").iterdir())
     order = np.random.default_rng(0).permutation(len(good))
     queries = [good[i] for i in order[4:44]] + sorted((real_data / task / "bad").iterdir())[:40]
@@ -29,7 +29,7 @@ def test_patch_evidence_finds_anomalies(real_data, real_weights, task, at_least)
 
 @pytest.mark.parametrize(
     ("precision", "n", "evidence"),
-    # Where bfloat16 is emulated it is very slow: few images, and no student.
+    # Emulated bfloat16 is very slow: few images, and no student.
     [("float32", 11, ("ssd", "tsd", "patch", "embedding")), ("bfloat16", 3, "patch")],
 )
 def test_scores_do_not_depend_on_the_batch(real_data, real_weights, two_threads, precision, n, evidence):

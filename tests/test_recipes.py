@@ -1,4 +1,4 @@
-"""Recipes by name: one call, what is published, and what a user changes of it."""
+"""Recipes: their published parameters, and overrides."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_parameters_are_accepted(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_finds_anomalies(name, tmp_path):
+def test_recipe_detects_anomalies(name, tmp_path):
     weights = write_random_weights("toy_dinov2", tmp_path / "weights.safetensors")
     changed = {"backbone": "toy_dinov2", "weights": weights, "image_size": 70, "random_state": 0}
     images = list(stripes(6, size=70))
@@ -39,18 +39,18 @@ def test_it_finds_anomalies(name, tmp_path):
         assert -det.score_samples(images[4:5])[0] == pytest.approx(top.mean(), rel=1e-5)
 
 
-def test_a_network_without_tokens(toy, normal):
+def test_network_without_tokens(toy, normal):
     det = DualDistillationDetector.recipe("anomalydino", backbone=toy["backbone"], weights=toy["weights"])
     with pytest.raises(ValueError, match="'toy_resnet' has no tokens"):
         det.fit(normal[:2])
 
 
-def test_no_such_recipe():
+def test_unknown_recipe():
     with pytest.raises(ValueError, match="recipe='patchcore' was given; it must be one of 'anomalydino', 'subspacead'"):
         DualDistillationDetector.recipe("patchcore")
 
 
 @pytest.mark.parametrize("page", ["choosing.md", "differences.md"])
-def test_pages_tell_of_each(page):
+def test_pages_describe_each_recipe(page):
     text = (DOCS / page).read_text(encoding="utf-8").lower()
     assert all(name in text for name in RECIPES)

@@ -41,7 +41,7 @@ def test_blur_wider_than_the_map():
 
 
 def test_the_blur_grows_with_the_map():
-    """A map of twice the side, seen at half the size, is the same map."""
+    """A map of twice the side equals the same map when it is reduced to half."""
     spots = [torch.zeros(1, *shape, dtype=torch.float64) for shape in ((16, 40), (32, 80))]
     spots[0][0, 8, 20] = 1
     spots[1][0, 16:18, 40:42] = 1
@@ -58,7 +58,7 @@ def test_border_is_faded():
     torch.testing.assert_close(faded[:, 8, :4], row.expand(2, -1))
     torch.testing.assert_close(faded[:, 8, -4:], row.flip(0).expand(2, -1))
     torch.testing.assert_close(faded[:, :2, 16], torch.tensor([0.625, 0.875]).expand(2, -1))
-    torch.testing.assert_close(faded[0, 0, :3], torch.tensor([0.5625, 0.625, 0.625]))  # whichever edge is nearer
+    torch.testing.assert_close(faded[0, 0, :3], torch.tensor([0.5625, 0.625, 0.625]))  # by the nearer edge
     assert (faded[:, 2:14, 4:28] == 1).all()
     maps = torch.rand(2, 3, 32, 48)
     assert reduction.fade_border(maps, 1.0) is maps

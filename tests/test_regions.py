@@ -1,4 +1,4 @@
-"""Regions: what they are of random maps, and of images in the pixels of their files."""
+"""Regions of random maps, and of images in pixels of their files."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ EIGHT = np.ones((3, 3), bool)
 
 
 def filled(mask: np.ndarray) -> np.ndarray:
-    """Fill the holes of a region, which are those that no way of four neighbours leaves."""
+    """Fill the holes of a region (4-connected background)."""
     return ndimage.binary_fill_holes(mask, ndimage.generate_binary_structure(2, 1))
 
 
 def refill(region: Region, shape: tuple[int, int], scale: int = 4) -> np.ndarray:
-    """Fill an outline with Pillow, enlarged, as Pillow counts its own line among the pixels."""
+    """Fill an outline with Pillow, enlarged, as Pillow includes the pixels of the line."""
     canvas = Image.new("1", (shape[1] * scale, shape[0] * scale))
     ImageDraw.Draw(canvas).polygon([(x * scale, y * scale) for y, x in region.polygon.tolist()], fill=1)
     return np.asarray(canvas)[scale // 2 :: scale, scale // 2 :: scale]
 
 
 def enclosed(region: Region) -> float:
-    """Area within an outline; positive for a clockwise one, as y points down."""
+    """Compute the area enclosed by an outline; positive if it is clockwise, as y points down."""
     y, x = region.polygon.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
@@ -63,7 +63,7 @@ def check(values: np.ndarray, level: float) -> list[Region]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_outlines_fill_again_to_random_blobs(seed):
+def test_outlines_of_random_blobs(seed):
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=rng.integers(20, 120, 2))
     values = ndimage.gaussian_filter(noise, rng.uniform(0.3, 8), mode="reflect").astype(np.float32)
@@ -79,7 +79,7 @@ def test_outlines_fill_again_to_random_blobs(seed):
     ],
 )  # fmt: skip
 def test_small_shapes_are_enclosed_exactly(drawn):
-    """One pixel, corners that touch, rings, a part within a ring, and parts at the border."""
+    """One pixel, touching corners, rings, a component within a ring, and components at the border."""
     values = np.array([[letter == "#" for letter in row] for row in drawn], float)
     labels, _ = ndimage.label(values, EIGHT)
     for region in check(values, 0.5):
@@ -94,26 +94,26 @@ def test_large_outlines_have_few_corners():
     assert len(region.polygon) < 40
 
 
-def test_the_least_area_and_the_order():
+def test_min_area_and_order():
     values = np.zeros((9, 9))
     values[0, 0], values[2:4, 2:4], values[6:, 6:] = 3, 2, 1
     assert [region.area for region in find_regions(values, 0.5)] == [1, 4, 9]
     assert [region.area for region in find_regions(values, 0.5, min_area=4)] == [4, 9]
     assert find_regions(values, 3) == []
     assert half_height(np.array([[0.0, 1.0, 5.0]])) == 3.5
-    assert half_height(np.ones((2, 3), np.float32)) < 1  # of a map that is the same everywhere all is marked
+    assert half_height(np.ones((2, 3), np.float32)) < 1  # a constant map is a region
     assert [one.score for one in find_regions(values, 0.5, threshold=1.0, unit=2.0)] == [2, 1.5, 1]
 
 
 @pytest.fixture(scope="module")
 def fitted(toy, normal) -> DualDistillationDetector:
-    """A detector that calls whatever is unlike its support anomalous."""
+    """A detector that calls all images anomalous that differ from its support."""
     det = DualDistillationDetector(**toy | {"evidence": "patch"}).fit(normal[:4])
     det.offset_ = float(det.score_samples(normal[4:8]).min()) * 1.001
     return det
 
 
-def test_normal_images_have_no_region_and_others_have_their_hot_spot_in_one(fitted, normal, anomalous):
+def test_regions_contain_the_hot_spot(fitted, normal, anomalous):
     images = [*normal[4:8], *anomalous[:4]]
     labels, found = fitted.predict(images), fitted.regions(images)
     assert -1 in labels
@@ -131,7 +131,7 @@ def same(one: Region, other: Region) -> bool:
     return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Region))
 
 
-def test_explanations_and_rows_tell_the_same(fitted, normal, anomalous):
+def test_explanations_and_rows_agree(fitted, normal, anomalous):
     images = [*normal[4:6], *anomalous[:3]]
     found = fitted.regions(images)
     told = [
@@ -151,7 +151,7 @@ def test_one_level_for_all_images(fitted, normal, anomalous):
     for e, regions in zip(fitted.explain(images), fitted.regions(images, level=1), strict=True):
         assert [region.box for region in e.find_regions(level=1)] == [region.box for region in regions]
         assert all(region.score > 1 for region in regions)
-        assert regions or e.decision >= 0  # hot pixels of normal images may be above it too
+        assert regions or e.decision >= 0  # pixels of normal images may also be above it
     areas = [sum(r.area for r in fitted.regions(anomalous[:1], level=at)[0]) for at in (0.5, 1, 1.5, 1e6)]
     assert areas[0] > areas[1] > areas[2] >= areas[3] == 0
     (every,) = fitted.regions(anomalous[:1], level=-1e6)
@@ -161,13 +161,13 @@ def test_one_level_for_all_images(fitted, normal, anomalous):
 
 
 @pytest.mark.parametrize("shape", [(90, 150), (300, 120)])
-def test_places_are_in_the_pixels_of_the_file_upright(tmp_path, shape):
+def test_coordinates_are_in_upright_pixels_of_the_file(tmp_path, shape):
     normal, marked, (down, across) = plain_and_marked(*shape)
     det = DualDistillationDetector(image_size=64, evidence="patch").fit(normal)
     det.offset_ = float(det.score_samples([marked])[0]) * 0.9
     path = tmp_path / "on_its_side.jpg"
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be rotated by 90° clockwise
+    exif[0x0112] = 6  # rotate by 90° clockwise
     Image.fromarray(np.rot90(marked).copy()).save(path, exif=exif, quality=98)
     for image in (marked, path):
         region = det.regions([image])[0][0]
@@ -177,7 +177,7 @@ def test_places_are_in_the_pixels_of_the_file_upright(tmp_path, shape):
         assert np.isfinite(maps[0][region.peak_at])
 
 
-def test_unreadable_images_have_none(fitted, anomalous, tmp_path):
+def test_unreadable_images_have_no_regions(fitted, anomalous, tmp_path):
     lenient = fitted.session(on_error="skip")
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.warns(ImageSkippedWarning):
@@ -186,16 +186,16 @@ def test_unreadable_images_have_none(fitted, anomalous, tmp_path):
     assert found[1]
 
 
-def test_a_map_that_is_the_same_everywhere_is_one_region(toy, normal):
+def test_constant_map_is_one_region(toy, normal):
     det = DualDistillationDetector(**toy | {"evidence": "embedding", "border_weight": 1.0}).fit(normal[:3])
-    det.offset_ = 10.0  # all are anomalous, and no threshold is below 0
+    det.offset_ = 10.0  # all are anomalous, and the offset is not negative
     ((region,),) = det.regions(normal[3:4])
     assert region.box == (0, 0, 40, 40)
     assert np.isfinite(region.score)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
-def test_thresholds_that_are_not_below_zero(fitted, anomalous, offset):
+def test_nonnegative_offsets(fitted, anomalous, offset):
     det = DualDistillationDetector(**fitted.get_params(deep=False))
     det.fitted_ = fitted.fitted_
     det.offset_ = offset
@@ -212,7 +212,7 @@ def test_thresholds_that_are_not_below_zero(fitted, anomalous, offset):
         ({"level": "1"}, "level='1'"), ({"level": False}, "level=False"),
     ],
 )  # fmt: skip
-def test_options_that_are_none(fitted, normal, options, said):
+def test_invalid_options(fitted, normal, options, said):
     with pytest.raises(ValueError, match=said):
         fitted.regions(["nowhere.png"], **options)
     with pytest.raises(ValueError, match=said):
@@ -240,11 +240,11 @@ def test_overlays_outline_the_regions(fitted, normal, anomalous):
 
 
 def check_coco(found: dict) -> None:
-    """Check what https://cocodataset.org/#format-data asks for, and what pycocotools needs."""
+    """Check the requirements of https://cocodataset.org/#format-data and of pycocotools."""
     assert list(found) == ["images", "annotations", "categories"]
     assert found["categories"] == [{"id": 1, "name": "anomaly"}]
     images = {one["id"]: one for one in found["images"]}
-    for kind in ("images", "annotations"):  # pycocotools takes 0 for none
+    for kind in ("images", "annotations"):  # pycocotools treats 0 as missing
         assert [one["id"] for one in found[kind]] == list(range(1, len(found[kind]) + 1))
     for one in found["images"]:
         assert list(one) == ["id", "file_name", "width", "height"]
@@ -264,7 +264,7 @@ def check_coco(found: dict) -> None:
             assert max(outline[1::2]) == y + height
 
 
-def test_coco_has_what_the_format_asks_for(tmp_path):
+def test_coco_follows_the_format(tmp_path):
     values = np.zeros((30, 50))
     values[2:5, 10:20], values[20, 49] = 2, 1
     regions = find_regions(values, 0.5)
@@ -290,7 +290,7 @@ def test_coco_has_what_the_format_asks_for(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, fitted, normal, anomalous):
-    """A model, and a folder of a normal, an anomalous and a broken image."""
+    """A model, and a folder with a normal, an anomalous and a damaged image."""
     root = tmp_path_factory.mktemp("regions")
     fitted.save(root / "m.fsad")
     (root / "new").mkdir()
@@ -325,7 +325,7 @@ def test_commands_write_regions(folder, fitted, command, capsys, tmp_path):
     assert cli.main([*words, "--force"]) == 1
 
 
-def test_the_same_image_has_the_same_regions_in_any_batch(fitted, anomalous, normal):
+def test_regions_do_not_depend_on_the_batch(fitted, anomalous, normal):
     alone = fitted.regions(anomalous[:1])[0]
     among = fitted.regions([*normal[4:7], anomalous[0], stripes(1, size=64, seed=9)[0]])[3]
     assert all(same(one, other) for one, other in zip(alone, among, strict=True))

@@ -1,4 +1,4 @@
-"""Images to try the detector on: the same each time, told apart by the default detector, with masks that fit."""
+"""Rendered example images: deterministic, classified correctly by default, with matching masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pixels(folder, name) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["photograph", "metal", "retina"])
-def test_images_are_the_same_each_time_and_no_two_are_alike(tmp_path, kind):
+def test_images_are_deterministic_and_distinct(tmp_path, kind):
     one, other = (write_images(tmp_path / name, 3, 2, kind=kind) for name in "ab")
     for name, n in (("good", 3), ("bad", 2), ("masks", 2)):
         found = pixels(one, name)
@@ -27,7 +27,7 @@ def test_images_are_the_same_each_time_and_no_two_are_alike(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["metal", "retina"])
-def test_the_default_detector_finds_what_is_anomalous_and_where(tmp_path, kind):
+def test_default_detector_finds_the_anomalies(tmp_path, kind):
     folder = write_images(tmp_path / kind, 12, 6, kind=kind)
     good, bad = (sorted((folder / name).iterdir()) for name in ("good", "bad"))
     det = DualDistillationDetector(random_state=0).fit(good[:4])
@@ -42,7 +42,7 @@ def test_the_default_detector_finds_what_is_anomalous_and_where(tmp_path, kind):
     assert np.mean(touched) > 0.5
 
 
-def test_an_unknown_kind(tmp_path):
+def test_unknown_kind(tmp_path):
     with pytest.raises(ValueError, match="kind='lung' was given; it must be one of 'photograph', 'metal', 'retina'"):
         write_images(tmp_path / "images", kind="lung")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The HTML report: what is written, and what a browser makes of it."""
+"""The HTML report: its contents, and its behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOSTILE = ("<img src=x onerror=alert(1)>.png", "\"&'</script>.png", "{{data}} \u
 
 @pytest.fixture(scope="module")
 def det(toy, normal):
-    # A threshold in the midst of these images, so that both calls are made.
+    # A threshold between the scores of these images, so that both labels occur.
     return DualDistillationDetector(**toy, contamination=0.4, contrast=0.5, embedding_weight=0.2).fit(normal[:4])
 
 
@@ -73,7 +73,7 @@ def decoded(url):
     return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
 
 
-def test_shows_what_the_detector_says(det, folder, paths, y, tmp_path):
+def test_report_agrees_with_the_detector(det, folder, paths, y, tmp_path):
     file = write(det, paths, tmp_path / "report.html", y=y, title="Stripes")
     assert list(tmp_path.iterdir()) == [file]
     data = embedded(file)
@@ -99,7 +99,7 @@ def test_shows_what_the_detector_says(det, folder, paths, y, tmp_path):
         assert 0 < image["match"]["similarity"] <= 1.0001
 
 
-def test_maps_share_a_scale_that_the_threshold_sets(det, paths, tmp_path):
+def test_maps_share_a_colour_scale(det, paths, tmp_path):
     images = embedded(write(det, paths, tmp_path / "report.html"))["images"]
     order = np.argsort(det.decision_function(paths), kind="stable")
     explained = det.explain(paths)
@@ -133,19 +133,19 @@ def test_regions_are_outlined(det, paths, tmp_path):
     assert {image["contour"] for image in images} == {""}
 
 
-def test_the_flag_counts_from_the_models_own_threshold(det, paths, tmp_path):
+def test_option_is_relative_to_the_model_threshold(det, paths, tmp_path):
     assert embedded(write(det, paths[:2], tmp_path / "a.html"))["moved"] == 1
     assert embedded(write(det, paths[:2], tmp_path / "b.html", moved=1.2))["moved"] == 1.2
 
 
-def test_what_the_page_needs_for_marks_and_for_the_histogram_is_in_it(det, paths, tmp_path):
+def test_data_for_marks_and_histogram(det, paths, tmp_path):
     data = embedded(write(det, paths, tmp_path / "report.html"))
     assert {image["path"] for image in data["images"]} == {str(path) for path in paths}
     assert data["reference"] == relative_score(det.support_scores_, det.offset_).tolist()
     assert data["colours"] == {"warm": list(WARM), "contour": CONTOUR, "fill": 40, "scale": 10}
 
 
-def test_curves_are_drawn_where_both_labels_are_known(det, paths, y, tmp_path):
+def test_curves_need_both_labels(det, paths, y, tmp_path):
     def curves_of(**options):
         text = write(det, paths, tmp_path / "report.html", force=True, **options).read_text("utf-8")
         return re.search(r'<div class="curves">(.*?)</div>', text, re.DOTALL)[1]
@@ -159,7 +159,7 @@ def test_curves_are_drawn_where_both_labels_are_known(det, paths, y, tmp_path):
     assert embedded(tmp_path / "report.html")["auroc"] is None
 
 
-def test_pictures_are_jpegs_where_pillow_has_no_webp(det, paths, tmp_path, monkeypatch):
+def test_jpeg_without_webp(det, paths, tmp_path, monkeypatch):
     first = embedded(write(det, paths[:1], tmp_path / "report.html"))["images"][0]["picture"]
     monkeypatch.setattr(report.features, "check", lambda name: name != "webp")
     second = embedded(write(det, paths[:1], tmp_path / "other.html"))["images"][0]["picture"]
@@ -167,19 +167,19 @@ def test_pictures_are_jpegs_where_pillow_has_no_webp(det, paths, tmp_path, monke
     assert np.abs(np.asarray(decoded(first), float) - np.asarray(decoded(second).convert("RGB"), float)).mean() < 8
 
 
-def test_the_page_moves_nothing_and_runs_no_code_from_outside_its_script(det, paths, tmp_path):
+def test_page_has_no_other_code_or_animation(det, paths, tmp_path):
     text = write(det, paths, tmp_path / "report.html").read_text("utf-8")
     markup = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     assert not re.search(r"\son\w+=|\sstyle=|javascript:", markup)
     script = text[text.rindex("<script>") :]
     assert not re.search(r"\beval\(|new Function|innerHTML|insertAdjacentHTML|document\.write", script)
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
-    # Nothing for prefers-reduced-motion to take away.
+    # No motion that prefers-reduced-motion would remove.
     assert not re.search(r"transition|animation|scroll-behavior", style)
 
 
 @pytest.mark.parametrize(("max_side", "size"), [(None, (48, 16)), (20, (20, 10)), (640, (80, 40))])
-def test_pictures_have_the_longest_side_that_was_asked_for(det, paths, tmp_path, max_side, size):
+def test_picture_size(det, paths, tmp_path, max_side, size):
     image = embedded(write(det, paths[:1], tmp_path / "report.html", max_side=max_side))["images"][0]
     assert decoded(image["picture"]).size == size
     assert image["size"] == [size[1], size[0]]
@@ -188,7 +188,7 @@ def test_pictures_have_the_longest_side_that_was_asked_for(det, paths, tmp_path,
     assert np.abs(np.asarray(decoded(image["picture"]), float) - original).mean() < 12
 
 
-def test_a_turned_photograph_keeps_its_proportions(det, tmp_path):
+def test_rotated_photograph_keeps_its_aspect_ratio(det, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(stripes(1)[0]).resize((90, 30)).save(tmp_path / "turned.jpg", exif=exif)
@@ -196,7 +196,7 @@ def test_a_turned_photograph_keeps_its_proportions(det, tmp_path):
     assert images[0]["aspect"] == pytest.approx(1 / 3, abs=1e-3)
 
 
-def test_proportions_are_those_of_the_file(det, tmp_path):
+def test_aspect_ratios_are_those_of_the_files(det, tmp_path):
     pydicom, tifffile, nibabel = (pytest.importorskip(name) for name in ("pydicom", "tifffile", "nibabel"))
     wide = stripes(1, size=64)[0, :16, :, 0]
     header = pydicom.Dataset()
@@ -222,7 +222,7 @@ def test_proportions_are_those_of_the_file(det, tmp_path):
     }  # fmt: skip
 
 
-def test_the_support_is_shown_in_its_own_proportions(toy, tmp_path):
+def test_support_keeps_its_aspect_ratio(toy, tmp_path):
     wide, tall = stripes(2, size=64)[0, :16], stripes(2, size=64)[1, :, :16]
     det = DualDistillationDetector(**toy).fit([wide, tall])
     Image.fromarray(wide).save(tmp_path / "a.png")
@@ -235,26 +235,26 @@ def test_the_support_is_shown_in_its_own_proportions(toy, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"), [({"aspect": "square"}, "32 x 32 px"), ({"image_size": (32, 64)}, "32 x 64 px")]
 )
-def test_the_size_that_the_detector_saw_is_told(toy, normal, paths, tmp_path, changed, said):
+def test_scored_size_is_stated(toy, normal, paths, tmp_path, changed, said):
     det = DualDistillationDetector(**toy | changed).fit(normal[:2])
     data = embedded(write(det, paths[:1], tmp_path / "report.html"))
     assert dict(data["detector"])["Image size"] == said
     assert data["images"][0]["size"] == [40, 80]
 
 
-def test_what_was_left_out_is_listed(det, paths, tmp_path):
+def test_files_left_out_are_listed(det, paths, tmp_path):
     left_out = [(tmp_path / "<b>.heic", ".heic is not supported"), ("notes.txt", "not an image, judging by its name")]
     data = embedded(write(det, paths[:2], tmp_path / "report.html", left_out=left_out))
     assert data["left_out"] == [[str(path), reason] for path, reason in left_out]
     assert embedded(write(det, paths[:2], tmp_path / "other.html"))["left_out"] == []
 
 
-def test_the_same_call_gives_the_same_bytes(det, paths, y, tmp_path):
+def test_report_is_deterministic(det, paths, y, tmp_path):
     first = write(det, paths, tmp_path / "first.html", y=y).read_bytes()
     assert write(det, paths, tmp_path / "second.html", y=y).read_bytes() == first
 
 
-def test_a_file_that_vanishes_meanwhile_is_shown_as_the_detector_saw_it(det, paths, tmp_path, monkeypatch):
+def test_deleted_file_is_shown_resized(det, paths, tmp_path, monkeypatch):
     files = [shutil.copy(path, tmp_path / f"{i}.png") for i, path in enumerate(paths[:3])]
     again = images.picture
 
@@ -270,7 +270,7 @@ def test_a_file_that_vanishes_meanwhile_is_shown_as_the_detector_saw_it(det, pat
     assert data["unreadable"] == []
 
 
-def test_unreadable_files_are_listed_and_the_rest_goes_on(det, paths, tmp_path):
+def test_unreadable_files_are_listed(det, paths, tmp_path):
     broken, missing = tmp_path / "<b>.png", tmp_path / "missing.png"
     broken.write_bytes(b"no image")
     assert det.on_error == "raise"
@@ -287,7 +287,7 @@ def test_unreadable_files_are_listed_and_the_rest_goes_on(det, paths, tmp_path):
     assert why_not.startswith("does not exist")
 
 
-def test_nothing_readable_is_an_error(det, tmp_path):
+def test_no_readable_file(det, tmp_path):
     with pytest.raises(ImageError, match=r"None of the 2 files could be read.*a\.png does not exist"):
         write(det, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
@@ -304,7 +304,7 @@ def no_work(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_work")
-def test_a_destination_that_will_not_do_is_told_first(det, paths, tmp_path):
+def test_invalid_destination_is_reported_first(det, paths, tmp_path):
     taken = tmp_path / "taken.html"
     taken.write_text("before")
     for out, said in {
@@ -321,7 +321,7 @@ def test_a_destination_that_will_not_do_is_told_first(det, paths, tmp_path):
 
 
 @pytest.mark.usefixtures("no_work")
-def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch):
+def test_folder_without_permissions_is_reported_first(det, paths, tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -331,7 +331,7 @@ def test_a_folder_without_rights_is_told_first(det, paths, tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("no_work")
-def test_a_full_disk_is_told_first(det, paths, tmp_path, monkeypatch):
+def test_full_disk_is_reported_first(det, paths, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(DiskFullError, match=r"needs at least .* MB, but 0\.0 MB are free"):
@@ -339,7 +339,7 @@ def test_a_full_disk_is_told_first(det, paths, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_work")
-def test_bad_arguments_are_told_first(det, paths, tmp_path):
+def test_invalid_arguments_are_reported_first(det, paths, tmp_path):
     for arguments, said in {
         "y": ({"y": [1, 2] + [1] * 9}, r"accepted are \+1 normal"),
         "length": ({"y": [1]}, "inconsistent numbers of samples"),
@@ -352,7 +352,7 @@ def test_bad_arguments_are_told_first(det, paths, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_force_replaces_and_failure_leaves_what_was_there(det, paths, tmp_path, monkeypatch):
+def test_force_replaces_and_failure_keeps_the_old_file(det, paths, tmp_path, monkeypatch):
     out = tmp_path / "report.html"
     out.write_text("before")
     with monkeypatch.context() as patch:
@@ -365,7 +365,7 @@ def test_force_replaces_and_failure_leaves_what_was_there(det, paths, tmp_path, 
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_detector_without_its_support_can_be_reported_on(det, paths, tmp_path):
+def test_detector_without_support_images(det, paths, tmp_path):
     bare = copy.copy(det)
     names = tuple(f"/home/somebody/{name}.png" for name in "abcd")
     bare.fitted_ = dataclasses.replace(det.fitted_, images=None, names=names)
@@ -375,7 +375,7 @@ def test_a_detector_without_its_support_can_be_reported_on(det, paths, tmp_path)
     assert len(data["images"][0]["weights"]) == 4
 
 
-def test_nothing_in_the_file_reaches_beyond_it(det, paths, tmp_path):
+def test_file_has_no_external_references(det, paths, tmp_path):
     title = "</title><script>alert(1)</script>"
     text = write(det, paths, tmp_path / "report.html", title=title).read_text("utf-8")
     assert f"<title>{html.escape(title)}</title>" in text
@@ -413,7 +413,7 @@ def written(det, folder, paths, y, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, written):
-    """The report, opened; at the end nothing has been complained of or asked for."""
+    """The open report; at the end, there must be no console messages and no requests."""
     context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
     page = context.new_page()
     said, asked = [], []
@@ -439,7 +439,7 @@ def slide(page, name, value):
 
 
 def wait_until(page, expression):
-    """Wait for a condition; the page's policy does not let playwright's own waiting do so."""
+    """Wait for a condition; the page's security policy blocks playwright's own method."""
     for _ in range(100):
         if page.evaluate(expression):
             return
@@ -452,7 +452,7 @@ def number(page, name):
 
 
 @pytest.mark.browser
-def test_opens_at_the_detectors_threshold(page, det, paths):
+def test_initial_threshold(page, det, paths):
     called = int((det.predict(paths) == -1).sum())
     assert (number(page, "#n-anomalous"), number(page, "#n-normal")) == (called, len(paths) - called)
     assert page.locator("#number").input_value() == "1"
@@ -480,7 +480,7 @@ def test_threshold_changes_counts_and_rates(page, det, paths, y, position):
 
 
 @pytest.mark.browser
-def test_a_threshold_can_be_typed_and_put_back(page, det, paths):
+def test_threshold_can_be_typed_and_reset(page, det, paths):
     scores = relative(det, paths)
     threshold = round(float(np.median(scores)), 5)
     page.locator("#number").fill(str(threshold))
@@ -491,7 +491,7 @@ def test_a_threshold_can_be_typed_and_put_back(page, det, paths):
 
 
 @pytest.mark.browser
-def test_the_histogram_is_cropped_to_the_scores_and_has_those_of_the_support(page, det, paths):
+def test_histogram_range_and_support_scores(page, det, paths):
     low, high = (float(page.locator("#threshold").get_attribute(name)) for name in ("min", "max"))
     reference = relative_score(det.support_scores_, det.offset_)
     scores = np.concatenate([relative(det, paths), reference, [1]])
@@ -505,7 +505,7 @@ def test_the_histogram_is_cropped_to_the_scores_and_has_those_of_the_support(pag
 
 
 @pytest.mark.browser
-def test_the_threshold_is_dragged_on_the_histogram_and_moved_by_keys(page, det, paths):
+def test_threshold_on_the_histogram(page, det, paths):
     slider, svg = page.locator("#threshold"), page.locator("#histogram").bounding_box()
     low, high, step = (float(slider.get_attribute(name)) for name in ("min", "max", "step"))
     at = {share: svg["x"] + share * svg["width"] for share in (0.2, 0.7)}
@@ -528,7 +528,7 @@ def test_the_threshold_is_dragged_on_the_histogram_and_moved_by_keys(page, det, 
 
 
 @pytest.mark.browser
-def test_the_flag_is_copied(browser, written):
+def test_option_is_copied(browser, written):
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
     page.goto(written.as_uri())
@@ -536,7 +536,7 @@ def test_the_flag_is_copied(browser, written):
     page.locator("#copy").click()
     page.get_by_text("Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == "--threshold 1.13"
-    # Where that is not allowed, the text is selected for Ctrl+C.
+    # Without permission, the text is selected for Ctrl+C.
     page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('refused')); }")
     page.locator("#copy").click()
     wait_until(page, "getSelection().toString() === '--threshold 1.13'")
@@ -544,7 +544,7 @@ def test_the_flag_is_copied(browser, written):
 
 
 @pytest.mark.browser
-def test_points_on_the_curves_are_those_of_the_threshold(page, det, paths, y):
+def test_operating_points_follow_the_threshold(page, det, paths, y):
     page.locator("#number").fill("0.9")
     called = relative(det, paths) > 0.9
     recall, false = called[y == -1].mean(), called[y == 1].mean()
@@ -555,7 +555,7 @@ def test_points_on_the_curves_are_those_of_the_threshold(page, det, paths, y):
 
 
 @pytest.mark.browser
-def test_only_some_kinds_are_shown(page, det, paths, y):
+def test_filters(page, det, paths, y):
     scores = relative(det, paths)
     slide(page, "#threshold", np.median(scores))
     threshold = float(page.locator("#number").input_value())
@@ -573,7 +573,7 @@ def test_only_some_kinds_are_shown(page, det, paths, y):
 
 
 @pytest.mark.browser
-def test_the_fill_is_at_most_40_percent_and_can_be_taken_away(page):
+def test_heat_map_opacity(page):
     picture = page.locator(".card .overlaid .frame").first
     page.locator(".edge").evaluate_all("lines => lines.forEach(line => line.remove())")
     shots = []
@@ -588,7 +588,7 @@ def test_the_fill_is_at_most_40_percent_and_can_be_taken_away(page):
 
 
 @pytest.mark.browser
-def test_image_map_and_nearest_normal_image_are_side_by_side_at_true_proportions(page, written):
+def test_pictures_are_side_by_side(page, written):
     data = embedded(written)
     for width in (1200, 700):
         page.set_viewport_size({"width": width, "height": 800})
@@ -604,7 +604,7 @@ def test_image_map_and_nearest_normal_image_are_side_by_side_at_true_proportions
 
 
 @pytest.mark.browser
-def test_images_are_found_and_sorted_by_name(page, written):
+def test_search_and_sort_by_name(page, written):
     data = embedded(written)
 
     def names():
@@ -624,7 +624,7 @@ def test_images_are_found_and_sorted_by_name(page, written):
 
 
 @pytest.mark.browser
-def test_images_are_marked_by_click_and_by_keys_and_exported(page, written, det, paths):
+def test_marks_are_set_and_exported(page, written, det, paths):
     data = embedded(written)
     row = page.locator(".list > li")
     row.nth(0).get_by_role("button", name="Normal", exact=True).click()
@@ -634,7 +634,7 @@ def test_images_are_marked_by_click_and_by_keys_and_exported(page, written, det,
     page.keyboard.press("N")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("a")
-    page.keyboard.press("a")  # and taken away
+    page.keyboard.press("a")  # and removed
     page.keyboard.press("Control+a")  # the browser's own
     row.nth(4).locator(".card").click()
     page.keyboard.press("a")
@@ -670,7 +670,7 @@ def state_of(page):
 
 
 @pytest.mark.browser
-def test_the_state_is_in_the_address(page, browser, written):
+def test_state_is_in_the_url(page, browser, written):
     page.locator("#number").fill("0.97")
     page.locator("#search").fill("o")
     page.locator("#sort").select_option("name")
@@ -695,7 +695,7 @@ def test_the_state_is_in_the_address(page, browser, written):
 
 
 @pytest.mark.browser
-def test_an_address_that_makes_no_sense_does_no_harm(page, written):
+def test_invalid_url_state_is_ignored(page, written):
     everything = state_of(page)
     page.evaluate(
         "location.hash = 'threshold=x&sort=constructor&show=__proto__&normal=99.-1.1e0.<b>&anomalous=..&search=&%zz'"
@@ -704,12 +704,12 @@ def test_an_address_that_makes_no_sense_does_no_harm(page, written):
     assert state_of(page) == everything
     page.evaluate("location.hash = 'search=<img src=x onerror=alert(1)>&threshold=1e3&normal=0.0.0'")
     wait_until(page, "document.getElementById('search').value.length > 1")
-    assert page.locator(".list > li").count() == 1  # that is a name
+    assert page.locator(".list > li").count() == 1  # it is a search text
     assert page.locator("#number").input_value() == "1000"
 
 
 @pytest.mark.browser
-def test_a_printed_report_shows_every_image_and_map(page, browser, written):
+def test_printed_report_shows_all_images(page, browser, written):
     n_images = len(embedded(written)["images"])
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -721,13 +721,13 @@ def test_a_printed_report_shows_every_image_and_map(page, browser, written):
     assert "called anomalous" in page.locator("#state").inner_text()
     page.emulate_media(media="screen")
     printed = page.pdf(format="A4", print_background=False)
-    # Each image twice, alone and below its map, which also has a transparency; besides those of the support.
+    # Each image twice, alone and below its map, plus maps with transparency, and support images.
     assert printed.count(b"/Subtype /Image") > 2 * n_images
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast(page, scheme):
+def test_text_contrast(page, scheme):
     page.emulate_media(color_scheme=scheme)
     page.locator(f"html[data-theme={scheme}]").wait_for(state="attached")
     page.locator(".list .card").first.focus()
@@ -739,7 +739,7 @@ def test_text_has_contrast(page, scheme):
     assert {text: ratio for text, ratio in found if ratio < 4.5} == {}
 
 
-# For each visible text: how its colour differs from what is behind it.
+# Contrast of each visible text with its background.
 CONTRASTS = """() => {
   const parse = text => text.match(/[\\d.]+/g).map(Number);
   const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
@@ -766,7 +766,7 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.browser
-def test_an_image_opens_by_click_and_by_keyboard(page, written):
+def test_dialog_opens_by_click_and_keyboard(page, written):
     names = [image["name"] for image in embedded(written)["images"]]
     dialog = page.get_by_role("dialog")
     page.locator(".card").nth(2).click()
@@ -782,7 +782,7 @@ def test_an_image_opens_by_click_and_by_keyboard(page, written):
     assert page.locator("#name").inner_text() == names[1]
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
-    # Focus is where the reader had got to, a moment after the dialog is gone, and goes on from there.
+    # Focus returns to the image shortly after the dialog closes, and continues from there.
     wait_until(page, "document.activeElement.matches('li:nth-child(2) > .card')")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
@@ -795,7 +795,7 @@ def test_an_image_opens_by_click_and_by_keyboard(page, written):
 
 
 @pytest.mark.browser
-def test_arrows_of_a_slider_in_the_dialog_do_not_leave_the_image(page, written):
+def test_arrow_keys_of_a_slider_in_the_dialog(page, written):
     page.locator(".card").first.click()
     page.locator("#detail-fill").focus()
     page.keyboard.press("ArrowLeft")
@@ -804,7 +804,7 @@ def test_arrows_of_a_slider_in_the_dialog_do_not_leave_the_image(page, written):
 
 
 @pytest.mark.browser
-def test_the_support_is_boxed_where_it_matched(page, written):
+def test_match_is_boxed(page, written):
     data = embedded(written)
     page.locator(".card").first.click()
     match = data["images"][0]["match"]
@@ -819,7 +819,7 @@ def test_the_support_is_boxed_where_it_matched(page, written):
 @pytest.mark.browser
 @pytest.mark.parametrize("aspect", ["keep", "square"])
 @pytest.mark.parametrize("shape", [(240, 80), (80, 240), (120, 120), (360, 60), (1400, 500)], ids=str)
-def test_map_and_marks_lie_on_the_picture_as_it_is_shown(browser, toy, tmp_path, shape, aspect):
+def test_map_and_boxes_match_the_shown_picture(browser, toy, tmp_path, shape, aspect):
     normal, marked, place = plain_and_marked(*shape)
     det = DualDistillationDetector(**toy | {"evidence": "patch", "image_size": 64, "aspect": aspect}).fit(normal)
     Image.fromarray(marked).save(tmp_path / "marked.png")
@@ -839,7 +839,7 @@ def test_map_and_marks_lie_on_the_picture_as_it_is_shown(browser, toy, tmp_path,
     patch = mark["height"] / whole["height"], mark["width"] / whole["width"]
     assert abs(middle[0] - place[0]) <= patch[0]
     assert abs(middle[1] - place[1]) <= patch[1]
-    # The colour of the map, by itself.
+    # The colour of the map alone.
     page.locator("#figures svg").evaluate_all("marks => marks.forEach(mark => mark.remove())")
     shot = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB"), float)
     rows, columns = np.nonzero(shot[..., 0] - shot[..., 2] > 40)
@@ -854,7 +854,7 @@ def test_map_and_marks_lie_on_the_picture_as_it_is_shown(browser, toy, tmp_path,
 
 
 @pytest.mark.browser
-def test_hostile_names_are_text(page, folder):
+def test_hostile_names_are_escaped(page, folder):
     shown = page.locator(".list .name").all_text_contents()
     assert set(HOSTILE) <= set(shown)
     assert page.locator("h1").inner_text() == HOSTILE[0]
@@ -876,7 +876,7 @@ def test_every_control_has_a_name(page):
 
 
 @pytest.mark.browser
-def test_dark_and_light(page):
+def test_dark_mode(page):
     def ground():
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
@@ -892,7 +892,7 @@ def test_dark_and_light(page):
 
 
 @pytest.mark.browser
-def test_a_phone_keeps_the_threshold_in_sight_and_is_not_scrolled_sideways(page):
+def test_phone_layout(page):
     page.set_viewport_size({"width": 360, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.locator(".list > li").nth(3).scroll_into_view_if_needed()
@@ -912,7 +912,7 @@ def test_a_phone_keeps_the_threshold_in_sight_and_is_not_scrolled_sideways(page)
 
 
 @pytest.mark.browser
-def test_nothing_moves_after_loading(page):
+def test_layout_does_not_shift(page):
     page.reload()
     page.wait_for_timeout(200)
     moved = page.evaluate(
@@ -924,7 +924,7 @@ def test_nothing_moves_after_loading(page):
 
 
 @pytest.mark.browser
-def test_a_report_without_labels_or_support(browser, det, paths, tmp_path):
+def test_report_without_labels_or_support(browser, det, paths, tmp_path):
     bare = copy.copy(det)
     bare.fitted_ = dataclasses.replace(det.fitted_, images=None)
     file = write(bare, paths[:3], tmp_path / "report.html")
@@ -939,7 +939,7 @@ def test_a_report_without_labels_or_support(browser, det, paths, tmp_path):
 
 
 @pytest.mark.browser
-def test_the_slider_stays_where_the_command_line_takes_the_threshold(browser, det, paths, tmp_path):
+def test_slider_range_is_valid_for_the_command_line(browser, det, paths, tmp_path):
     lenient = copy.copy(det)
     lenient.offset_ = 100 * det.offset_  # all scores are close to 0
     page = browser.new_page()
@@ -955,7 +955,7 @@ def test_the_slider_stays_where_the_command_line_takes_the_threshold(browser, de
 
 
 @pytest.mark.browser
-def test_500_images_take_up_less_than_30_mb_and_are_at_hand_within_2_seconds(browser, det, tmp_path):
+def test_500_images(browser, det, tmp_path):
     rng = np.random.default_rng(0)
     grain = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).resize((256, 256)) for _ in range(10)]
     for i, picture in enumerate(grain):
@@ -969,7 +969,7 @@ def test_500_images_take_up_less_than_30_mb_and_are_at_hand_within_2_seconds(bro
     file.write_text(text, "utf-8")
     assert 2e6 < file.stat().st_size < 30e6
     page = browser.new_page()
-    for _ in range(3):  # a busy machine is no fault of the page's
+    for _ in range(3):  # the machine may be busy
         page.goto("about:blank")
         page.goto(file.as_uri())
         ready = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
@@ -979,7 +979,7 @@ def test_500_images_take_up_less_than_30_mb_and_are_at_hand_within_2_seconds(bro
     page.locator(".card").first.focus()
     page.keyboard.press("a")
     assert page.locator("#marked").inner_text() == "marked: 0 normal, 1 anomalous"
-    # Rows are drawn as one scrolls.
+    # Rows are rendered on scrolling.
     assert page.locator(".card").count() < 500
     for _ in range(20):
         page.evaluate("scrollTo(0, document.body.scrollHeight)")

@@ -26,7 +26,7 @@ def points(svg, name):
     return x, 1 - y
 
 
-def test_the_anomalous_class_is_positive_and_unknown_ones_are_left_out(labels_and_scores):
+def test_anomalous_is_positive_and_unknown_labels_are_ignored(labels_and_scores):
     labels, scores = labels_and_scores
     found, known = curves(labels, scores), labels != 0
     assert found.auroc == roc_auc_score(labels[known] == -1, scores[known]) > 0.7
@@ -35,7 +35,7 @@ def test_the_anomalous_class_is_positive_and_unknown_ones_are_left_out(labels_an
     assert f"average precision {found.average_precision:.3f}" in found.svg
 
 
-def test_the_areas_below_the_curves_are_their_measures(labels_and_scores):
+def test_areas_under_the_curves(labels_and_scores):
     found = curves(*labels_and_scores)
     x, y = points(found.svg, "roc")
     assert trapezoid(y, x) == pytest.approx(found.auroc, abs=1e-3)
@@ -43,7 +43,7 @@ def test_the_areas_below_the_curves_are_their_measures(labels_and_scores):
     assert -trapezoid(y, x) == pytest.approx(found.average_precision, abs=1e-3)
 
 
-def test_svg_is_well_formed_and_has_no_style_of_its_own(labels_and_scores):
+def test_svg_is_well_formed_without_style(labels_and_scores):
     svg = curves(*labels_and_scores).svg
     root = ElementTree.fromstring(f"<div>{svg}</div>")
     assert [one.tag for one in root] == ["figure", "figure"]
@@ -52,5 +52,5 @@ def test_svg_is_well_formed_and_has_no_style_of_its_own(labels_and_scores):
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 0], [-1, -1, -1], [0, 0, 0]])
-def test_one_kind_alone_has_no_curves(labels):
+def test_single_class_has_no_curves(labels):
     assert curves(np.array(labels), np.arange(3.0)) is None

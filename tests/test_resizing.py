@@ -1,4 +1,4 @@
-"""Resizing: torchvision's bits."""
+"""Resizing: bitwise identical to torchvision."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_precisions(precision, dtype, lowered):
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_auto_uses_bfloat16_only_where_it_is_native_and_runs_the_networks_in_float32_to_score(monkeypatch, native):
+def test_auto_precision(monkeypatch, native):
     monkeypatch.setattr(runtime, "_native_bfloat16", lambda device: native)
     found = resolve_runtime("cpu", "auto")
     assert found.scoring_dtype is None
@@ -73,7 +73,7 @@ def test_out_of_memory_is_recognised():
 
 
 @pytest.mark.parametrize("name", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
-def test_a_torch_without_its_private_names_runs_in_float32(monkeypatch, name):
+def test_torch_without_private_names(monkeypatch, name):
     for other in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, other, lambda: False, raising=False)
     monkeypatch.delattr(torch.cpu, name)
@@ -109,8 +109,8 @@ def torch_state() -> list[Any]:
     found = []
     for get in SETTINGS:
         try:
-            found.append({"none": "ieee"}.get(value := get(), value))  # not set is as good as set to the usual
-        except RuntimeError:  # torch's own old name, where the new one is in use
+            found.append({"none": "ieee"}.get(value := get(), value))  # an unset precision equals the default
+        except RuntimeError:  # torch's old name, while the new one is in use
             found.append(None)
     return found
 
@@ -151,7 +151,7 @@ if MODERN:
 
 @pytest.fixture(autouse=True)
 def _unchanged():
-    """No test leaves torch otherwise than it found it."""
+    """Check that no test changes torch's state."""
     before = torch_state()
     yield
     assert torch_state() == before
@@ -159,7 +159,7 @@ def _unchanged():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("caller", CALLERS)
-def test_the_packages_passes_see_their_own_state_and_the_caller_gets_its_own_back(caller):
+def test_own_state_is_set_and_restored(caller):
     with CALLERS[caller]():
         before = torch_state()
         with own_torch_state(), own_torch_state():
@@ -182,7 +182,7 @@ def test_the_packages_passes_see_their_own_state_and_the_caller_gets_its_own_bac
 @pytest.mark.filterwarnings("ignore:.*oneDNN.*")
 @pytest.mark.parametrize("form", ["decoder", "encoder"])
 @pytest.mark.parametrize("caller", CALLERS)
-def test_the_callers_state_changes_no_bit(toy, normal, caller, form):
+def test_state_of_the_caller_does_not_matter(toy, normal, caller, form):
     runtime = resolve_runtime("cpu", "bfloat16")
 
     @own_torch_state()
@@ -211,7 +211,7 @@ def test_the_callers_state_changes_no_bit(toy, normal, caller, form):
         assert torch.equal(a, b)
 
 
-def test_the_last_of_several_threads_puts_the_callers_state_back():
+def test_last_thread_restores_the_state():
     first_is_in, first_may_go = threading.Event(), threading.Event()
 
     def stay():
@@ -231,7 +231,7 @@ def test_the_last_of_several_threads_puts_the_callers_state_back():
         assert torch.get_default_dtype() == torch.float64
 
 
-def test_what_the_caller_sets_meanwhile_stays():
+def test_changes_by_the_caller_are_kept():
     try:
         with CALLERS["float64"]():
             with own_torch_state():
@@ -240,7 +240,7 @@ def test_what_the_caller_sets_meanwhile_stays():
             torch.set_default_dtype(torch.float64)
             with own_torch_state():
                 torch.set_default_dtype(torch.float16)
-                with ThreadPoolExecutor(1) as pool:  # another pass begins, which needs float32
+                with ThreadPoolExecutor(1) as pool:  # another pass starts, which needs float32
                     pool.submit(lambda: own_torch_state()(torch.get_default_dtype)()).result()
                 assert torch.get_default_dtype() == torch.float32
             assert torch.get_default_dtype() == torch.float16
@@ -248,7 +248,7 @@ def test_what_the_caller_sets_meanwhile_stays():
         torch.set_default_dtype(torch.float32)
 
 
-def test_seeded_draws_are_the_same_whatever_the_caller_and_other_threads_do():
+def test_seeded_draws_are_deterministic_in_threads():
     def draw(seed: int) -> torch.Tensor:
         with seeded(seed):
             first = torch.rand(100)
@@ -271,7 +271,7 @@ def test_seeded_draws_are_the_same_whatever_the_caller_and_other_threads_do():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("mine", [False, True])
-def test_a_fork_while_a_thread_draws_does_not_lock_the_child(mine):
+def test_fork_during_a_draw_does_not_lock_the_child(mine):
     is_in, may_go = threading.Event(), threading.Event()
 
     def stay():
@@ -291,7 +291,7 @@ def test_a_fork_while_a_thread_draws_does_not_lock_the_child(mine):
         with seeded(0) if mine else contextlib.nullcontext():
             process = multiprocessing.get_context("fork").Process(target=child)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of forks among threads
+                warnings.simplefilter("ignore", DeprecationWarning)  # about forks with threads
                 process.start()
         process.join(20)
         may_go.set()
@@ -299,15 +299,15 @@ def test_a_fork_while_a_thread_draws_does_not_lock_the_child(mine):
         assert process.exitcode == 0
 
 
-def test_one_thread_may_be_alone():
-    """It waits for those inside, lets nobody in, not even one that waits for a lock, and then all go on."""
+def test_alone_excludes_other_threads():
+    """It waits for threads inside, blocks others, even those that wait for a lock, and then all continue."""
     events, inside, may_leave = [], threading.Event(), threading.Event()
 
     def computing() -> None:
         with runtime.own_torch_state():
             inside.set()
             may_leave.wait(10)
-            with runtime.own_torch_state():  # nested: never waits
+            with runtime.own_torch_state():  # nested, so it never waits
                 events.append("left")
 
     def alone() -> None:
@@ -334,8 +334,8 @@ def test_one_thread_may_be_alone():
     assert events == ["left", "alone", "not alone", "later"]
 
 
-def test_who_builds_does_not_wait_for_who_wants_to_be_alone():
-    """Who is inside and needs the lock of the generator gets it, whoever waits outside."""
+def test_seeded_does_not_deadlock_with_alone():
+    """A thread inside gets the lock of the generator, even if others wait outside."""
     inside, go_on, done = threading.Event(), threading.Event(), []
 
     def computing() -> None:

@@ -1,4 +1,4 @@
-"""The example services: real requests to FastAPI on loopback, and a model of MLflow."""
+"""The example services: real requests to FastAPI on the loopback interface, and an MLflow model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def det(normal) -> DualDistillationDetector:
 
 @pytest.fixture(scope="module")
 def service(det, tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """The example, served by uvicorn at a port of its own."""
+    """The example, served by uvicorn on a free port."""
     for name in ("fastapi", "uvicorn", "httpx", "python_multipart"):
         pytest.importorskip(name, reason="the extra examples")
     import httpx
@@ -68,7 +68,7 @@ def png(image: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-def test_an_image_goes_in_and_its_reasons_come_out(service, det, anomalous):
+def test_image_is_scored_and_explained(service, det, anomalous):
     reply = service.send(png(anomalous[0]), "neu ü.png")
     assert reply.status_code == 200
     found, (expected,) = reply.json(), det.explain([png(anomalous[0])])
@@ -82,7 +82,7 @@ def test_an_image_goes_in_and_its_reasons_come_out(service, det, anomalous):
     np.testing.assert_array_equal(shown, overlay(expected))
 
 
-def test_requests_at_the_same_time_do_not_disturb_each_other(service, det, normal, anomalous):
+def test_concurrent_requests(service, det, normal, anomalous):
     images = [*normal[4:8], *anomalous[:4]]
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda image: service.send(png(image)).json(), images))
@@ -92,14 +92,14 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(service, det, norma
 @pytest.mark.parametrize(
     ("data", "said"), [(b"no image", "could not be read"), (b"", "is empty"), (b"GIF89a", "could not be read")]
 )
-def test_what_is_no_image_is_refused(service, data, said):
+def test_other_files_are_refused(service, data, said):
     reply = service.send(data, "a.png")
     assert reply.status_code == 415
     assert "a.png" in reply.json()["detail"]
     assert said in reply.json()["detail"]
 
 
-def test_what_is_too_long_is_refused(service, anomalous):
+def test_large_requests_are_refused(service, anomalous):
     large = png(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
     reply = service.send(large)
     assert reply.status_code == 413
@@ -107,7 +107,7 @@ def test_what_is_too_long_is_refused(service, anomalous):
     assert service.send(png(anomalous[0])).status_code == 200
 
 
-def test_a_small_file_of_a_huge_image_is_refused(service):
+def test_decompression_bomb_is_refused(service):
     data = io.BytesIO()
     Image.new("1", (8000, 8000)).save(data, "PNG")
     assert len(data.getvalue()) < MOST_BYTES
@@ -116,20 +116,20 @@ def test_a_small_file_of_a_huge_image_is_refused(service):
     assert "64000000 pixels" in reply.json()["detail"]
 
 
-def test_a_request_that_does_not_say_its_length(service):
+def test_request_without_a_length(service):
     reply = service.client.post("/score", content=iter([b"x"] * 3))
     assert reply.status_code == 411
     assert "Content-Length" in reply.json()["detail"]
 
 
-def test_a_request_without_an_image(service):
+def test_request_without_an_image(service):
     assert service.client.post("/score").status_code in (411, 422)
     assert service.client.post("/score", data={"image": "text"}).status_code == 422
     assert service.client.get("/score").status_code == 405
 
 
 @pytest.mark.slow
-def test_a_model_of_mlflow(capsys):
+def test_mlflow_model(capsys):
     pytest.importorskip("mlflow", reason="the extra examples")
     names = runpy.run_path(str(EXAMPLES / "12_mlflow.py"), run_name="__main__")
     assert "as the detector says: True" in capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_a_model_of_mlflow(capsys):
 
 
 @pytest.mark.parametrize("name", ["11_service", "12_mlflow"])
-def test_the_examples_say_what_they_lack(name, monkeypatch, capsys):
+def test_examples_name_missing_packages(name, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *r: None if n in ("fastapi", "mlflow") else find(n, *r))
     runpy.run_path(str(EXAMPLES / f"{name}.py"))

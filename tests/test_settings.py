@@ -1,4 +1,4 @@
-"""One table says what every parameter accepts: each bad value is named, with what to write instead."""
+"""The rules of all parameters: errors name each invalid value, and what is accepted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ GOOD = {
 }  # fmt: skip
 
 
-def test_every_parameter_has_a_rule_and_a_bad_value_here():
+def test_every_parameter_has_a_rule():
     parameters = set(inspect.signature(DualDistillationDetector).parameters)
     of_student = {f"student__{name}" for name in inspect.signature(Student).parameters}
     assert RULES.keys() == parameters | of_student == BAD.keys()
@@ -86,7 +86,7 @@ def test_every_parameter_has_a_rule_and_a_bad_value_here():
     ("name", "value"),
     [pytest.param(n, v, id=f"{n}-{i}") for n, values in BAD.items() for i, v in enumerate(values)],
 )
-def test_bad_values_are_named_before_anything_is_done(normal, name, value):
+def test_invalid_values_are_reported_first(normal, name, value):
     det = make_detector(**{name: value})  # the constructors only store
     with pytest.raises(ValueError, match=rf"^{name}=") as caught:
         det.fit(normal[:2])
@@ -95,7 +95,7 @@ def test_bad_values_are_named_before_anything_is_done(normal, name, value):
     assert not vars(det).keys() & {"fitted_"}
 
 
-def test_good_values_are_taken():
+def test_valid_values_are_accepted():
     plain = DualDistillationDetector(student=Student()).get_params()
     checked(plain)
     for name, values in GOOD.items():
@@ -103,7 +103,7 @@ def test_good_values_are_taken():
             checked(make_detector(**{name: value}).get_params())
 
 
-def test_what_was_checked_cannot_be_changed_from_outside():
+def test_checked_values_are_copied():
     evidence, blocks, window = {"patch": 1.0}, [1, 1, 1], np.array([0.0, 1.0])
     student = Student(decoder_blocks=blocks)
     given = {"evidence": evidence, "student": student, "value_range": window}
@@ -128,14 +128,14 @@ def test_what_was_checked_cannot_be_changed_from_outside():
     ],
     ids=str,
 )  # fmt: skip
-def test_pretrain_uses_the_table_without_an_estimator(tmp_path, bad):
+def test_pretrain_uses_the_same_rules(tmp_path, bad):
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=rf"{name}={value!r} was given; it must be "):
         pretrain({"a": []}, tmp_path / "student.safetensors", **bad)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_without_a_rule():
+def test_unknown_name():
     with pytest.raises(KeyError):
         check({"colour": 1})
 
@@ -163,12 +163,12 @@ def fitted(toy, normal) -> DualDistillationDetector:
     return DualDistillationDetector(**toy).fit(normal[:3])
 
 
-def test_all_but_the_calls_own_are_here():
+def test_all_fit_parameters_are_covered():
     assert CHANGES.keys() == RULES.keys() - set(CALL_PARAMETERS) - {"student"}
 
 
 @pytest.mark.parametrize("name", sorted(CHANGES))
-def test_a_changed_parameter_acts_at_the_next_fit(toy, normal, anomalous, tmp_path, name):
+def test_changed_parameter_has_no_effect_before_fit(toy, normal, anomalous, tmp_path, name):
     det = make_detector(**{**toy, "evidence": ("ssd", "tsd", "patch", "embedding")}).fit(normal[:3])
     det.save(tmp_path / "before.fsad")
 
@@ -186,7 +186,7 @@ def test_a_changed_parameter_acts_at_the_next_fit(toy, normal, anomalous, tmp_pa
     assert (tmp_path / "after.fsad").read_bytes() == (tmp_path / "before.fsad").read_bytes()
 
 
-def test_and_then_it_acts(toy, normal, anomalous):
+def test_changed_parameter_takes_effect_at_fit(toy, normal, anomalous):
     det = DualDistillationDetector(**toy).fit(normal[:3])
     det.set_params(contrast=0.0, lam=5.0, image_size=64).fit(normal[:3])
     new = DualDistillationDetector(**{**toy, "contrast": 0.0, "lam": 5.0, "image_size": 64}).fit(normal[:3])
@@ -195,7 +195,7 @@ def test_and_then_it_acts(toy, normal, anomalous):
     assert det.anomaly_map(anomalous[:1]).shape == (1, 64, 64)
 
 
-def test_partial_fit_goes_by_the_last_fit(toy, normal, anomalous):
+def test_partial_fit_uses_parameters_of_the_last_fit(toy, normal, anomalous):
     det, plain = (DualDistillationDetector(**toy).fit(normal[:3]) for _ in range(2))
     det.set_params(contrast=0.0, evidence="patch").partial_fit(normal[3:5])
     np.testing.assert_array_equal(
@@ -203,7 +203,7 @@ def test_partial_fit_goes_by_the_last_fit(toy, normal, anomalous):
     )
 
 
-def test_what_belongs_to_the_call_acts_at_once(toy, fitted, anomalous, tmp_path, capsys):
+def test_call_parameters_take_effect_at_once(toy, fitted, anomalous, tmp_path, capsys):
     det = DualDistillationDetector(**toy)
     det.fitted_ = fitted.fitted_
     expected = det.score_samples(anomalous)
@@ -219,12 +219,12 @@ def test_what_belongs_to_the_call_acts_at_once(toy, fitted, anomalous, tmp_path,
 # ---- the student's own
 
 
-def test_defaults_are_said_once_more_and_the_same():
+def test_defaults_agree():
     assert vars(StudentSettings()) == Student().get_params()
     assert DualDistillationDetector().student is None
 
 
-def test_a_name_of_the_students_makes_one_and_leaves_a_given_one_as_it_is():
+def test_set_params_of_the_student():
     det = DualDistillationDetector()
     assert not any(name.startswith("student__") for name in det.get_params())
     assert det.set_params(student__n_steps=7).student.get_params() == Student(n_steps=7).get_params()
@@ -238,7 +238,7 @@ def test_a_name_of_the_students_makes_one_and_leaves_a_given_one_as_it_is():
     assert DualDistillationDetector().set_params(**DualDistillationDetector().get_params()).student is None
 
 
-def test_a_pipeline_and_a_grid_reach_it(toy, normal):
+def test_student_parameters_in_pipeline_and_grid(toy, normal):
     pipe = make_pipeline(FunctionTransformer(), DualDistillationDetector())
     pipe.set_params(dualdistillationdetector__student__loss="flattened")
     assert pipe[-1].student.loss == "flattened"

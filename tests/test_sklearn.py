@@ -21,7 +21,7 @@ from fewshot_ad.method.features import FeatureExtractor, image_hash
 
 @pytest.fixture(scope="module")
 def tiny(toy) -> DualDistillationDetector:
-    """The class itself on a toy backbone; float64, since some checks compare to 1e-7."""
+    """The detector with a toy backbone; in float64, since some checks compare to 1e-7."""
     student = Student(n_steps=1, batch_size=2, decoder_blocks=(1, 1, 1))
     small = {"image_size": 8, "student": student, "precision": "float64", "augment": False}
     return DualDistillationDetector(**{**toy, **small})
@@ -30,7 +30,7 @@ def tiny(toy) -> DualDistillationDetector:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:y has the labels", "ignore:.*thresholds are guesses")
 def test_check_estimator(tiny):
-    # Several checks fit on 300 images. Students take half of the time; `test_clone_and_set_params` has them.
+    # Several checks fit on 300 images, and students would double the time; `test_clone_and_set_params` has them.
     det = clone(tiny).set_params(evidence="patch")
     results = estimator_checks.check_estimator(det, on_skip=None, on_fail=None)
     failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
@@ -82,13 +82,13 @@ def test_grid_search_over_lam(toy, labelled, tmp_path, form):
         scoring="roc_auc", error_score="raise",
     ).fit(X, y)  # fmt: skip
     assert search.cv_results_["mean_test_score"].shape == (3,)
-    # roc_auc takes +1 (normal) as the positive class: the painted squares must come out below.
+    # In roc_auc, +1 (normal) is the positive class: the painted squares must score lower.
     assert search.best_score_ > 0.6
     assert search.best_estimator_.support_.shape[0] == 9
     assert search.predict(X).shape == (14,)
 
 
-def test_auxiliary_goes_through_grid_search(toy, labelled):
+def test_auxiliary_in_grid_search(toy, labelled):
     images, y = labelled
     auxiliary = {"other": stripes(6, seed=7), "more": corrupted(stripes(5, seed=8))}
     search = GridSearchCV(
@@ -144,7 +144,7 @@ def test_clone_and_set_params(toy, normal, anomalous):
     assert list(again.scales_) == ["patch"]
 
 
-def test_a_grid_with_memory_shows_the_teacher_each_image_once(toy, normal, anomalous, tmp_path, monkeypatch):
+def test_grid_with_memory_computes_features_once(toy, normal, anomalous, tmp_path, monkeypatch):
     seen = Counter()
     compute = FeatureExtractor._compute
 

@@ -49,7 +49,7 @@ def refusal(item) -> str:
 
 
 class Upload:
-    """As Flask's and Django's: read() is a method, the name is called `filename`."""
+    """Like uploads of Flask and Django: read() is a method, and the name is `filename`."""
 
     def __init__(self, data: bytes, filename: str | None = "scan.png") -> None:
         self.stream, self.filename = io.BytesIO(data), filename
@@ -65,7 +65,7 @@ class Upload:
 
 
 class AwaitedUpload:
-    """As Starlette's and FastAPI's: read() is a coroutine, the file itself is called `file`."""
+    """Like uploads of Starlette and FastAPI: read() is a coroutine, and the file is `file`."""
 
     def __init__(self, data: bytes, filename: str = "scan.png") -> None:
         self.file, self.filename = tempfile.SpooledTemporaryFile(), filename
@@ -76,7 +76,7 @@ class AwaitedUpload:
 
 
 class Pipe(io.RawIOBase):
-    """Cannot be rewound."""
+    """A stream that cannot be rewound."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -132,7 +132,7 @@ def test_every_format_is_read_from_memory(how, kind):
     "make", [list, tuple, iter, lambda x: np.array(x, object), lambda x: pd.Series(x, dtype=object)]
 )
 @pytest.mark.parametrize("how", ["bytes", "BytesIO", "upload"])
-def test_many_of_them(make, how):
+def test_many_streams(make, how):
     items = [MAKERS[how](png()), MAKERS[how](png(GREY))]
     X = make(items)
     assert not is_rows(X)
@@ -140,7 +140,7 @@ def test_many_of_them(make, how):
 
 
 @pytest.mark.parametrize("place", [0, 5, None])
-def test_an_open_file_is_left_where_it_stood(tmp_path, place):
+def test_position_of_an_open_file_is_restored(tmp_path, place):
     path = tmp_path / "a.png"
     path.write_bytes(png())
     with path.open("rb") as file:
@@ -152,14 +152,14 @@ def test_an_open_file_is_left_where_it_stood(tmp_path, place):
         assert not file.closed
 
 
-def test_what_was_just_written_is_read_from_its_start():
+def test_written_file_is_read_from_its_start():
     data = io.BytesIO()
     Image.fromarray(COLOUR).save(data, "PNG")
     assert data.tell() > 0
     torch.testing.assert_close(read([data]), read([COLOUR]))
 
 
-def test_an_awaited_upload_inside_a_running_loop():
+def test_awaited_upload_in_a_running_loop():
     async def answer() -> torch.Tensor:
         return read([AwaitedUpload(png())])
 
@@ -174,7 +174,7 @@ def test_members_of_an_archive(tmp_path):
         assert label(member, 0) == "a.png"
 
 
-def test_one_file_object_many_times_and_in_threads():
+def test_shared_file_object():
     item = io.BytesIO(png())
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -212,19 +212,19 @@ def test_names():
     assert label(Upload(b"", None), 2) == "image 2"
     assert label(io.BytesIO(), 2) == "image 2"
     assert label(b"abc", 2) == "image 2 (3 bytes)"
-    with tempfile.TemporaryFile() as file:  # whose name is a number
+    with tempfile.TemporaryFile() as file:  # its name is a number
         assert label(file, 2) == "image 2"
     assert refusal(Upload(b"no image")).startswith("scan.png could not be read")
     assert "0x" not in refusal(b"no image")
 
 
-def test_the_name_of_an_upload_tells_the_format():
+def test_name_of_an_upload_defines_the_format():
     data = contents()["NIfTI, zipped"][0]
     assert read(Upload(data, "scan.nii.gz")).shape == (1, 3, 8, 8)
     assert "scan.dcm is not a DICOM file" in refusal(Upload(b"no image", "scan.dcm"))
 
 
-def test_text_is_refused_with_the_way_out(tmp_path):
+def test_text_mode_is_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png())
     with path.open(encoding="latin-1") as file:
@@ -235,7 +235,7 @@ def test_text_is_refused_with_the_way_out(tmp_path):
         read([file])
 
 
-def test_an_empty_or_used_up_pipe_is_told():
+def test_empty_or_exhausted_pipe():
     assert "is empty" in refusal(io.BytesIO())
     assert "empty file" in refusal(b"")
     pipe = Pipe(png())
@@ -244,8 +244,8 @@ def test_an_empty_or_used_up_pipe_is_told():
     read([Pipe(png()).read()] * 2)
 
 
-def test_other_objects_that_can_be_read_are_told(tmp_path):
-    """An archive wants a name; a camera or a raster gives arrays."""
+def test_other_readable_objects(tmp_path):
+    """An archive's read() needs a name; a camera or a raster returns arrays."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         assert "Pass a file that is open for reading in binary mode, or its bytes" in refusal(archive)
 
@@ -256,7 +256,7 @@ def test_other_objects_that_can_be_read_are_told(tmp_path):
     assert "returns tuple when read, not bytes" in refusal(Camera())
 
 
-def test_a_closed_file_is_told():
+def test_closed_file():
     file = io.BytesIO(png())
     file.close()
     said = refusal(file)
@@ -264,7 +264,7 @@ def test_a_closed_file_is_told():
     assert "image 3" in said
 
 
-def test_an_upload_that_can_only_be_awaited():
+def test_async_upload():
     upload = AwaitedUpload(png())
     upload.file.seek(0)
     file, upload.file = upload.file, None
@@ -273,7 +273,7 @@ def test_an_upload_that_can_only_be_awaited():
     read([asyncio.run(upload.read())])
 
 
-def test_several_images_in_memory_have_a_way_out(tmp_path):
+def test_several_images_in_memory(tmp_path):
     data = io.BytesIO()
     tifffile.imwrite(data, np.stack([GREY] * 3), photometric="minisblack", metadata=None)
     said = refusal(data)
@@ -285,11 +285,11 @@ def test_several_images_in_memory_have_a_way_out(tmp_path):
     assert frames([data]) == [data]
 
 
-# --- pipes that have a path
+# --- named pipes
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_named_pipe_is_said_to_be_one_and_is_not_waited_for(tmp_path):
+def test_named_pipe_does_not_block(tmp_path):
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
     assert frames([path]) == [path]
@@ -301,7 +301,7 @@ def test_a_named_pipe_is_said_to_be_one_and_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
-def test_the_advice_about_a_pipe_is_good():
+def test_advice_about_a_pipe():
     out, into = os.pipe()
     writer = threading.Thread(target=lambda: (os.write(into, png()), os.close(into)))
     writer.start()
@@ -314,7 +314,7 @@ def test_the_advice_about_a_pipe_is_good():
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs devices")
-def test_a_device_is_no_file():
+def test_device_is_refused():
     assert "is a pipe or a device" in refusal("/dev/null")
 
 
@@ -336,7 +336,7 @@ def test_a_device_is_no_file():
     ],
     ids=["frame", "array", "lists", "tuples", "transformer", "split"],
 )
-def test_a_column_of_paths_is_images(tmp_path, kind, make):
+def test_column_of_paths(tmp_path, kind, make):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, values in zip(paths, (COLOUR, GREY), strict=True):
         path.write_bytes(png(values))
@@ -350,7 +350,7 @@ def test_a_column_of_paths_is_images(tmp_path, kind, make):
     torch.testing.assert_close(read(X), read([COLOUR, GREY])[: len(as_items(X))])
 
 
-def test_a_column_of_text(tmp_path):
+def test_column_of_text(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     for X in (np.array([[str(tmp_path / "a.png")]]), pd.DataFrame({"p": [str(tmp_path / "a.png")]})):
         assert not is_rows(X)
@@ -367,5 +367,5 @@ def test_a_column_of_text(tmp_path):
         pd.DataFrame({"a": ["x"], "b": [1]}),
     ],
 )
-def test_other_columns_stay_tables(X):
+def test_other_columns_are_tables(X):
     assert is_rows(X)

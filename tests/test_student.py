@@ -38,7 +38,7 @@ def build(teacher, toy, form="decoder", seed=0):
     return build_student(form, teacher, toy["backbone"], attention=True, sharpness=1.0, seed=seed)
 
 
-def test_size_for_the_papers_teacher():
+def test_size_for_the_paper_teacher():
     with torch.device("meta"):
         decoder = Decoder(PAPER_CHANNELS, squares(32, 16, 8, 4), (False,) * 3)
         weighting = LearnToWeight(PAPER_CHANNELS[:3])
@@ -50,7 +50,7 @@ def test_size_for_the_papers_teacher():
     "shapes",
     [
         squares(32, 16, 8, 4),
-        squares(25, 13, 7, 4),  # sides rounded up, as most convolutional networks have them
+        squares(25, 13, 7, 4),  # sides rounded up, as in most convolutional networks
         squares(25, 12, 6, 3),  # and down
         squares(14, 14, 14, 14),  # a plain transformer
         ((8, 16), (4, 8), (2, 4), (1, 2)),
@@ -62,8 +62,8 @@ def test_decoder_has_the_teachers_shapes(shapes):
 
 
 @pytest.mark.parametrize(("blocks", "scales"), [((1, 1, 1), 3), ((2, 1, 0), 2), ((1, 0, 0), 1)])
-def test_a_stage_of_no_blocks_leaves_out_its_scale(teacher, toy, blocks, scales):
-    """The deeper scales are those of the whole decoder, bit for bit."""
+def test_zero_blocks_omit_a_scale(teacher, toy, blocks, scales):
+    """The deeper scales are bitwise identical to those of the full decoder."""
     images = torch.rand(2, 3, 32, 32)
     features = teacher(images)
     shapes = [m.shape[2:] for m in features[:3]]
@@ -117,7 +117,7 @@ def test_built_student_has_the_teachers_shapes(teacher, toy, form):
     assert [phi.in_channels for phi in student.weighting.phi] == list(teacher.channels[:3])
 
 
-def test_each_form_sees_its_own_inputs(teacher, toy):
+def test_inputs_of_each_form(teacher, toy):
     images = torch.rand(2, 3, 32, 32)
     features = teacher(images)
     assert build(teacher, toy, "encoder").inputs(images, features) is images

@@ -1,4 +1,4 @@
-"""The subspace of the support's patches: scikit-learn's, exactly without each image, and in every kind of use."""
+"""The subspace of the support's patches: compared with scikit-learn, leave-one-out, files and graphs."""
 
 import numpy as np
 import pytest
@@ -15,23 +15,23 @@ from fewshot_ad.method.subspace import Moments, Subspaces, find_subspaces, subsp
 
 @pytest.fixture(scope="module")
 def patches():
-    """Patches of four images, (50, 12) each, of a few strong directions."""
+    """Patches of four images, (50, 12) each, with most variance in a few directions."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(12, 12, generator=generator) * (0.5 ** torch.arange(12))[:, None]
     return [torch.randn(50, 12, generator=generator) @ mixing + 1 for _ in range(4)]
 
 
 def residuals(fitted_on, queries):
-    """Squared residuals of scikit-learn's principal components."""
+    """Compute squared residuals with scikit-learn's principal components."""
     pca = PCA(0.99, svd_solver="full").fit(fitted_on.double().numpy())
     given = queries.double().numpy()
     return ((given - pca.inverse_transform(pca.transform(given))) ** 2).sum(1), pca.n_components_
 
 
-def test_residuals_are_those_of_principal_components(patches):
-    """Of all images, and without each image: not one number of it is left."""
+def test_residuals_equal_principal_component_residuals(patches):
+    """The subspaces are those of all images, and of all but one, without any trace of it."""
     left_out = torch.eye(4, dtype=torch.bool)
-    left_out[2, 3] = left_out[3, 2] = True  # copies of each other
+    left_out[2, 3] = left_out[3, 2] = True  # near-duplicates of each other
     found = find_subspaces([Moments.of([part[:20], part[20:]]) for part in patches], left_out)
     assert found.means.shape == (5, 12)
     queries = torch.randn(30, 12, generator=torch.Generator().manual_seed(1))
@@ -39,7 +39,7 @@ def test_residuals_are_those_of_principal_components(patches):
     for owner in range(-1, 4):
         exclude = left_out[owner : owner + 1] if owner >= 0 else torch.zeros(1, 4, dtype=torch.bool)
         kept = torch.cat([part for part, is_out in zip(patches, exclude[0], strict=True) if not is_out])
-        # Tokens of one layer are of norm 1.
+        # Tokens of one layer have norm 1.
         given = queries / queries.norm(dim=1, keepdim=True)
         expected, rank = residuals(kept, given)
         distance, weights = subspace_evidence(maps, Layers((1,), True), found, exclude)
@@ -49,13 +49,13 @@ def test_residuals_are_those_of_principal_components(patches):
         assert not weights[exclude].any()
 
 
-def test_patches_that_do_not_vary():
+def test_constant_patches():
     found = find_subspaces([Moments.of([torch.ones(9, 4)])], torch.zeros(1, 1, dtype=torch.bool))
     distance, _ = subspace_evidence([torch.ones(1, 4, 2, 2)], Layers((1,), True), found, torch.zeros(1, 1).bool())
     assert torch.isfinite(distance).all()
 
 
-def test_what_is_in_the_subspace():
+def test_patches_in_the_subspace():
     maps = [torch.rand(2, c, 6, 6) for c in (3, 5, 7)]
     torch.testing.assert_close(subspace_features(maps, Layers()), patch_features(maps))
     tokens = [torch.rand(2, 8, 3, 4) for _ in range(2)]
@@ -85,8 +85,8 @@ def test_anomalies_are_found(det, normal, anomalous):
     np.testing.assert_allclose(det.support_weights(anomalous[:2]), 0.25)
 
 
-def test_a_support_image_is_scored_without_itself(det, options, normal):
-    """As by a detector that never saw it, but for what the evidence is divided by, which is 1 for one kind."""
+def test_support_image_is_scored_without_itself(det, options, normal):
+    """The score is that of a detector fitted without it; the scale of a single component is 1."""
     others = DualDistillationDetector(**options).fit([normal[i] for i in (0, 2, 3)])
     expected = others.score_samples(normal[1:2])
     np.testing.assert_allclose(det.score_samples(normal[1:2]), expected, rtol=1e-6)
@@ -94,7 +94,7 @@ def test_a_support_image_is_scored_without_itself(det, options, normal):
     assert det.support_weights(normal[1:2])[0, 1] == 0
 
 
-def test_files_are_small_and_hold_it(det, options, normal, anomalous, tmp_path):
+def test_file_size_and_contents(det, options, normal, anomalous, tmp_path):
     det.save(tmp_path / "model.fsad")
     assert (tmp_path / "model.fsad").stat().st_size < 100_000
     again = DualDistillationDetector.load(tmp_path / "model.fsad")
@@ -117,7 +117,7 @@ def test_rounding_for_the_file_moves_scores_little(det, normal, anomalous, monke
     monkeypatch.setattr("fewshot_ad.support.find_subspaces", exact)
     held.fit(normal[:4])
     queries = [*normal[4:8], *anomalous[:4]]
-    # As tables show them: 1 is the threshold.
+    # Relative scores, as in tables: 1 is the threshold.
     moved = (det.score_samples(queries) - held.score_samples(queries)) / held.offset_
     assert 0 < np.abs(moved).max() < 1e-3
 
@@ -125,7 +125,7 @@ def test_rounding_for_the_file_moves_scores_little(det, normal, anomalous, monke
 @pytest.mark.parametrize(
     "evidence", [("subspace", "patch"), ("subspace", "embedding", "tsd"), {"subspace": 2.0}], ids=str
 )
-def test_it_joins_other_kinds(toy, normal, anomalous, evidence):
+def test_combined_with_other_components(toy, normal, anomalous, evidence):
     det = DualDistillationDetector(**{**toy, "evidence": evidence}).fit(normal[:4])
     assert set(det.scales_) == set(evidence)
     assert det.score_samples(normal[4:]).mean() > det.score_samples(anomalous).mean()
@@ -133,30 +133,30 @@ def test_it_joins_other_kinds(toy, normal, anomalous, evidence):
     assert maps.shape == (1, 32, 32)
 
 
-def test_a_mapping_weighs_it(det, options, normal, anomalous):
+def test_weight_in_a_mapping(det, options, normal, anomalous):
     twice = DualDistillationDetector(**{**options, "evidence": {"subspace": 2.0}}).fit(normal[:4])
     np.testing.assert_allclose(twice.score_samples(anomalous), 2 * det.score_samples(anomalous), rtol=1e-6)
 
 
-def test_images_are_added(det, options, normal, anomalous):
+def test_partial_fit(det, options, normal, anomalous):
     added = DualDistillationDetector(**options).fit(normal[:3]).partial_fit(normal[3:4])
     np.testing.assert_array_equal(added.score_samples(anomalous), det.score_samples(anomalous))
 
 
-def test_copies_are_left_out_together(options, normal):
-    """The same image twice: it is compared with neither."""
+def test_near_duplicates_are_left_out_together(options, normal):
+    """A repeated image is scored against neither of its copies."""
     twice = DualDistillationDetector(**options).fit([normal[0], normal[1], normal[2], normal[2].copy()])
     once = DualDistillationDetector(**options).fit(normal[:2])
     np.testing.assert_allclose(twice.score_samples(normal[2:3]), once.score_samples(normal[2:3]), rtol=1e-6)
 
 
-def test_one_image_is_enough(options, normal, anomalous):
+def test_single_image(options, normal, anomalous):
     with pytest.warns(UserWarning, match="single image"):
         det = DualDistillationDetector(**options, contrast=0.5).fit(normal[:1])
     assert det.score_samples(normal[1:3]).min() > det.score_samples(anomalous).max()
 
 
-def test_views_are_in_it(options, normal):
+def test_augmented_views_are_used(options, normal):
     plain = DualDistillationDetector(**{**options, "augment": False}).fit(normal[:3])
     turned = DualDistillationDetector(**options).fit(normal[:3])
     query = [np.ascontiguousarray(np.rot90(normal[5]))]

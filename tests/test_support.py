@@ -1,4 +1,4 @@
-"""The fitted state: whole, frozen, and the one that every answer comes of."""
+"""The fitted state: complete, immutable, and the single source of all results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make(toy):
 # ---- frozen
 
 
-def test_the_state_is_frozen_and_attributes_are_read_only(make, normal):
+def test_state_is_frozen_and_attributes_are_read_only(make, normal):
     det = make(evidence=ALL).fit(normal[:3])
     with pytest.raises(dataclasses.FrozenInstanceError):
         det.fitted_.offset = 0.0
@@ -53,16 +53,16 @@ def test_the_state_is_frozen_and_attributes_are_read_only(make, normal):
         det.support_scores_[0] = 0.0
 
 
-def test_the_docstring_lists_the_fitted_attributes(make, normal):
+def test_docstring_lists_the_fitted_attributes(make, normal):
     det = make().fit(normal[:3].reshape(3, -1)[:, :100])
     told = DualDistillationDetector.__doc__.split("Attributes\n")[1].split("Notes\n")[0]
     listed = {name.strip() for line in told.splitlines() if " : " in line for name in line.split(" : ")[0].split(",")}
     found = {name for name in dir(det) if name.endswith("_") and not name.startswith("_")}
-    # Of data frames; after `calibrate`.
+    # For data frames only; after `calibrate` only.
     assert listed == found | {"feature_names_in_", "calibration_", "classes_"}
 
 
-def test_what_is_not_fitted_is_not_there(make, normal):
+def test_unfitted_attributes_are_missing(make, normal):
     det = make()
     for name in ("offset_", "support_", "n_features_in_", "fitted_", "lam_"):
         assert not hasattr(det, name)
@@ -72,7 +72,7 @@ def test_what_is_not_fitted_is_not_there(make, normal):
     assert not hasattr(clone(det), "offset_")
 
 
-def test_a_threshold_may_be_set(make, normal, anomalous, tmp_path):
+def test_threshold_can_be_set(make, normal, anomalous, tmp_path):
     det = make().fit(normal[:3])
     scores = det.score_samples(anomalous)
     det.offset_ = np.float32(-2.0)
@@ -80,14 +80,14 @@ def test_a_threshold_may_be_set(make, normal, anomalous, tmp_path):
     assert det.fitted_.offset_given
     det.save(tmp_path / "model.fsad")
     assert DualDistillationDetector.load(tmp_path / "model.fsad").fitted_.offset_given
-    assert det.partial_fit(normal[3:5]).offset_ == -2.0  # it is the user's
+    assert det.partial_fit(normal[3:5]).offset_ == -2.0  # set by the user
     assert det.fit(normal[:3]).offset_ != -2.0
     for bad in (np.nan, np.inf, "high", None):
         with pytest.raises(ValueError, match="offset_="):
             det.offset_ = bad
 
 
-def test_fit_after_a_table_takes_images(make, normal):
+def test_fit_on_images_after_a_table(make, normal):
     grey = normal[..., 0]
     det = make(image_shape=(40, 40)).fit(grey[:3].reshape(3, -1))
     assert det.n_features_in_ == 1600
@@ -102,7 +102,7 @@ def test_fit_predict_of_a_generator(make, normal):
     np.testing.assert_array_equal(labels, make().fit(normal[:4]).predict(normal[:4]))
 
 
-def test_images_are_counted_as_they_were_given(make, normal, tmp_path):
+def test_numbers_in_names_are_input_positions(make, normal, tmp_path):
     items = [normal[0], normal[1], tmp_path / "none.png", normal[2]]
     with pytest.raises(ValueError, match=r"Image 3 of 4: .*none\.png does not exist"):
         make().fit(items, [-1, 1, 1, 1])
@@ -113,7 +113,7 @@ def test_images_are_counted_as_they_were_given(make, normal, tmp_path):
     assert det.fitted_.names == ("image 1", "image 2", "image 3")
 
 
-def test_labels_of_rows_that_are_none(make):
+def test_other_labels_of_rows(make):
     rows = np.random.default_rng(0).normal(size=(6, 30))
     plain = make().fit(rows)
     with pytest.warns(SupportWarning, match="labels 0, 2, and was ignored") as caught:
@@ -129,7 +129,7 @@ def test_labels_of_rows_that_are_none(make):
 
 @pytest.mark.parametrize("parameters", [{"contrast": 1.0}, {"contrast": 1.0, "aggregation": "mean"}, {}], ids=str)
 @pytest.mark.parametrize("evidence", ["embedding", ("patch", "embedding"), ALL], ids=str)
-def test_the_embedding_is_kept_out_of_contrast(make, normal, anomalous, parameters, evidence):
+def test_contrast_does_not_apply_to_the_embedding(make, normal, anomalous, parameters, evidence):
     det = make(evidence=evidence, **parameters).fit(normal[:4])
     assert -100 < det.offset_ < 0 or (parameters.get("aggregation") == "mean" and evidence != "embedding")
     assert np.abs(det.score_samples(np.concatenate([normal[4:], anomalous]))).max() < 1e3
@@ -167,7 +167,7 @@ def jpeg(image: np.ndarray, quality: int) -> Image.Image:
 
 
 def still(image: np.ndarray, seed: int) -> np.ndarray:
-    """A further frame of one scene: noise, a little more light, a shift by one pixel."""
+    """Create another frame of a static scene: noise, slightly more light, a shift by one pixel."""
     rng = np.random.default_rng(seed)
     moved = np.roll(image, (seed % 2, seed // 2 % 2), (0, 1)).astype(float)
     return np.clip(moved + rng.normal(0, 3, image.shape) + 1.5 * seed, 0, 255).astype(np.uint8)
@@ -181,7 +181,7 @@ def photographs() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "still"])
-def test_four_versions_of_one_image_are_named_and_count_as_one(photographs, kind):
+def test_near_duplicates_count_as_one(photographs, kind):
     one = photographs[0]
     frames = [jpeg(one, q) for q in (95, 85, 70, 50)] if kind == "jpeg" else [still(one, i) for i in range(4)]
     with pytest.warns(SupportWarning, match=r"image 0 and image 1 and image 2 and image 3 are near-duplicates: .*gue"):
@@ -189,14 +189,14 @@ def test_four_versions_of_one_image_are_named_and_count_as_one(photographs, kind
     assert set(det.fitted_.groups) == {0}
     with pytest.warns(SupportWarning, match="single image"):
         alone = DualDistillationDetector(random_state=0).fit([one])
-    # A guess, as from one image; by the spread of the four every other image would be anomalous.
+    # A guess, as from one image; by the spread of the four, all other images would be anomalous.
     assert det.offset_ == pytest.approx(alone.offset_, rel=0.15)
     fresh = photographs[3:]
     assert (det.predict(fresh) == -1).mean() <= 0.5
     assert (np.median(det.support_scores_) - 1e-9 > det.score_samples(fresh)).all()
 
 
-def test_two_versions_among_others(photographs, tmp_path):
+def test_two_near_duplicates_among_others(photographs, tmp_path):
     images = [photographs[0], still(photographs[0], 1), *photographs[5:8]]
     paths = [tmp_path / f"{name}.png" for name in ("a", "again", "b", "c", "d")]
     for path, image in zip(paths, images, strict=True):
@@ -204,7 +204,7 @@ def test_two_versions_among_others(photographs, tmp_path):
     with pytest.warns(SupportWarning, match=r"a\.png and .*again\.png are near-duplicates\. They count as one"):
         det = DualDistillationDetector(random_state=0).fit(paths)
     assert det.fitted_.groups == (0, 0, 1, 2, 3)
-    # Each is scored against all but its group, also when it comes back as a query.
+    # Each is scored against all images outside its group, also as a query.
     np.testing.assert_array_equal(det.score_samples(paths), det.support_scores_)
     np.testing.assert_array_equal(det.support_weights(paths[:2])[:, :2], 0)
     det.save(tmp_path / "model.fsad")
@@ -213,14 +213,14 @@ def test_two_versions_among_others(photographs, tmp_path):
     assert det.support_scores_[0] < DualDistillationDetector(random_state=0).fit(images[:1] + images[2:]).offset_ * 0.2
 
 
-def test_different_images_are_no_duplicates(photographs):
+def test_different_images_are_not_duplicates(photographs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         det = DualDistillationDetector(random_state=0).fit(photographs[::3])
     assert det.fitted_.groups == tuple(range(len(photographs[::3])))
 
 
-def test_partial_fit_of_what_is_there_changes_nothing(make, normal):
+def test_partial_fit_of_known_images_changes_nothing(make, normal):
     det = make().fit(normal[:3])
     before = det.fitted_
     with pytest.warns(
@@ -238,14 +238,14 @@ def test_partial_fit_of_what_is_there_changes_nothing(make, normal):
 # ---- pickles and pictures
 
 
-def test_a_pickle_says_which_release_wrote_it(make, normal, anomalous, monkeypatch):
+def test_pickle_of_another_release(make, normal, anomalous, monkeypatch):
     det = make().fit(normal[:3])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = pickle.loads(pickle.dumps(det))
     np.testing.assert_array_equal(again.score_samples(anomalous), det.score_samples(anomalous))
     state = det.__getstate__()
-    for found, named in (("0.0.9", "0.0.9"), (None, "0.1.0")):  # the first release did not say
+    for found, named in (("0.0.9", "0.0.9"), (None, "0.1.0")):  # the first release did not record it
         old = {**state, "_fewshot_ad_version": found} if found else dict(state)
         if not found:
             del old["_fewshot_ad_version"]
@@ -267,7 +267,7 @@ def test_html_without_scikit_learns_private_names(make, normal, monkeypatch):
     assert "DualDistillationDetector" in det._repr_mimebundle_()["text/plain"]
 
 
-def test_a_teacher_lives_as_long_as_a_detector_that_uses_it(make, normal, anomalous):
+def test_teacher_lifetime(make, normal, anomalous):
     dets = [make(evidence="patch", image_size=size).fit(normal[:2]) for size in (16, 24, 32, 40, 48, 56)]
     teachers = [det.session().scorer.extract.teacher for det in dets]
     for det, teacher in zip(dets, teachers, strict=True):
@@ -283,7 +283,7 @@ def test_a_teacher_lives_as_long_as_a_detector_that_uses_it(make, normal, anomal
 
 
 @pytest.mark.parametrize("caller", CALLERS)
-def test_the_callers_torch_state_changes_no_bit(make, normal, anomalous, caller):
+def test_torch_state_of_the_caller_does_not_matter(make, normal, anomalous, caller):
     def answers() -> list[bytes]:
         det = make(evidence=ALL, student__n_steps=2).fit(normal[:3])
         found = [
@@ -301,7 +301,7 @@ def test_the_callers_torch_state_changes_no_bit(make, normal, anomalous, caller)
         assert answers() == plain
 
 
-def test_what_a_support_should_not_be_is_told_by_fit_alone(make, normal, tmp_path):
+def test_only_fit_warns_about_the_support(make, normal, tmp_path):
     wide = [image.astype(np.uint16) * 16 for image in normal[:3]]  # 12 bits
     with pytest.warns(
         SupportWarning, match=r"uses only the lowest 4\.97% of the range of values.*value_range=\(0, 4095\)"
@@ -326,8 +326,8 @@ def test_what_a_support_should_not_be_is_told_by_fit_alone(make, normal, tmp_pat
 
 
 @pytest.mark.slow
-def test_threads_that_score_see_one_state_each(make, normal, tmp_path):
-    """Eight threads score while one fits, adds, saves, loads and exports: every answer is that of one of the states."""
+def test_each_scoring_call_uses_one_state(make, normal, tmp_path):
+    """Eight threads score while another fits, adds, saves, loads and exports: each result is that of one state."""
     onnx = pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     assert onnx
     queries = np.concatenate([stripes(2, seed=3), corrupted(stripes(1, seed=4))])
@@ -339,7 +339,7 @@ def test_threads_that_score_see_one_state_each(make, normal, tmp_path):
         return det.fit(plans[plan])
 
     def answers(det: DualDistillationDetector) -> tuple[bytes, ...]:
-        # One call each, of what one state must answer alike.
+        # One call each; all results must come from the same state.
         decision, maps, weights = det.decision_function(queries), det.anomaly_map(queries), det.support_weights(queries)
         one = det.explain(queries[2:])[0]
         told = np.array([one.score, one.decision, one.level])

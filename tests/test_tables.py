@@ -1,4 +1,4 @@
-"""The table of scores: rows that are there as soon as they are written."""
+"""The table of scores: each row is written immediately."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cells(text):
     return rows[1:]
 
 
-def test_lines_are_emitted_as_they_come():
+def test_rows_are_emitted_immediately():
     lines: list[str] = []
     with Table(None, lines.append) as table:
         for n, row in enumerate(ROWS, start=1):
@@ -38,7 +38,7 @@ def test_lines_are_emitted_as_they_come():
     assert not table.stopped
 
 
-def test_a_file_is_whole_or_named_so(tmp_path):
+def test_partial_file_is_renamed_at_the_end(tmp_path):
     out = tmp_path / "s.csv"
     out.write_text("before")
     with Table(out) as table:
@@ -51,7 +51,7 @@ def test_a_file_is_whole_or_named_so(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_a_stop_keeps_the_rows(tmp_path, ending):
+def test_interrupt_keeps_the_rows(tmp_path, ending):
     if ending == ".parquet":
         pytest.importorskip("pyarrow")
     out = tmp_path / f"s{ending}"
@@ -74,13 +74,13 @@ def test_a_stop_keeps_the_rows(tmp_path, ending):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_nothing_is_left_of_nothing(tmp_path, error):
+def test_no_rows_leave_no_file(tmp_path, error):
     with pytest.raises(error), Table(tmp_path / "s.csv"):
         raise error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_is_told_and_keeps_the_rows(tmp_path):
+def test_error_keeps_the_rows(tmp_path):
     table = Table(tmp_path / "s.csv")
 
     def write():
@@ -94,7 +94,7 @@ def test_an_error_is_told_and_keeps_the_rows(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
-def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path):
+def test_link_at_the_partial_file_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "s.csv.partial").symlink_to(victim)
@@ -104,7 +104,7 @@ def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path):
     assert cells((tmp_path / "s.csv").read_text()) == CELLS[:1]
 
 
-def test_a_full_disk_is_said_to_be_one(tmp_path):
+def test_full_disk(tmp_path):
     table = Table(tmp_path / "s.csv")
 
     def full():
@@ -120,7 +120,7 @@ def test_a_full_disk_is_said_to_be_one(tmp_path):
         write()
 
 
-def test_names_that_are_no_text(tmp_path):
+def test_names_that_are_not_utf8(tmp_path):
     with Table(tmp_path / "s.csv") as table:
         table.write(ROWS[0]._replace(path="\udcff.png"))
     assert b"\n\xff.png," in (tmp_path / "s.csv").read_bytes()

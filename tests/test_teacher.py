@@ -1,4 +1,4 @@
-"""The frozen teacher: stages, weights, normalisation, and what is said when it cannot be had."""
+"""The frozen teacher: stages, weights, normalisation, and errors."""
 
 import logging
 import pickle
@@ -30,7 +30,7 @@ NETWORKS = [
 
 @pytest.fixture(scope="module")
 def random_weights(tmp_path_factory):
-    """Write the weights of a network once, and all of them away again."""
+    """Write random weights of networks, once each, and delete them at the end."""
     folder, files = tmp_path_factory.mktemp("weights"), {}
 
     def get(name):
@@ -88,7 +88,7 @@ def test_weights_are_those_of_the_file(toy_weights):
 
 
 def test_without_embedding(random_weights, tmp_path):
-    # The deepest stage is not even looked for in the file.
+    # The deepest stage is not read from the file.
     stored = load_file(random_weights("test_resnet"))
     save_file({key: stored[key] for key in stored if not key.startswith("layer4.")}, tmp_path / "three.safetensors")
     backbone = build_backbone("test_resnet", 32, weights=tmp_path / "three.safetensors", embedding=False)
@@ -106,7 +106,7 @@ def test_fingerprint(toy_weights, tmp_path):
     assert backbone.fingerprint() != other.fingerprint()
 
 
-def test_global_generator_is_left_alone(toy_weights):
+def test_global_generator_is_not_changed(toy_weights):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         before = torch.get_rng_state()
@@ -114,7 +114,7 @@ def test_global_generator_is_left_alone(toy_weights):
         assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_left_over_classifier_is_not_mentioned(random_weights, monkeypatch, caplog, capfd):
+def test_unused_classifier_weights_are_not_logged(random_weights, monkeypatch, caplog, capfd):
     monkeypatch.setattr(logging.getLogger("timm"), "level", logging.INFO)
     build_backbone("test_efficientnet", 32, weights=random_weights("test_efficientnet"))
     assert not caplog.records
@@ -123,7 +123,7 @@ def test_left_over_classifier_is_not_mentioned(random_weights, monkeypatch, capl
 
 
 def refusal(**options) -> str:
-    """Return what is said when the toy teacher cannot be had."""
+    """Return the message of the error in building the toy teacher."""
     with pytest.raises(WeightsNotFoundError) as caught:
         build_backbone(**({"name": "toy_resnet", "image_size": 32} | options))
     assert isinstance(caught.value, OSError)
@@ -140,7 +140,7 @@ def test_unknown_backbone(toy_weights):
     message = refusal(name="resnet18_of_mine", weights=toy_weights)
     assert "'resnet18_of_mine'" in message
     assert "Pass a name from timm.list_models()" in message
-    assert "weights=" not in message  # they are there, and do not help
+    assert "weights=" not in message  # weights are available, and would not help
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, pickle.dumps({"fc.weight": 1}), None])
@@ -185,7 +185,7 @@ def test_weights_of_another_architecture(tmp_path):
 @pytest.mark.parametrize(
     "missing", ["layer2.0.conv1.weight", "layer4.0.conv2.weight", "conv1.0.weight", "layer3.0.bn1.running_var"]
 )
-def test_weights_that_are_not_in_the_file(random_weights, tmp_path, missing):
+def test_missing_tensors(random_weights, tmp_path, missing):
     stored = load_file(random_weights("test_resnet"))
     del stored[missing]
     path = tmp_path / "part.safetensors"
@@ -204,7 +204,7 @@ def test_names_of_a_wrapped_transformer(random_weights, tmp_path):
     assert "1 are missing, among them 'model.blocks.2.attn.qkv.bias'" in message
 
 
-def test_no_weights_off_line(monkeypatch, tmp_path):
+def test_no_weights_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     # Fails at once, where an OSError would be retried for a minute.
     monkeypatch.setattr(
@@ -218,7 +218,7 @@ def test_no_weights_off_line(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "size"), [("vit_tiny_patch16_224", 8), ("convnext_atto", 16), ("toy_resnet", 0), ("toy_resnet", -1)]
 )
-def test_image_size_that_the_backbone_does_not_take(name, size):
+def test_unsupported_image_size(name, size):
     with pytest.raises(ValueError, match=f"{name}.*image_size={size}") as caught:
         build_backbone(name, size)
     assert not isinstance(caught.value, WeightsNotFoundError)
@@ -228,7 +228,7 @@ def test_image_size_that_the_backbone_does_not_take(name, size):
 
 
 @pytest.mark.parametrize("where", ["create_model", "forward"])
-def test_memory_that_runs_out_is_not_laid_on_the_network(toy_weights, monkeypatch, where):
+def test_out_of_memory_is_not_a_wrong_network(toy_weights, monkeypatch, where):
     def ask(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 144000000 bytes.")
 
@@ -262,7 +262,7 @@ def test_folded_batch_norms_change_nothing(random_weights, name, n_folded):
         torch.testing.assert_close(folded, plain, rtol=1e-9, atol=1e-9)
 
 
-def test_a_convolution_whose_output_goes_elsewhere_too_is_left_alone():
+def test_convolution_with_a_second_consumer_is_not_folded():
     class Branching(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Images in threads: one torch thread each, results in order, nobody waits forever."""
+"""Images in threads: one torch thread each, results in order, no deadlocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewshot_ad.threads import ahead, computed, count_workers, one_thread
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_one_thread_is_of_this_thread_alone():
+def test_one_thread_limits_only_the_calling_thread():
     seen = []
     with one_thread():
         thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
@@ -34,7 +34,7 @@ def test_one_thread_is_of_this_thread_alone():
 
 @pytest.mark.usefixtures("two_threads")
 def test_mkl_is_limited_too():
-    """Whoever calls torch.set_num_threads gives MKL a number that it prefers to OpenMP's."""
+    """torch.set_num_threads sets a number in MKL that overrides OpenMP's."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
         count = library.MKL_Get_Max_Threads
@@ -48,7 +48,7 @@ def test_mkl_is_limited_too():
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("n_jobs", "expected"), [(None, 2), (1, 1), (3, 3)])
-def test_jobs_are_counted_as_scikit_learn_does(n_jobs, expected):
+def test_n_jobs_follows_scikit_learn(n_jobs, expected):
     assert count_workers(n_jobs) == expected
     torch.set_num_threads(1)
     assert count_workers(n_jobs) == (n_jobs or 1)
@@ -57,7 +57,7 @@ def test_jobs_are_counted_as_scikit_learn_does(n_jobs, expected):
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_order_each_of_one_thread(workers):
+def test_results_are_in_order(workers):
     runtime = resolve_runtime("cpu", "float32", workers)
 
     def work(i: int) -> tuple[int, int, str]:
@@ -71,7 +71,7 @@ def test_results_come_in_order_each_of_one_thread(workers):
     assert torch.get_num_threads() == 2
 
 
-def test_an_error_is_raised_in_its_place():
+def test_error_is_raised_in_order():
     def work(i: int) -> int:
         if i == 4:
             raise ValueError("no good")
@@ -83,7 +83,7 @@ def test_an_error_is_raised_in_its_place():
         next(found)
 
 
-def test_no_more_is_started_than_is_wanted():
+def test_number_of_started_calls_is_bounded():
     started = []
     calls = (partial(started.append, i) for i in range(100))
     found = ahead(calls, 2, 4)
@@ -93,8 +93,8 @@ def test_no_more_is_started_than_is_wanted():
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_workers_of_one_who_is_inside_are_let_in(inside):
-    """Another thread waits to compute alone, and nobody new comes in: but for those that are waited for."""
+def test_workers_of_a_thread_inside_may_enter(inside):
+    """While another thread waits to compute alone, only threads that those inside wait for may enter."""
     runtime, asked = resolve_runtime("cpu", "float32", 2), threading.Event()
 
     def be_alone() -> None:
@@ -130,8 +130,8 @@ def test_workers_of_one_who_is_inside_are_let_in(inside):
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_scores_do_not_depend_on_workers_or_torchs_threads(normal):
-    """Neither when fitting nor when scoring, with all kinds of evidence; nor do maps, weights, or the threshold."""
+def test_scores_do_not_depend_on_the_number_of_threads(normal):
+    """Scores, maps, weights and threshold are equal, in fit and scoring, with all score components."""
     queries = [*stripes(9, seed=3), *corrupted(stripes(4, seed=4)), stripes(1, size=40, seed=5)[0][:20]]
     found = []
     for n_jobs, n_threads in ((None, 2), (1, 2), (1, 1), (3, 1)):

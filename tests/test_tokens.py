@@ -1,4 +1,4 @@
-"""A plain transformer's tokens are those that timm's own interface hands out, and what describes an image is they."""
+"""Tokens of plain transformers: equal to timm's, and used as patches and embeddings."""
 
 import math
 
@@ -25,7 +25,7 @@ def files(tmp_path_factory):
 
 
 def reference(name, weights, **options):
-    """Make the network as its users do, without this package."""
+    """Build the network with timm alone."""
     model = timm.create_model(name, **options).eval()
     model.load_state_dict(load_file(weights))
     return model
@@ -34,8 +34,8 @@ def reference(name, weights, **options):
 @pytest.mark.parametrize("shape", [(5, 5), (3, 7)])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
-def test_tokens_are_those_of_timm(files, name, shape):
-    """Square and oblong: position embeddings are resampled alike."""
+def test_tokens_equal_timm(files, name, shape):
+    """Position embeddings are resampled in the same way for square and oblong images."""
     size = MULTIPLE[name] * shape[0], MULTIPLE[name] * shape[1]
     teacher = build_backbone(name, 70, square=False, weights=files[name])
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -60,8 +60,8 @@ def test_tokens_are_those_of_timm(files, name, shape):
 
 
 @torch.inference_mode()
-def test_a_given_shape_is_the_networks_own(files):
-    """Of a network that is made for one shape, position embeddings are resampled as its weights are read."""
+def test_fixed_shape(files):
+    """In a network for one shape, position embeddings are resampled when weights are loaded."""
     weights = files["toy_dinov2"]
     teacher = build_backbone("toy_dinov2", (28, 42), weights=weights, layers="last")
     images = torch.rand(1, 3, 28, 42)
@@ -73,7 +73,7 @@ def test_a_given_shape_is_the_networks_own(files):
     )
 
 
-def test_layers_are_of_the_upper_half(files):
+def test_layers_are_in_the_upper_half(files):
     def taken(name, layers="auto"):
         return build_backbone(
             name, 70, weights=files[name], layers=layers, square=False, embedding=False
@@ -92,7 +92,7 @@ def test_later_blocks_are_not_computed(files):
 
 
 @torch.inference_mode()
-def test_patches_are_tokens_each_layer_normalised_by_itself(files):
+def test_patches_are_normalised_tokens(files):
     teacher = build_backbone("toy_dinov2", 70, weights=files["toy_dinov2"])
     maps = teacher(torch.rand(1, 3, 70, 70))
     found = matching.patch_features(maps, teacher.layers)
@@ -102,8 +102,8 @@ def test_patches_are_tokens_each_layer_normalised_by_itself(files):
     torch.testing.assert_close(found[0, row * 5 + column], torch.cat(vectors) / math.sqrt(4))
 
 
-def test_nearest_distance_is_the_cosine_of_last_tokens(files):
-    """As AnomalyDINO has it; its patches are kept as numbers of float16."""
+def test_distance_is_the_cosine_of_last_tokens(files):
+    """The distance is that of AnomalyDINO, with patches rounded to float16."""
     det = DualDistillationDetector(
         "toy_dinov2", weights=files["toy_dinov2"], layers="last", image_size=70, evidence="patch", augment=False,
         precision="float32", blur_sigma=0.0, random_state=0,
@@ -144,7 +144,7 @@ EVIDENCE = ["patch", ("patch", "embedding"), "subspace", ("ssd", "tsd", "patch",
 
 
 @pytest.mark.parametrize("evidence", EVIDENCE, ids=str)
-def test_files_hold_it_all(options, queries, tmp_path, evidence):
+def test_model_file(options, queries, tmp_path, evidence):
     det = DualDistillationDetector(**options, evidence=evidence, student=Student(n_steps=1, batch_size=2)).fit(
         stripes(3, size=70)
     )
@@ -157,7 +157,7 @@ def test_files_hold_it_all(options, queries, tmp_path, evidence):
     np.testing.assert_allclose(again.support_weights(queries).sum(1), 1, rtol=1e-6)
 
 
-def test_a_file_of_a_transformer_holds_half_as_many_bytes(options, tmp_path):
+def test_patches_are_stored_in_float16(options, tmp_path):
     det = DualDistillationDetector(**options, evidence="patch").fit(stripes(3, size=70))
     det.save(tmp_path / "model.fsad")
     held = load_file(tmp_path / "model.fsad")["patches"]
@@ -181,7 +181,7 @@ def test_students_imitate_the_three_deepest_layers(options, queries, student):
         DualDistillationDetector(**options, **changed, evidence="tsd", layers="last").fit(stripes(2, size=70))
 
 
-def test_sizes_follow_the_network(files):
+def test_default_sizes(files):
     for name in ("toy_dinov2", "toy_dinov3"):
         teacher = build_backbone(name, "auto", square=False, weights=files[name], embedding=False)
         assert (teacher.geometry.image_size, teacher.geometry.usual) == (448, (448, 448))
@@ -198,12 +198,12 @@ def test_sizes_follow_the_network(files):
         (8, True, r"image_size=14\."),
     ],
 )
-def test_sizes_that_patches_do_not_divide(files, size, square, nearest):
+def test_sizes_must_be_multiples_of_the_patch_size(files, size, square, nearest):
     with pytest.raises(ValueError, match=rf"'toy_dinov2' takes sides that are multiples of 14, .* (is|are) {nearest}"):
         build_backbone("toy_dinov2", size, square=square, weights=files["toy_dinov2"], embedding=False)
 
 
-def test_sides_are_rounded_where_proportions_are_kept(files):
+def test_sides_are_rounded_with_aspect_keep(files):
     teacher = build_backbone("toy_dinov2", 128, square=False, weights=files["toy_dinov2"], embedding=False)
     assert [teacher.geometry.shape(*shape) for shape in ((9, 9), (100, 200))] == [(126, 126), (84, 182)]
 
@@ -211,7 +211,7 @@ def test_sides_are_rounded_where_proportions_are_kept(files):
 # ---- as ONNX
 
 
-def test_rotary_positions_are_of_one_size(files, tmp_path):
+def test_rotary_positions_are_not_exported(files, tmp_path):
     """A graph of DINOv3 that is traced at one size would fail at another."""
     pytest.importorskip("onnxscript")
     det = DualDistillationDetector(

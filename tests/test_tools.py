@@ -1,4 +1,4 @@
-"""The commands that made the packaged networks, for a moment: the loss falls, and the files can be used."""
+"""The tools that train the packaged networks, for a few steps: the loss falls, and the files are usable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("timm", minversion="1.0.27", reason="the tools train with it
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    """Twelve pictures that are no photographs, but of their size."""
+    """Twelve rendered pictures of the size of photographs."""
     folder = tmp_path_factory.mktemp("photographs")
     for i, image in enumerate(stripes(12, size=96)):
         Image.fromarray(np.roll(image, i, axis=2)).save(folder / f"{i}.png")
@@ -59,7 +59,7 @@ def distil(photographs, tmp_path_factory):
     return call
 
 
-def test_a_teacher_is_distilled_and_gone_on_with(distil):
+def test_distillation_resumes(distil):
     whole = distil("whole.safetensors")
     curve = json.loads(whole.with_suffix(".curve.json").read_text())
     assert [row[0] for row in curve] == [100, 200]
@@ -73,7 +73,7 @@ def test_a_teacher_is_distilled_and_gone_on_with(distil):
     assert stopped.with_suffix(".curve.json").read_text() == whole.with_suffix(".curve.json").read_text()
 
 
-def test_a_student_is_trained(distil, photographs, tmp_path, capsys):
+def test_student_training(distil, photographs, tmp_path, capsys):
     teacher, out = distil("teacher.safetensors", "--stop", 1), tmp_path / "student.safetensors"
     network = ("--backbone", "lcnet_035", "--weights", teacher, "--size", 32)
     run("train_student", photographs, "--out", out, *network, "--rendered", 10, "--steps", 80, "--views", 6)

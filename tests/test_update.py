@@ -1,4 +1,4 @@
-"""`fewshot-ad update`: images that turned out to be normal become support, whole or not at all."""
+"""`fewshot-ad update`: normal images are added to the support atomically."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(*words: object) -> int:
     return cli.main(["update", *map(str, words), "--quiet"])
 
 
-def test_the_model_is_that_of_partial_fit(fitted, model, new, normal, anomalous, capsys):
+def test_model_equals_partial_fit(fitted, model, new, normal, anomalous, capsys):
     before = load(model)
     assert run(model, *new[:2]) == 0
     assert capsys.readouterr().out == f"wrote {model}: added 3.png, 4.png; the support now has 5 images\n"
@@ -60,7 +60,7 @@ def test_the_model_is_that_of_partial_fit(fitted, model, new, normal, anomalous,
 
 def test_history_is_kept_and_shown(model, new, capsys):
     assert run(model, new[0]) == 0
-    assert run(model, *new) == 0  # the first is there already
+    assert run(model, *new) == 0  # the first is known already
     assert f"warning: {new[0]}: already in the support, which is not changed by it." in capsys.readouterr().err
     first, second = model_file.describe(model)["history"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first.pop("date"))
@@ -78,15 +78,15 @@ def test_history_is_kept_and_shown(model, new, capsys):
     assert load(model).fitted_.history == det.fitted_.history
 
 
-def test_without_an_update_there_is_no_date(fitted, model, tmp_path):
+def test_no_date_without_an_update(fitted, model, tmp_path):
     fitted.save(tmp_path / "again.fsad", support=True)
     assert (tmp_path / "again.fsad").read_bytes() == model.read_bytes()
     assert model_file.describe(model)["history"] == []
     assert b"history" not in model.read_bytes()
 
 
-def test_what_is_there_changes_nothing(model, new, tmp_path, capsys):
-    assert run(model, new[0], new[0]) == 0  # twice is once
+def test_known_images_change_nothing(model, new, tmp_path, capsys):
+    assert run(model, new[0], new[0]) == 0  # repeated images count once
     before = model.read_bytes(), model.stat().st_mtime_ns
     assert run(model, new[0]) == 0
     said = capsys.readouterr()
@@ -130,7 +130,7 @@ def test_unreadable_images_are_left_out(model, new, capsys):
     assert model.read_bytes() == before
 
 
-def test_a_threshold_that_was_set_stays(fitted, model, new):
+def test_threshold_set_by_hand_is_kept(fitted, model, new):
     det = load(model)
     det.offset_ = -2.0
     det.save(model, support=True, force=True)
@@ -138,7 +138,7 @@ def test_a_threshold_that_was_set_stays(fitted, model, new):
     assert load(model).offset_ == -2.0
 
 
-def test_a_model_without_its_images_is_refused(fitted, new, tmp_path, capsys):
+def test_model_without_support_images(fitted, new, tmp_path, capsys):
     fitted.save(tmp_path / "without.fsad")
     before = (tmp_path / "without.fsad").read_bytes()
     assert run(tmp_path / "without.fsad", new[0]) == 2
@@ -154,7 +154,7 @@ def test_a_model_without_its_images_is_refused(fitted, new, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words", [["none.fsad", "new"], ["m.fsad", "none.png"], ["new/3.png", "new"], ["m.fsad", "new", "-o", "no/m.fsad"]]
 )
-def test_what_is_not_there(model, new, words, monkeypatch, capsys):
+def test_missing_files(model, new, words, monkeypatch, capsys):
     monkeypatch.chdir(model.parent)
     before = model.read_bytes()
     assert run(*words) == 2
@@ -164,7 +164,7 @@ def test_what_is_not_there(model, new, words, monkeypatch, capsys):
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
 @pytest.mark.parametrize("where", ["fewshot_ad.upkeep.extend_support", "os.fsync", "os.replace"])
-def test_what_fails_midway_leaves_the_old_file(model, new, where, failure, monkeypatch, capsys):
+def test_failure_leaves_the_old_file(model, new, where, failure, monkeypatch, capsys):
     before = model.read_bytes()
 
     def fail(*_):
@@ -181,7 +181,7 @@ def test_what_fails_midway_leaves_the_old_file(model, new, where, failure, monke
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and rights of POSIX")
-def test_links_and_rights_stay(model, new, tmp_path):
+def test_links_and_permissions_are_kept(model, new, tmp_path):
     model.chmod(0o600)
     link = tmp_path / "current.fsad"
     link.symlink_to(model.name)
@@ -202,7 +202,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
-def test_a_history_that_is_none(model, bad):
+def test_invalid_history(model, bad):
     assert not is_history(bad)
     tensors, header = checkpoints.load(model, model_file.FORMAT, "")
     del header["sha256"]
@@ -212,7 +212,7 @@ def test_a_history_that_is_none(model, bad):
         load(model)
 
 
-def test_there_and_back():
+def test_round_trip():
     history = (Addition("2026-01-01T00:00:00Z", "0.2", ("a.png", "b.png"), 6),)
     found = json.loads(json.dumps(to_json(history)))
     assert is_history(found)

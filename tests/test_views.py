@@ -24,11 +24,11 @@ def stacked_anomalies(images, rng) -> tuple[torch.Tensor, ...]:
 
 
 def smooth(size: int) -> torch.Tensor:
-    """One image, bright on the right."""
+    """An image that is bright on the right."""
     return torch.linspace(0.2, 0.8, size).expand(1, 3, size, size)
 
 
-def test_eight_views_all_different():
+def test_eight_views_are_distinct():
     image = noise(1, 6)[0]
     views = rotated_and_mirrored(image)
     assert len(views) == 8
@@ -37,8 +37,8 @@ def test_eight_views_all_different():
         assert not torch.equal(one, other)
 
 
-def test_eight_views_are_turns_and_mirrors():
-    """Each has the image's own pixels, and views of a view are the same eight."""
+def test_eight_views_are_rotations_and_reflections():
+    """Each has the pixels of the image, and the views of a view are the same eight."""
     image = noise(1, 5)[0]
     views = rotated_and_mirrored(image)
     assert all(torch.equal(view.flatten().sort().values, image.flatten().sort().values) for view in views)
@@ -48,7 +48,7 @@ def test_eight_views_are_turns_and_mirrors():
     assert torch.equal(views[4], image.flip(-1))
 
 
-def test_turned_by_a_quarter_a_wide_image_is_tall():
+def test_rotation_by_90_degrees_swaps_sides():
     shapes = [tuple(view.shape) for view in rotated_and_mirrored(torch.rand(3, 4, 10))]
     assert shapes == [(3, 4, 10), (3, 10, 4)] * 4
     image = torch.rand(3, 4, 10)
@@ -57,7 +57,7 @@ def test_turned_by_a_quarter_a_wide_image_is_tall():
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (40, 10), (1, 64), (64, 1)])
-def test_views_of_any_proportions_stay_images(shape):
+def test_views_of_any_proportions(shape):
     images = [torch.rand(3, *shape), torch.rand(3, *reversed(shape))]
     rng = np.random.default_rng(0)
     normal = random_views(images, 12, rng)
@@ -71,7 +71,7 @@ def test_views_of_any_proportions_stay_images(shape):
 
 
 @pytest.mark.parametrize("size", [8, 9, 11, 32])
-def test_random_views_stay_images(size):
+def test_random_views_are_valid_images(size):
     views = stacked_views(noise(2, size), 5, np.random.default_rng(0))
     assert views.shape == (2, 5, 3, size, size)
     assert views.dtype == torch.float32
@@ -86,7 +86,7 @@ def test_random_views_of_black_and_white_stay_in_range():
     assert views.max() <= 1
 
 
-def test_the_generator_is_the_only_source_of_randomness():
+def test_generator_is_the_only_source_of_randomness():
     images = noise(2, 8)
     before = images.clone()
     torch.manual_seed(1)
@@ -105,30 +105,30 @@ def test_random_views_differ_from_each_other_and_from_the_image():
             assert (one - other).abs().max() > 0.01
 
 
-def test_random_views_keep_their_image():
-    """View (i, j) is of image i."""
+def test_order_of_random_views():
+    """View (i, j) is made from image i."""
     images = torch.stack([torch.full((3, 8, 8), level) for level in (0.2, 0.5, 0.8)])
     views = stacked_views(images, 4, np.random.default_rng(0))
     torch.testing.assert_close(views.mean((2, 3, 4)), images.mean((1, 2, 3))[:, None].expand(3, 4), rtol=0.11, atol=0)
 
 
 class Extremes(np.random.Generator):
-    """Draws ends of the interval only, each combination in turn, but the low end of scales."""
+    """Generator that draws only the ends of intervals, all combinations in turn, and the low end of scales."""
 
     def __init__(self):
         super().__init__(np.random.PCG64(0))
         self._ends = itertools.cycle(itertools.product((0, 1), repeat=3))
 
     def uniform(self, low, high, size=None):
-        if high == 10:  # a new view begins with its angle
+        if high == 10:  # the angle is drawn first
             self._angle, *self._shift = next(self._ends)
             return (low, high)[self._angle]
         return low if size is None else np.where(self._shift, high, low)
 
 
 @pytest.mark.parametrize("size", [8, 9, 10, 11, 13, 15, 32])
-def test_no_wedge_in_the_corners(size):
-    """However far a constant image is turned, shrunk and shifted, no border shows."""
+def test_no_black_wedges_in_the_corners(size):
+    """A constant image remains constant for the largest rotation, reduction and shift."""
     views = stacked_views(torch.full((1, 3, size, size), 0.5), 8, Extremes())[0]
     torch.testing.assert_close(views, torch.full_like(views, 0.45), rtol=0, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_half_of_the_random_views_are_mirrored():
 
 
 def test_random_views_are_shifted_both_ways():
-    """The bright spot in the middle moves by 5 % at most, turned and scaled around the middle."""
+    """A bright spot in the middle moves by at most 5 %: rotation and scaling are around the middle."""
     image = torch.zeros(1, 3, 41, 41)
     image[..., 19:22, 19:22] = 1
     views = stacked_views(image, 40, np.random.default_rng(0))[0].mean(1)
@@ -164,8 +164,8 @@ def test_random_views_are_shifted_both_ways():
     assert (shifts.amin(1) < -0.9).all()
 
 
-def test_random_views_are_turned_and_scaled():
-    """A bar through the middle: its slant and its thickness vary, within the limits."""
+def test_random_views_are_rotated_and_scaled():
+    """The slope and the thickness of a bar through the middle vary within the limits."""
     image = torch.zeros(1, 3, 64, 64)
     image[..., 24:40, :] = 0.8
     views = stacked_views(image, 40, np.random.default_rng(0))[0].mean(1)
@@ -190,7 +190,7 @@ def test_synthetic_anomalies_change_the_masked_region_only():
     assert 0 <= corrupted.min() <= corrupted.max() <= 1
     assert 0 <= masks.min() <= masks.max() <= 1
     change = (corrupted - images).abs().amax(1)
-    assert (change <= masks + 0.7 * masks + 1e-6).all()  # noise and light reach beyond the image's range
+    assert (change <= masks + 0.7 * masks + 1e-6).all()  # noise and light exceed the image's range
     assert (change[masks < 1e-6] < 2e-6).all()
     assert (change.flatten(1).amax(1) > 0.02).all()
     share = (masks > 0.5).float().mean((1, 2))

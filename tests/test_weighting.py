@@ -1,4 +1,4 @@
-"""Learn-to-weight, against the equations of docs/method.md written out as loops."""
+"""Learn-to-weight, compared with the equations in docs/method.md as loops."""
 
 import math
 
@@ -13,7 +13,7 @@ N, K = 3, 4
 
 @pytest.fixture
 def maps():
-    """Student's maps of N queries and K support images, on two scales."""
+    """A student's maps of N queries and K support images, at two scales."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n):
@@ -80,25 +80,25 @@ def test_uniform_is_the_mean(maps):
 
 
 @pytest.mark.parametrize("attention", [True, False])
-def test_excluded_support_does_not_count(maps, attention):
+def test_excluded_support_is_ignored(maps, attention):
     query, support = maps
     model = weighting(attention=attention)
     exclude = torch.tensor([[True, False, False, False], [False, True, True, False], [False] * 4])
     references, weights = model(query, support, exclude=exclude)
     assert (weights.transpose(1, 2)[exclude] == 0).all()
     torch.testing.assert_close(weights.sum(2), torch.ones(N, len(CHANNELS), dtype=torch.float64))
-    # As if the excluded had never been there.
+    # As without the excluded images.
     rest, _ = model([q[:1] for q in query], [s[1:] for s in support])
     torch.testing.assert_close([r[:1] for r in references], rest)
 
 
-def test_keys_may_be_known_already(maps):
+def test_precomputed_keys(maps):
     query, support = maps
     model = weighting()
     keys = model.keys(support)
     for result, expected in zip(model(query, support, keys), model(query, support), strict=True):
         torch.testing.assert_close(result, expected)
-    # They are used, not computed again.
+    # They are reused, not recomputed.
     _, weights = model(query, support, [torch.zeros_like(key) for key in keys])
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / K))
 
@@ -129,5 +129,5 @@ def test_gradient_reaches_phi_and_both_sides(maps):
 
 def test_gradient_reaches_the_support_itself(maps):
     query, support = maps
-    gradient(weighting(attention=False), query, support)  # where there are no keys for it to go through
+    gradient(weighting(attention=False), query, support)  # without keys to pass through
     assert all(s.grad.abs().max() > 0 for s in support)

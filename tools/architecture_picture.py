@@ -1,4 +1,4 @@
-"""Draw the picture of docs/architecture.md: the data flow through the package.
+"""Draw the picture in docs/architecture.md: the data flow through the package.
 
 python tools/architecture_picture.py --out docs/images/architecture.svg
 """

@@ -1,4 +1,4 @@
-"""Distil the packaged teacher: a small network learns the features of one or two large ones.
+"""Distil the packaged teacher: a small network is trained to predict the features of one or two large ones.
 
 python tools/distill_teacher.py PHOTOGRAPHS --teacher mobilenetv2_100 FILE --out compact_teacher.safetensors
 
@@ -6,7 +6,7 @@ At every stage (strides 4, 8, 16, 32) a temporary 1x1 head maps the small networ
 position-wise cosine plus normalised squared error. A third term, without a head, makes the cosines between the small
 network's own features match the first teacher's, because patches are compared by their cosine.
 
-A state is kept beside --out; the same command resumes from it. Needs timm 1.0.27 or newer, for Muon.
+A checkpoint is kept next to --out; the same command resumes from it. Needs timm 1.0.27 or newer, for Muon.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 STRIDES = (4, 8, 16, 32)
-# Stage weights in the first two terms: stride 16 is the hardest to copy, and matters most.
+# Stage weights in the first two terms: stride 16 is the hardest to imitate, and matters most.
 SHARES = (0.15, 0.15, 0.6, 0.1)
 SAMPLE = 128  # positions whose similarities are compared, in each picture and stage
 
@@ -52,16 +52,16 @@ def pooled(stage: torch.Tensor) -> torch.Tensor:
     return F.normalize(F.avg_pool2d(stage, 3, stride=1, padding=1, count_include_pad=False), dim=1)
 
 
-def stage_loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def stage_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Position-wise cosine distance, plus squared error in units of the target map's variance."""
-    cosine = 1 - F.cosine_similarity(found, wanted, dim=1, eps=1e-6).mean()
-    variance = wanted.var(dim=(0, 2, 3), unbiased=False).mean().clamp_min(1e-6)
-    return cosine + (found - wanted).pow(2).mean() / variance
+    cosine = 1 - F.cosine_similarity(predicted, target, dim=1, eps=1e-6).mean()
+    variance = target.var(dim=(0, 2, 3), unbiased=False).mean().clamp_min(1e-6)
+    return cosine + (predicted - target).pow(2).mean() / variance
 
 
-def relation_loss(found: torch.Tensor, wanted: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
+def relation_loss(predicted: torch.Tensor, target: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
     """Squared difference of the cosines between the same positions (of both crops of a picture) in two networks."""
-    a, b = (pooled(m).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)[:, :, picks] for m in (found, wanted))
+    a, b = (pooled(m).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)[:, :, picks] for m in (predicted, target))
     return (a.mT @ a - b.mT @ b).pow(2).mean()
 
 
@@ -83,7 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path, help="folder of .jpg or .png files")
     parser.add_argument("--teacher", nargs=2, action="append", required=True, metavar=("NAME", "FILE"))
-    parser.add_argument("--stages", nargs="+", type=int, help="stages from the second teacher, default: all four")
+    parser.add_argument(
+        "--stages", nargs="+", type=int, help="strides of the stages from the second teacher; default: all four"
+    )
     parser.add_argument("--network", default="lcnet_100")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=14_000)
@@ -91,12 +93,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.04)
     parser.add_argument("--relation", type=float, default=10.0, help="weight of the third term")
-    parser.add_argument("--rendered", type=int, default=400, help="pictures rendered here")
+    parser.add_argument("--rendered", type=int, default=400, help="number of rendered pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=5.0, help="between two saves of the state")
-    parser.add_argument("--stop", type=int, help="stop after this number of steps in this run")
+    parser.add_argument("--minutes", type=float, default=5.0, help="time between checkpoints")
+    parser.add_argument("--stop", type=int, help="number of steps in this run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

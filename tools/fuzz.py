@@ -2,9 +2,9 @@
 
     python tools/fuzz.py --inputs 100000 --seed 0
 
-A file must be read, or refused by an error of `fewshot_ad.exceptions`, within 10 seconds and 1 GB. Any other outcome is
-a failure: the input is kept in --keep, and the exit status is 1. The same seed makes the same inputs. Needs Linux:
-files are read in a forked process, so that crashes, hangs and excessive memory are detected.
+A file must be read, or refused with an error from `fewshot_ad.exceptions`, within 10 seconds and 1 GB. Any other
+outcome is a failure: the input is stored in --keep, and the exit status is 1. The same seed gives the same inputs.
+Needs Linux: files are read in a forked process, so that crashes, hangs and excessive memory are detected.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def read_image(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> None:
-    """Read from memory: bytes, and the same as an opened file."""
+    """Read from memory, as bytes and as an opened file."""
     data = path.read_bytes()
     with contextlib.suppress(FewShotADError):
         images.size_of(data)
@@ -108,7 +108,7 @@ def read_bytes(path: Path) -> None:
 
 
 def read_link(path: Path) -> None:
-    """Read a file by a link without an extension."""
+    """Read a file through a link without an extension."""
     link = path.with_name("link")
     link.unlink(missing_ok=True)
     link.symlink_to(path)
@@ -229,7 +229,7 @@ def _palettes() -> dict[str, Any]:
 
 
 def _headerless() -> list[bytes]:
-    """Make files as old scanners did, without the 128-byte preamble and group 0002."""
+    """Create files like those of old scanners, without the 128-byte preamble and group 0002."""
     found = (data[144 + int.from_bytes(data[140:144], "little") :] for data in _dicoms()[:3])
     return [*found, _dicoms()[3]]
 
@@ -239,7 +239,7 @@ def _of_all_kinds() -> list[bytes]:
 
 
 def _deep() -> list[bytes]:
-    """Make a PNG, a PPM and a JPEG 2000 of 16 bits in colour."""
+    """Create a PNG, a PPM and a JPEG 2000 in 16-bit colour."""
     import imagecodecs
 
     wide = _COLOUR.astype(np.uint16) * 257
@@ -272,7 +272,7 @@ def _models() -> list[bytes]:
 
 
 def _resumes() -> list[bytes]:
-    """Make a pretraining's state: it is killed in its second step."""
+    """Create the checkpoint of a pretraining that is interrupted in its second step."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "student.safetensors")
         child = os.fork()
@@ -296,7 +296,7 @@ def _resumes() -> list[bytes]:
 
 
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Damage bytes: flips, lengths, cuts, splices, repeats; more often in the head, where formats describe the rest."""
+    """Damage bytes by flips, lengths, cuts, splices and repeats; more often in headers, which describe the rest."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
         at = rng.randrange(min(len(found), rng.choice((64, 512, len(found)))) or 1) if found else 0
@@ -512,7 +512,7 @@ FORMATS = {
 
 
 def make_input(name: str, seeds: list[bytes], number: int, seed: int) -> tuple[bytes, str]:
-    """Make one reproducible input, and its file extension."""
+    """Create a reproducible input and its file extension."""
     rng = random.Random(f"{seed} {name} {number}")
     form = FORMATS[name]
     data = rng.choice(seeds)
@@ -588,7 +588,7 @@ def _child(name: str, seeds: list[bytes], numbers: range, seed: int, folder: Pat
 
 
 def run(name: str, n: int, seed: int, keep: Path) -> collections.Counter[str]:
-    """Feed n inputs of one format; count the outcomes, and keep the inputs that failed."""
+    """Feed n inputs of one format; count the outcomes, and store the inputs that failed."""
     seeds, counts, start = FORMATS[name].seeds(), collections.Counter[str](), 0
 
     def fail(number: int, why: str) -> None:

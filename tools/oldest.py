@@ -1,4 +1,4 @@
-"""Print the oldest releases that pyproject.toml admits, as constraints for pip.
+"""Print the oldest releases that pyproject.toml allows, as constraints for pip.
 
     python tools/oldest.py medical,plot > oldest.txt && python -m pip install -c oldest.txt ".[medical,plot]"
 

@@ -1,6 +1,6 @@
-"""Training pictures of the packaged networks: photographs from a folder, and images rendered here.
+"""Training pictures of the packaged networks: photographs from a folder and rendered images, and augmented views.
 
-Also their crops and augmented views. They include no picture of an evaluation task.
+They include no picture of an evaluation task.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-SHORT_SIDE = 288  # photographs are kept at this size, px
+SHORT_SIDE = 288  # shorter side that photographs are reduced to, px
 RENDERED_SIDE = 256
 
 
 def load_photographs(folder: Path) -> list[torch.Tensor]:
-    """Decode every image of a folder to (3, H, W) uint8, its shorter side at most `SHORT_SIDE`."""
+    """Decode all images of a folder to (3, H, W) uint8, with a shorter side of at most `SHORT_SIDE`."""
     pictures = []
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"}):
         with Image.open(path) as opened:
@@ -64,7 +64,7 @@ def _gratings(rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator) -> np.ndarray:
-    """1/f^a noise, a from 0.5 (grain) to 3 (clouds), perhaps longer along one axis."""
+    """1/f^a noise, with a from 0.5 (grain) to 3 (clouds), sometimes stretched along one axis."""
     frequency = np.fft.fftfreq(RENDERED_SIDE)
     stretch = np.exp(rng.uniform(-1.5, 1.5)) if rng.random() < 0.4 else 1.0
     radius = np.hypot(frequency[:, None] * stretch, frequency[None])
@@ -128,7 +128,7 @@ def _cells(rng: np.random.Generator) -> np.ndarray:
 
 
 def random_crop(picture: torch.Tensor, size: int, area: tuple[float, float], rng: np.random.Generator) -> torch.Tensor:
-    """Crop a box of a random share of the area, and resize it to a square: (3, size, size) uint8."""
+    """Crop a box with a random fraction of the area, and resize it to a square, (3, size, size) uint8."""
     height, width = picture.shape[1:]
     share = np.exp(rng.uniform(np.log(area[0]), np.log(area[1]))) * height * width
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))

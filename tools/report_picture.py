@@ -1,4 +1,4 @@
-"""Make the picture of docs/report.md: screenshots of a report on the pictures of the demo.
+"""Create the picture in docs/report.md: screenshots of a report on the demo's images.
 
 python tools/report_picture.py --out docs/images/report.png
 

@@ -1,4 +1,4 @@
-"""Train the packaged student by episodes; a task is one photograph, or one picture rendered here.
+"""Train the packaged student on episodes, in which each task is a photograph or a rendered picture.
 
 python tools/train_student.py PHOTOGRAPHS --out compact_student.safetensors
 
@@ -25,9 +25,9 @@ from fewshot_ad.method.student import count_scales
 
 
 def views_of(picture: torch.Tensor, n: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Make a task from one picture: views like several objects of one kind, (n, size, size, 3) uint8.
+    """Create a task from a picture: views like several objects of one kind, (n, size, size, 3) uint8.
 
-    Every other picture has nearly the same crop each time, as with a fixed camera; the rest have free crops.
+    For every other picture the crops are nearly the same, as with a fixed camera; for the rest they are random.
     """
     if rng.random() < 0.5:
         frame = random_crop(picture, size, (0.2, 1.0), rng) / 255
@@ -67,8 +67,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbone", default="compact")
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--views", type=int, default=12, help="images of a task")
-    parser.add_argument("--rendered", type=int, default=400, help="pictures rendered here")
+    parser.add_argument("--views", type=int, default=12, help="number of images per task")
+    parser.add_argument("--rendered", type=int, default=400, help="number of rendered pictures")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lam", type=float, default=1.0)
@@ -93,7 +93,7 @@ def main() -> None:
         resume=args.resume, random_state=args.seed,
     )  # fmt: skip
     tensors, header = deepest(*load_student(full), args.scales)
-    # The list of tasks is of no interest to readers of the file.
+    # A summary replaces the list of tasks.
     header["settings"]["tasks"] = f"{len(pictures) - args.rendered} photographs, {args.rendered} rendered pictures"
     save(args.out, {key: value.half() for key, value in tensors.items()}, FORMAT, header)
     data = args.out.read_bytes()

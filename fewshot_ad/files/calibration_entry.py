@@ -89,10 +89,10 @@ def _is_logistic(value: Any) -> bool:
 
 
 def read(
-    path: str | os.PathLike[str], found: Mapping[str, Any], take: Take, left: Mapping[str, Any]
+    path: str | os.PathLike[str], state: Mapping[str, Any], take: Take, left: Mapping[str, Any]
 ) -> tuple[Calibration | None, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None]:
     """Read the output of `entry` and `tensors`; `take` removes a tensor from those that are `left`."""
-    stored = found.get("calibration")
+    stored = state.get("calibration")
     if stored is None:
         return None, None
     scores = take(_SCORES, (stored["n_normal"],), torch.float64).numpy()
@@ -111,12 +111,12 @@ def read(
     return Calibration(**values, normal_scores=tuple(scores.tolist())), images
 
 
-def predictive(found: Mapping[str, Any], scores: np.ndarray, groups: tuple[int, ...]) -> Predictive:
-    """Read the predictive distribution of a new normal image's score; for older files, derive it from the rest."""
-    if "predictive" in found:
-        return Predictive(*map(float, found["predictive"]))
-    if len(set(groups)) > 1 and len(set(found["_support_hashes"])) > 1:
+def predictive(state: Mapping[str, Any], scores: np.ndarray, groups: tuple[int, ...]) -> Predictive:
+    """Read the predictive distribution of a new normal image's score; older files lack it, and it is computed."""
+    if "predictive" in state:
+        return Predictive(*map(float, state["predictive"]))
+    if len(set(groups)) > 1 and len(set(state["_support_hashes"])) > 1:
         return calibration.predictive(one_of_each(scores, groups))
-    # The file lacks the augmented views that the threshold was computed from: it is their 5 % point.
+    # The file lacks the scores of augmented views, but the threshold is the 5 % point of their distribution.
     of_views = calibration.predictive(np.array([-1.0]), of_views=True)
-    return of_views._replace(middle=of_views.middle + math.log(found["offset_"] / of_views.threshold(calibration.AUTO)))
+    return of_views._replace(middle=of_views.middle + math.log(state["offset_"] / of_views.threshold(calibration.AUTO)))

@@ -60,11 +60,12 @@ def save_student(path: str | os.PathLike[str], student: StudentNetwork, header: 
 
 
 def load_student(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_student` wrote.
+    """Read a student's checkpoint.
 
     Parameters
     ----------
     path : path
+        File from `save_student`.
 
     Returns
     -------
@@ -80,10 +81,10 @@ def load_student(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     tensors, header = load(path, FORMAT, "a student's checkpoint")
     if not all(isinstance(header.get(name), str) for name in ("backbone", "teacher", "student", "weighting")):
         raise CheckpointError(f"{path} is not valid: its header does not describe the student and its teacher.")
-    blocks, found = header.get("decoder_blocks"), count_blocks(tensors)
-    if blocks not in (None, found):
+    blocks, stored = header.get("decoder_blocks"), count_blocks(tensors)
+    if blocks not in (None, stored):
         raise CheckpointError(
-            f"{path} is not valid: it has tensors of {found} blocks, but its header says {blocks!r:.80}."
+            f"{path} is not valid: it has tensors of {stored} blocks, but its header says {blocks!r:.80}."
         )
     return tensors, header
 
@@ -142,27 +143,27 @@ def _open(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            found = metadata.get("format")
-            if found is None or found not in forms:
-                raise CheckpointError(_other_format(path, found, forms[0], what, made_by))
+            form = metadata.get("format")
+            if form is None or form not in forms:
+                raise CheckpointError(_other_format(path, form, forms[0], what, made_by))
             header = json.loads(metadata["header"])
             if not isinstance(header, dict):
                 raise CheckpointError(f"{path} is not {what}: its header holds a {type(header).__name__}, not a dict.")
-            yield file, header, found
+            yield file, header, form
     except CheckpointError:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:  # json raises the last three
         raise CheckpointError(f"{path} is not a readable safetensors file with {what} ({error}).") from error
 
 
-def _other_format(path: str | os.PathLike[str], found: str | None, form: str, what: str, made_by: str) -> str:
-    name, _, version = form.rpartition(" ")
-    if found is not None and found.rpartition(" ")[0] == name:
+def _other_format(path: str | os.PathLike[str], form: str | None, expected: str, what: str, made_by: str) -> str:
+    name, _, version = expected.rpartition(" ")
+    if form is not None and form.rpartition(" ")[0] == name:
         return (
-            f"{path} is in version {found.rpartition(' ')[2][:20]} of its format, and fewshot-ad {__version__} reads "
+            f"{path} is in version {form.rpartition(' ')[2][:20]} of its format, and fewshot-ad {__version__} reads "
             f"version {version}. Install the release of fewshot-ad that wrote it, or make it again with {made_by}."
         )
-    return f"{path} is not {what}: its header says {found!r}, expected {form!r}. Write one with {made_by}."
+    return f"{path} is not {what}: its header says {form!r}, expected {expected!r}. Write one with {made_by}."
 
 
 def check_destination(path: str | os.PathLike[str], *, force: bool, least: int = 0) -> None:

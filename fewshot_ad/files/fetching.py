@@ -1,4 +1,4 @@
-"""Weights of timm's from the hub into a file: what is fetched because somebody asked for it, and checked."""
+"""Download of timm weights from the hub to a file, with checks."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ _BLOCK = 1 << 20
 
 
 class Fetched(NamedTuple):
-    """What `fetch_weights` wrote.
+    """Result of `fetch_weights`.
 
     Attributes
     ----------
     file, note : Path
+        The weights, and a text file that describes them.
     backbone : str
-        The network's name with the tag of its training.
+        timm's name of the network, with the tag of its weights.
     source : str
-        Address that the weights are from.
+        URL of the weights.
     checked : str or None
-        What the hub states of its file and was found true: its size, sha256 or git's sum. None if it states nothing.
+        Properties stated by the hub that were verified: size, and sha256 or git checksum. None if it states none.
     licence : str or None
-        As timm states it.
+        Licence according to timm.
     sha256 : str
-        Of the file that was written.
+        sha256 of the written file.
     """
 
     file: Path
@@ -47,17 +48,17 @@ class Fetched(NamedTuple):
 
 
 def fetch_weights(name: str, folder: str | os.PathLike[str], *, force: bool = False, progress: bool = False) -> Fetched:
-    """Fetch the weights of a network from the hub, check them, and write them for `weights=`.
+    """Download the weights of a network from the hub, check them, and write a file for `weights=`.
 
     Parameters
     ----------
     name : str
-        timm's name of a network, by preference with the tag of a training.
+        timm's name of a network, preferably with a tag.
     folder : path
-        Is made if need be. `NAME.safetensors` is written there, whole or not at all, and `NAME.txt`, which says what it
-        is. The hub's client keeps its own copy in its cache.
+        Folder to write to; it is created if needed. `NAME.safetensors` is written atomically, and `NAME.txt` describes
+        it. The hub's client keeps a copy in its cache.
     force : bool, default=False
-        Whether to replace these files.
+        Whether to replace existing files.
     progress : bool, default=False
         Whether to show a progress bar.
 
@@ -68,21 +69,22 @@ def fetch_weights(name: str, folder: str | os.PathLike[str], *, force: bool = Fa
     Raises
     ------
     WeightsNotFoundError
-        Not a network of timm's that has weights; not in the hub's cache and no network connection, said within seconds;
-        not what the hub says they are; or not all weights of this network.
+        timm has no weights of this name; they are not in the hub's cache and there is no network connection (raised
+        within seconds); they differ from what the hub states; or some weights of the network are missing.
     OutputError, DiskFullError
+        A file cannot be written.
     """
     from huggingface_hub import constants
 
     if name in PACKAGED:
-        raise WeightsNotFoundError(f"{name!r} comes with the package: there is nothing to fetch.")
+        raise WeightsNotFoundError(f"{name!r} comes with the package: there is nothing to download.")
     if name.startswith("hf-hub:"):
         raise _nothing_there(name)
     probe = Probe(constants.ENDPOINT)
     if not _may_be_cached(name) and (problem := probe.problem()) is not None:  # before timm, which takes seconds
         raise _unreachable(name, problem)
     config, source = _look_up(name)
-    whole, target = whole_name(name, config), Path(folder)
+    full_name, target = whole_name(name, config), Path(folder)
     if not source.url.startswith(constants.ENDPOINT):
         probe = Probe(source.url)
     problem = probe.problem()
@@ -94,20 +96,20 @@ def fetch_weights(name: str, folder: str | os.PathLike[str], *, force: bool = Fa
     file, note = target / f"{name}.safetensors", target / f"{name}.txt"
     for path in (file, note):
         check_destination(path, force=force)
-    fetched, stated = _from_cache(source) if problem is not None else _fetch(whole, source, progress)
+    fetched, stated = _from_cache(source) if problem is not None else _fetch(full_name, source, progress)
     checked = _check(fetched, stated)
     header = {
-        "backbone": whole, "source": source.url, "sha256 of source": _digest(fetched, hashlib.sha256()),
+        "backbone": full_name, "source": source.url, "sha256 of source": _digest(fetched, hashlib.sha256()),
         "licence": config.license,
     }  # fmt: skip
     save(file, _load(name, fetched), WEIGHTS_FORMAT, header)
-    found = Fetched(file, note, whole, source.url, checked, config.license, _digest(file, hashlib.sha256()))
-    write_atomically(note, _note(name, found, source).encode())
-    return found
+    result = Fetched(file, note, full_name, source.url, checked, config.license, _digest(file, hashlib.sha256()))
+    write_atomically(note, _note(result).encode())
+    return result
 
 
 def _may_be_cached(name: str) -> bool:
-    """Tell whether the caches hold something of a network, or of one that is called like it."""
+    """Return whether the caches may hold weights of a network, judging by names."""
     from huggingface_hub import constants
 
     network = glob.escape(name.partition(".")[0])
@@ -117,20 +119,20 @@ def _may_be_cached(name: str) -> bool:
 
 def _unreachable(name: str, problem: str) -> WeightsNotFoundError:
     return WeightsNotFoundError(
-        f"The weights of {name} cannot be fetched here ({problem}). Run `fewshot-ad weights {name} --to DIR` on a "
-        f"machine with network, copy DIR/{name}.safetensors here, and pass its path by weights=FILE."
+        f"The weights of {name} cannot be downloaded here ({problem}). Run `fewshot-ad weights {name} --to DIR` on a "
+        f"machine with network access, copy DIR/{name}.safetensors here, and pass its path with weights=FILE."
     )
 
 
 def _nothing_there(name: str) -> WeightsNotFoundError:
     return WeightsNotFoundError(
-        f"timm has no weights of {name!r} to fetch. Pass a name from timm.list_pretrained(); of a repository "
+        f"timm has no weights of {name!r}. Pass a name from timm.list_pretrained(); for a repository "
         "(hf-hub:OWNER/NAME), copy the hub's cache instead (docs/offline.md)."
     )
 
 
 def _look_up(name: str) -> tuple[Any, Source]:
-    """Find where the hub has the weights of a network."""
+    """Return timm's configuration of the weights of a network, and their location in the hub."""
     config = pretrained_config(name)
     source = locate(config)
     if source is None:
@@ -139,14 +141,14 @@ def _look_up(name: str) -> tuple[Any, Source]:
 
 
 class _Stated(NamedTuple):
-    """What the hub states of a file: bytes, and a sum of 64 hexadecimal digits, or of 40 as git's, or its beginning."""
+    """What the hub states about a file: size in bytes, and sha256 (perhaps only its start) or git checksum, in hex."""
 
     size: int | None
     digest: str | None
 
 
-def _fetch(whole: str, source: Source, progress: bool) -> tuple[Path, _Stated]:
-    """Fetch a file from the hub, or find it in the cache."""
+def _fetch(full_name: str, source: Source, progress: bool) -> tuple[Path, _Stated]:
+    """Download a file from the hub, or find it in the cache."""
     import huggingface_hub as client
     from huggingface_hub import constants, errors
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -163,57 +165,57 @@ def _fetch(whole: str, source: Source, progress: bool) -> tuple[Path, _Stated]:
         for file in dict.fromkeys((source.file, OLDER)):
             try:
                 with quiet():
-                    said = client.get_hf_file_metadata(
+                    metadata = client.get_hf_file_metadata(
                         client.hf_hub_url(source.repository, file, endpoint=constants.ENDPOINT)
                     )
-                    # The newest: the cache finds that again without network. What came is checked by its sum.
+                    # The newest revision, which the cache also finds offline. The checksum verifies the file.
                     newest, cache = constants.DEFAULT_REVISION, constants.HF_HUB_CACHE
                     fetched = client.hf_hub_download(source.repository, file, revision=newest, cache_dir=cache)
-                return Path(fetched), _Stated(said.size, said.etag)
-            except errors.LocalEntryNotFoundError:  # the network's fault
+                return Path(fetched), _Stated(metadata.size, metadata.etag)
+            except errors.LocalEntryNotFoundError:  # the connection failed
                 raise
             except errors.EntryNotFoundError:
                 continue
         problem = f"the repository has no {source.file}"
     except errors.GatedRepoError as error:
         raise WeightsNotFoundError(
-            f"The weights of {whole} are for those who accept their terms. Accept them at "
-            f"{constants.ENDPOINT}/{source.repository}, and set the environment variable HF_TOKEN to a token of yours."
+            f"The weights of {full_name} are gated: their terms must be accepted. Accept them at "
+            f"{constants.ENDPOINT}/{source.repository}, and set the environment variable HF_TOKEN to your access token."
         ) from error
-    except Exception as error:  # the hub's client, its own client, and torch each raise their own
+    except Exception as error:  # the hub's client, its HTTP client and torch each raise their own errors
         problem = f"{type(error).__name__}: {str(error)[:300]}"
     finally:
         if not progress and not hidden:
             enable_progress_bars()
-    raise WeightsNotFoundError(f"The weights of {whole} could not be fetched from {source.url} ({problem}).")
+    raise WeightsNotFoundError(f"The weights of {full_name} could not be downloaded from {source.url} ({problem}).")
 
 
 def _from_cache(source: Source) -> tuple[Path, _Stated]:
-    """Return a file that is in the cache, and what its name there states of it."""
+    """Return a file in the cache, and the checksum in its name."""
     path = source.cached or source.place
-    blob = path.resolve()  # the hub's client calls a file by the hub's sum of it, timm one that is no repository's
+    blob = path.resolve()  # the hub's client names files by their checksum; so does timm outside of repositories
     stated = blob.name if blob.parent.name == "blobs" else ""
-    if found := re.search(r"-([0-9a-f]{8,})\.\w+$", source.url):
-        stated = found[1]
+    if match := re.search(r"-([0-9a-f]{8,})\.\w+$", source.url):
+        stated = match[1]
     return path, _Stated(None, stated or None)
 
 
 def _check(path: Path, stated: _Stated) -> str | None:
-    """Compare a file with what the hub states of it, and return that in words."""
-    size, parts = path.stat().st_size, []
-    wrong = f"{path.resolve()} is not what the hub has: {{}}. Remove it, and run the command again."
+    """Compare a file with what the hub states about it, and return the verified properties in words."""
+    size, verified = path.stat().st_size, []
+    message = f"{path.resolve()} differs from the file in the hub: {{}}. Remove it, and run the command again."
     if stated.size is not None:
         if size != stated.size:
-            raise WeightsNotFoundError(wrong.format(f"{size} bytes, not {stated.size}"))
-        parts.append(f"{size} bytes")
+            raise WeightsNotFoundError(message.format(f"{size} bytes, not {stated.size}"))
+        verified.append(f"{size} bytes")
     if stated.digest is not None and re.fullmatch(r"[0-9a-f]{8,64}", stated.digest):
         git = len(stated.digest) == 40
-        found = _digest(path, hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if git else hashlib.sha256())
-        kind = "git's sum" if git else "sha256"
-        if not found.startswith(stated.digest):
-            raise WeightsNotFoundError(wrong.format(f"{kind} {found}, not {stated.digest}"))
-        parts.append(f"{kind} {stated.digest}")
-    return ", ".join(parts) or None
+        digest = _digest(path, hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if git else hashlib.sha256())
+        kind = "git checksum" if git else "sha256"
+        if not digest.startswith(stated.digest):
+            raise WeightsNotFoundError(message.format(f"{kind} {digest}, not {stated.digest}"))
+        verified.append(f"{kind} {stated.digest}")
+    return ", ".join(verified) or None
 
 
 def _digest(path: Path, digest: Any) -> str:
@@ -224,7 +226,7 @@ def _digest(path: Path, digest: Any) -> str:
 
 
 def _load(name: str, path: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a network from a file that must hold all of them, in timm's naming."""
+    """Read the weights of a network, in timm's naming, from a file that must hold all of them."""
     import timm
 
     try:
@@ -233,7 +235,7 @@ def _load(name: str, path: Path) -> dict[str, torch.Tensor]:
             if path.suffix != ".safetensors":
                 source = {"state_dict": timm.models.load_state_dict(str(path), weights_only=True)}
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={**source, "custom_load": False})
-    except Exception as error:  # safetensors, torch and timm each raise their own
+    except Exception as error:  # safetensors, torch and timm each raise their own errors
         raise WeightsNotFoundError(
             f"{path} does not hold the weights of {name} ({type(error).__name__}: {str(error)[:500]})."
         ) from error
@@ -241,17 +243,17 @@ def _load(name: str, path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _note(name: str, found: Fetched, source: Source) -> str:
-    """Say what a file is, whose, and how to use it."""
-    hub = found.source.partition("/resolve/")[0]
+def _note(result: Fetched) -> str:
+    """Describe the weights: source, licence, checksum, and how to use them."""
+    page = result.source.partition("/resolve/")[0]
     return f"""\
-{found.file.name}: weights of {found.backbone}
-Source: {found.source}
-Checked against the hub: {found.checked or "it states neither size nor sum"}
-Licence, as timm states it: {found.licence or "none stated"}. What holds is said at {hub}
-sha256 of {found.file.name}: {found.sha256}
+{result.file.name}: weights of {result.backbone}
+Source: {result.source}
+Verified against the hub: {result.checked or "it states neither size nor checksum"}
+Licence according to timm: {result.licence or "none stated"}. The binding terms are at {page}
+sha256 of {result.file.name}: {result.sha256}
 
-In Python:        DualDistillationDetector({found.backbone!r}, weights="{found.file.name}")
-Command line:     fewshot-ad fit normal/ -o model.fsad --backbone {found.backbone} --weights {found.file.name}
-Without network:  copy {found.file.name} to the machine; nothing else is needed.
+Python:        DualDistillationDetector({result.backbone!r}, weights="{result.file.name}")
+Command line:  fewshot-ad fit normal/ -o model.fsad --backbone {result.backbone} --weights {result.file.name}
+Offline:       copy {result.file.name} to the machine; nothing else is needed.
 """

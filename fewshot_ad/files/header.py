@@ -16,12 +16,12 @@ from ..method.packaged import PACKAGED
 from ..settings import RULES, STUDENT_PREFIX, STUDENT_RULES, Rule
 from .calibration_entry import is_entry, is_predictive
 
-# Parameters that belong to a machine, not to a detector.
+# Parameters that depend on the machine, which are not stored.
 LEFT_OUT = ("device", "n_jobs", "memory", "verbose")
 _OF_STUDENT = {STUDENT_PREFIX + name for name in STUDENT_RULES}
-# Parameters that every file of this release has; those of a student are in it only if one was given.
+# Parameters in every file of this release; those of a student are stored only if one was given.
 SAVED = RULES.keys() - {*LEFT_OUT, "student"} - _OF_STUDENT
-# An image of this side is 200 MB; a header that asks for more is not believed.
+# An image of this side takes 200 MB; a header with a larger one is rejected.
 _MAX_SIDE = 4096
 _ALWAYS = {"backbone", "weights", "image_size"}
 _STUDENT = {"student", "decoder_blocks", "weighting", "sharpness"}
@@ -48,7 +48,7 @@ def _is_hex(value: Any) -> bool:
 
 
 def _is_student(value: Any) -> bool:
-    # In files of format 1 nothing says which support images it is shown: it is all.
+    # Files of format 1 lack "shown": the student compares with all support images.
     if not isinstance(value, dict) or value.keys() - {"shown"} != _STUDENT:
         return False
     blocks = value["decoder_blocks"]
@@ -62,7 +62,7 @@ def _is_student(value: Any) -> bool:
 
 
 _NUMBERS = Rule(_is_number, "a finite number")
-_INTEGERS = Rule(_is_integer, "an integer, not negative")
+_INTEGERS = Rule(_is_integer, "an integer of at least 0")
 _HEADER: dict[str, Rule] = {
     "versions": Rule(
         lambda v: (
@@ -75,8 +75,8 @@ _HEADER: dict[str, Rule] = {
     "support_images": Rule(lambda v: isinstance(v, bool), "true or false"),
     "students": Rule(lambda v: _is_list_of(v, _is_student), "a list of students"),
 }
-# The fitted state that is no tensor; "history" only after an update, "calibration" where that was done, the last two
-# only where rows were fitted on.
+# The fitted state except tensors. "history" is present only after an update, "calibration" after `calibrate`, and the
+# last two if the detector was fitted on rows.
 _FITTED: dict[str, Rule] = {
     "teacher_fingerprint_": Rule(_is_hex, "a hexadecimal hash"),
     "offset_": _NUMBERS,
@@ -97,12 +97,12 @@ _FITTED: dict[str, Rule] = {
     "offset_given": Rule(lambda v: isinstance(v, bool), "true or false"),
     "history": Rule(is_history, "a list of additions"),
     "predictive": Rule(is_predictive, "middle, scale and degrees of freedom"),
-    "calibration": Rule(is_entry, "what `calibrate` found"),
+    "calibration": Rule(is_entry, "the result of `calibrate`"),
     "layers_": Rule(lambda v: _is_list_of(v, _is_integer) and len(v) > 0, "a list of integers"),
     "n_features_in_": _INTEGERS,
     "feature_names_in_": Rule(lambda v: _is_list_of(v, _is_text), "a list of names"),
 }
-# Missing where images were fitted on, without `calibrate`, or in earlier files.
+# Missing in earlier files, without `calibrate`, or if the detector was fitted on images.
 _OPTIONAL = (
     "n_features_in_", "feature_names_in_", "offset_given", "groups", "history", "predictive", "calibration", "layers_",
 )  # fmt: skip
@@ -114,9 +114,9 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
     Parameters
     ----------
     path : path
-        Of the file, for messages.
+        Path of the file, for messages.
     header : dict
-        JSON types.
+        Header, of JSON types.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
     _check_parameters(path, given, header["versions"]["fewshot_ad"])
     n_names, n_hashes = (len(header["fitted"][name]) for name in ("_support_names", "_support_hashes"))
     if len(header["fitted"].get("groups", range(n_hashes))) != n_hashes:
-        raise CheckpointError(f"{path} is not valid: its groups are not of {n_hashes} support images.")
+        raise CheckpointError(f"{path} is not valid: its groups are not those of {n_hashes} support images.")
     if n_names != n_hashes:
         raise CheckpointError(f"{path} is not valid: it names {n_names} support images, but has {n_hashes} hashes.")
     backbone = given["backbone"]
@@ -137,12 +137,12 @@ def check_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
         return
     import timm
 
-    # A name of another form, as "hf-hub:...", would have timm fetch from wherever the file says.
+    # With a name of another form, such as "hf-hub:...", timm would download from wherever the file says.
     if not timm.is_model(backbone):
         raise CheckpointError(
-            f"{path}: the backbone {backbone!r} is not a network that timm {timm.__version__} knows by its name (the "
-            f"file is of timm {header['versions']['timm']}). Import the module that registers it, or install that "
-            "version of timm; networks from elsewhere cannot be saved and loaded."
+            f"{path}: the backbone {backbone!r} is not a network that timm {timm.__version__} knows by name (the file "
+            f"was written with timm {header['versions']['timm']}). Import the module that registers it, or install "
+            "that version of timm; networks from other sources cannot be saved and loaded."
         )
 
 
@@ -150,10 +150,10 @@ def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], ve
     unknown = sorted(given.keys() - SAVED - _OF_STUDENT)
     if unknown:
         raise CheckpointError(
-            f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} cannot take from a file. "
+            f"{path} has the parameter {unknown[0]!r:.80}, which fewshot-ad {__version__} does not read from a file. "
             f"Install the release that wrote it, {version:.40}, or a newer one."
         )
-    # One that is not in the file came later, and has its default; these three have always been there.
+    # A missing parameter is newer than the file, and has its default; these three were always present.
     wrong = _differences(given.keys() & _ALWAYS, _ALWAYS)
     if wrong:
         raise CheckpointError(f"{path} is not valid: among its parameters it has {wrong}.")
@@ -169,23 +169,23 @@ def _check_parameters(path: str | os.PathLike[str], given: Mapping[str, Any], ve
 def _check_entries(
     path: str | os.PathLike[str],
     where: str,
-    found: Mapping[str, Any],
+    entries: Mapping[str, Any],
     checks: Mapping[str, Rule],
     optional: Iterable[str] = (),
 ) -> None:
-    wrong = _differences(found, checks, optional)
+    wrong = _differences(entries, checks, optional)
     if wrong:
         raise CheckpointError(f"{path} is not valid: {where} has {wrong}.")
-    for name, value in found.items():
+    for name, value in entries.items():
         if not checks[name].holds(value):
             raise CheckpointError(
                 f"{path} is not valid: {where} has {name}={value!r:.80}, expected {checks[name].accepted}."
             )
 
 
-def _differences(found: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> str:
-    """Say which names are too many or too few; nothing where none are."""
-    unknown, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found) - set(optional))
+def _differences(names: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> str:
+    """Describe a missing and an unknown name; "" if there is neither."""
+    unknown, missing = sorted(set(names) - set(expected)), sorted(set(expected) - set(names) - set(optional))
     parts = [f"no {missing[0]!r}"] if missing else []
     parts += [f"{unknown[0]!r:.80}, which this release does not know"] if unknown else []
     return " and ".join(parts)

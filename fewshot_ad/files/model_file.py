@@ -1,4 +1,4 @@
-"""Fitted detectors on disk: one safetensors file with a JSON header, no pickle; `docs/files.md` says what is in it."""
+"""Model files of fitted detectors: safetensors with a JSON header, no pickle; `docs/files.md` describes them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def save(
     support: bool = False,
     force: bool = False,
 ) -> None:
-    """Write a fitted state, atomically; see `DualDistillationDetector.save`. `settings` go into it as parameters."""
+    """Write a fitted state atomically; see `DualDistillationDetector.save`. `settings` are stored as parameters."""
     path = Path(path)
     checkpoints.check_destination(path, force=force)
     if support and fitted.images is None:
@@ -48,7 +48,7 @@ def save(
         )
     tensors = _tensors(fitted, support)
     header = _header(fitted, settings, support)
-    check_header(path, header)  # what cannot be read is not written
+    check_header(path, header)  # refuse to write a file that could not be read
     checkpoints.save(path, tensors, FORMAT, {**header, "sha256": _digest(header, tensors)})
 
 
@@ -59,13 +59,13 @@ def load(
     device: str | torch.device | None = None,
     weights: str | os.PathLike[str] | None = None,
 ) -> FittedSupport:
-    """Read what `save` wrote; see `DualDistillationDetector.load`. `defaults` are those of all parameters."""
+    """Read a model file; see `DualDistillationDetector.load`. `defaults` are the defaults of all parameters."""
     tensors, header, form = checkpoints.load_any(path, (FORMAT, format_1.FORMAT), _WHAT, _MADE_BY)
     expected = header.pop("sha256", None)
     if _digest(header, tensors) != expected:
         raise CheckpointError(
-            f"{path} was altered or damaged: its contents do not have the checksum in its header. Copy it again from "
-            "where it came from, or save the detector again."
+            f"{path} was altered or damaged: its contents do not match the checksum in its header. Copy it again from "
+            "its source, or save the detector again."
         )
     header = format_1.renamed(header) if form == format_1.FORMAT else header
     check_header(path, header)
@@ -76,16 +76,16 @@ def load(
     if weights is not None or hint is None or not os.path.isfile(os.path.expanduser(hint)):
         given["weights"] = weights
     settings = checked(given)
-    found = header["fitted"]
-    evidence = found["evidence_"]
+    state = header["fitted"]
+    evidence = state["evidence_"]
     evidence = tuple(evidence) if isinstance(evidence, list) else evidence
-    extract = _extractor(path, settings, evidence, found["teacher_fingerprint_"], hint)
+    extract = _extractor(path, settings, evidence, state["teacher_fingerprint_"], hint)
     table = None
-    if "n_features_in_" in found and found["row_range_"] is not None:
-        names = found.get("feature_names_in_")
-        table = Table(found["n_features_in_"], names and tuple(names), tuple(found["row_range_"]))
+    if "n_features_in_" in state and state["row_range_"] is not None:
+        names = state.get("feature_names_in_")
+        table = Table(state["n_features_in_"], names and tuple(names), tuple(state["row_range_"]))
     tensor = Tensors(path, tensors, extract.runtime.dtype)
-    k, teacher = len(found["_support_hashes"]), extract.teacher
+    k, teacher = len(state["_support_hashes"]), extract.teacher
     scores = tensor.take("support_scores", (k,), torch.float64).numpy()
     scores.flags.writeable = False
     curve = tensor.take("loss_curve", (None,), torch.float64).tolist()
@@ -96,39 +96,39 @@ def load(
         embeddings = tensor.take("embeddings", (k, None, teacher.channels[-1]))
     if "subspace" in kinds(evidence) or "subspace_bases" in tensor.left:
         subspaces = read_subspaces(tensor, k, teacher)
-    if found.get("layers_", list(teacher.layers.numbers)) != list(teacher.layers.numbers):
-        raise CheckpointError(f"{path} is not valid: it is of the layers {found['layers_']}.")
+    if state.get("layers_", list(teacher.layers.numbers)) != list(teacher.layers.numbers):
+        raise CheckpointError(f"{path} is not valid: it has features of the layers {state['layers_']}.")
     if header["support_images"]:
         images = tuple(tensor.take(f"support.{i}", (3, None, None), torch.float32) for i in range(k))
     if needs_student(evidence) and not header["students"]:
         raise CheckpointError(f"{path} is not valid: evidence={evidence!r} needs a student, but it has none.")
     experts = [read_expert(i, form, k, settings, extract, tensor) for i, form in enumerate(header["students"])]
-    groups = tuple(found.get("groups", range(k)))
-    calibration, calibration_images = calibration_entry.read(path, found, tensor.take, tensor.left)
+    groups = tuple(state.get("groups", range(k)))
+    calibration, calibration_images = calibration_entry.read(path, state, tensor.take, tensor.left)
     if tensor.left:
-        raise CheckpointError(f"{path} is not valid: its tensor {min(tensor.left)!r} belongs to nothing.")
+        raise CheckpointError(f"{path} is not valid: its tensor {min(tensor.left)!r} is not known.")
     return FittedSupport(
-        settings=settings, names=tuple(found["_support_names"]), hashes=tuple(found["_support_hashes"]),
+        settings=settings, names=tuple(state["_support_names"]), hashes=tuple(state["_support_hashes"]),
         geometry=teacher.geometry, images=images, patches=patches, embeddings=embeddings, subspaces=subspaces,
         layers=teacher.layers, experts=tuple(experts),
-        evidence=evidence, lam=found["lam_"], scales=found["scales_"], scores=scores,
-        groups=groups, offset=found["offset_"],
-        offset_given=found.get("offset_given", False), loss_curve=tuple(curve),
-        teacher_fingerprint=found["teacher_fingerprint_"], table=table, held_out_seed=found["_held_out_seed"],
-        history=history.from_json(found.get("history", [])),
-        predictive=calibration_entry.predictive(found, scores, groups), calibration=calibration,
+        evidence=evidence, lam=state["lam_"], scales=state["scales_"], scores=scores,
+        groups=groups, offset=state["offset_"],
+        offset_given=state.get("offset_given", False), loss_curve=tuple(curve),
+        teacher_fingerprint=state["teacher_fingerprint_"], table=table, held_out_seed=state["_held_out_seed"],
+        history=history.from_json(state.get("history", [])),
+        predictive=calibration_entry.predictive(state, scores, groups), calibration=calibration,
         calibration_images=calibration_images,
     )  # fmt: skip
 
 
 def save_student(path: str | os.PathLike[str], fitted: FittedSupport) -> None:
-    """Write a student that was trained elsewhere than on the support; see `DualDistillationDetector.save_student`."""
+    """Write a student that was not trained on the support; see `DualDistillationDetector.save_student`."""
     if not fitted.experts:
         raise ValueError(f"There is no student to save: evidence={fitted.evidence!r} trains none.")
     if fitted.experts[0].seen.any():
         raise ValueError(
-            "A student that was trained on the support is of use for that support only. Pass auxiliary= to fit, images "
-            "of other kinds, to train one that can be used elsewhere."
+            "A student that was trained on the support is useful for this support only. Pass auxiliary= to fit, images "
+            "of other kinds, to train one for other detectors."
         )
     student = fitted.experts[0].student
     header = checkpoints.student_header(fitted.settings.backbone, fitted.teacher_fingerprint, student)
@@ -136,27 +136,27 @@ def save_student(path: str | os.PathLike[str], fitted: FittedSupport) -> None:
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Say what is in a model file, from its header alone: the checksum of its tensors is not looked at.
+    """Describe a model file by its header, without reading tensors or checking the checksum.
 
     Parameters
     ----------
     path : path
-        What `DualDistillationDetector.save` wrote.
+        File from `DualDistillationDetector.save`.
 
     Returns
     -------
     dict
-        JSON types. "format", "bytes" (of the file), "versions" (of fewshot_ad, torch and timm that wrote it),
+        JSON types. "format", "bytes" (file size), "versions" (of the fewshot_ad, torch and timm that wrote it),
         "backbone", "teacher_fingerprint" (sha256), "n_support", "support_names" (without folders), "support_images"
-        (whether they are in the file), `"offset_"`, `"lam_"`, `"scales_"`, `"layers_"` (None in older files),
-        `"n_features_in_"` (None unless fitted on rows), "calibration" (what `calibration_` says, but for the scores;
-        None without), "students" (form of each), "parameters" (of the constructor), "history" (what `fewshot-ad update`
-        added: a dict of "date" (UTC), "version", "added" (names) and "n_support" for each time).
+        (whether the file holds them), `"offset_"`, `"lam_"`, `"scales_"`, `"layers_"` (None in older files),
+        `"n_features_in_"` (None unless fitted on rows), "calibration" (`calibration_` without the scores; None without
+        calibration), "students" (form of each), "parameters" (of the constructor), "history" (one dict per
+        `fewshot-ad update`: "date" in UTC, "version", "added" file names, and "n_support").
 
     Raises
     ------
     CheckpointError
-        No such file, not a model file, of another version, or with a header that is not valid.
+        The file does not exist, is not a model file, has another format version, or its header is not valid.
     """
     header, form = checkpoints.load_header(path, (FORMAT, format_1.FORMAT), _WHAT, _MADE_BY)
     header.pop("sha256", None)
@@ -182,7 +182,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-# ---- what is in a file
+# ---- writing
 
 
 def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _header(fitted: FittedSupport, settings: Settings, support: bool) -> dict[st
 
 
 def bare_names(fitted: FittedSupport) -> list[str]:
-    """List the names of the support's files without their folders: these say where, and often of whom, images are."""
+    """List the names of the support's files without folders, which may reveal where and of whom images are."""
     return [re.split(r"[/\\]", name)[-1] for name in fitted.names]
 
 
@@ -246,7 +246,7 @@ def _tensors(fitted: FittedSupport, support: bool) -> dict[str, torch.Tensor]:
         "loss_curve": torch.tensor(fitted.loss_curve, dtype=torch.float64),
     }
     if fitted.patches is not None:
-        # A transformer's are numbers of float16 already.
+        # A transformer's patches have been rounded to float16 already.
         features, halved = fitted.patches.features, fitted.patches.features.half()
         tensors["patches"] = halved if fitted.layers.tokens else features
         tensors |= {"patch_owners": fitted.patches.owners, "patch_spots": fitted.patches.spots}
@@ -261,12 +261,13 @@ def _tensors(fitted: FittedSupport, support: bool) -> dict[str, torch.Tensor]:
         tensors |= {f"students.{i}.{name}": value for name, value in expert.student.state_dict().items()}
         for j, maps in enumerate(expert.maps):
             tensors |= {f"students.{i}.maps.{j}.{level}": m for level, m in enumerate(maps)}
-        tensors[f"students.{i}.seen"] = expert.seen.to(torch.uint8)  # copying a bool would mend a flipped bit
+        # uint8, as copying a bool tensor would hide a flipped bit.
+        tensors[f"students.{i}.seen"] = expert.seen.to(torch.uint8)
     return tensors
 
 
 def _plain(value: Any) -> Any:
-    """Turn into what JSON holds."""
+    """Convert to JSON types."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (np.generic, np.ndarray)):
@@ -277,19 +278,19 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"JSON has no place for a {type(value).__name__}")
+    raise TypeError(f"JSON cannot represent a {type(value).__name__}")
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hash everything in a file: header, and the name, type, shape and bytes of each tensor."""
-    found = hashlib.sha256(json.dumps(header).encode())
+    """Hash everything in a file: the header, and the name, dtype, shape and bytes of each tensor."""
+    digest = hashlib.sha256(json.dumps(header).encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-# ---- and out of it again
+# ---- reading
 
 
 def _extractor(
@@ -303,9 +304,9 @@ def _extractor(
     try:
         return find_teacher(settings, evidence, runtime, fingerprint)[0]
     except WeightsNotFoundError as error:
-        kept = f" (when it was saved: {hint})" if hint is not None else ""
+        saved_from = f" (file at the time of saving: {hint})" if hint is not None else ""
         raise WeightsNotFoundError(
-            f"{path} holds no teacher, and the weights of its backbone {settings.backbone!r} with the fingerprint "
-            f"{fingerprint[:12]} are not here{kept}: {error} Either pass load(..., weights=FILE), a safetensors file "
-            "of them, or work where timm may fetch them from the hub or has them in its cache."
+            f"{path} does not include the teacher, and the weights of its backbone {settings.backbone!r} with the "
+            f"fingerprint {fingerprint[:12]} are not available{saved_from}: {error} Either pass load(..., "
+            "weights=FILE), a safetensors file with these weights, or make them available from the hub or its cache."
         ) from error

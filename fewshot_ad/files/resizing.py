@@ -1,4 +1,4 @@
-"""The first part of an exported graph: images of any size become what its networks take, as `images.load` does it."""
+"""First part of an exported ONNX graph: images of any size are resized as in `images.load`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.geometry import LONGEST, Geometry
 
-# The first that onnxscript writes without converting.
+# The first opset that onnxscript writes without conversion.
 OPSET = 18
 _GRAPH = """<ir_version: {ir_version}, opset_import: ["": {opset}]>
 resizing (float[n, 3, height, width] image) => (float[n, 3, rows, columns] resized)
@@ -22,7 +22,7 @@ resizing (float[n, 3, height, width] image) => (float[n, 3, rows, columns] resiz
   resized = Clip (shown, black, white)
 }}
 """
-# By whole numbers, as `Geometry` has it; they are held as floats, since some runtimes have integers of 32 bits only.
+# Computed in integers, as in `Geometry`, but stored as floats, since some runtimes only have 32-bit integers.
 _BOTH = """
   float_rows = Cast <to = 11> (given_rows)
   float_columns = Cast <to = 11> (given_columns)
@@ -39,8 +39,8 @@ _SIDE = """
   multiples_{along} = ReduceSum <keepdims = 1> (reached_{along})
   side_{along} = Mul (multiples_{along}, multiple)
 """
-# The weights of all pixels in each new one, bilinear and antialiased. ONNX has an operator for it, but OpenVINO leaves
-# out its antialiasing without a word.
+# Weights of the old pixels in each new one, bilinear and antialiased. ONNX has an operator for this, but OpenVINO
+# silently ignores its antialiasing.
 _MATRIX = """
   new_{axis} = Squeeze (side_{axis})
   old_{axis} = Squeeze (given_{axis})
@@ -68,13 +68,13 @@ _MATRIX = """
 
 
 def resizing(geometry: Geometry, ir_version: int) -> Any:
-    """Make the graph: "image" (n, 3, height, width), in [0, 1] -> "resized" (n, 3, rows, columns).
+    """Create the graph that maps "image" (n, 3, height, width) in [0, 1] to "resized" (n, 3, rows, columns).
 
     Parameters
     ----------
     geometry : Geometry
     ir_version : int
-        Of the format.
+        Version of ONNX's intermediate representation.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def resizing(geometry: Geometry, ir_version: int) -> Any:
         shared = math.gcd(2 * geometry.image_size, geometry.multiple)
         area, step = ((n // shared) ** 2 for n in (2 * geometry.image_size, geometry.multiple))
         most = geometry.shape(LONGEST, 1)[0] // geometry.multiple
-        # A side has k multiples from where its square is that of (2 k - 1) halves of one, and always the first.
+        # A side is rounded to at least k multiples if it is at least (2 k - 1) half multiples; k = 1 is the minimum.
         odd_squares = [0, *(step * (2 * k - 1) ** 2 for k in range(2, most + 1))]
         constants = (
             f"double longest = {{{LONGEST}}}, double area = {{{area}}}, int64 multiple = {{{geometry.multiple}}}, "

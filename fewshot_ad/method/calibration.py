@@ -55,8 +55,8 @@ class Predictive(NamedTuple):
         from scipy import stats
 
         logs = np.log(np.maximum(-scores, _TINY))
-        found: np.ndarray = np.maximum(stats.t.sf((logs - self.middle) / self.scale, self.degrees), _TINY)
-        return found
+        pvalues: np.ndarray = np.maximum(stats.t.sf((logs - self.middle) / self.scale, self.degrees), _TINY)
+        return pvalues
 
 
 def predictive(scores: np.ndarray, of_views: bool = False) -> Predictive:
@@ -172,8 +172,8 @@ class Calibration:
             In (0, 1].
         """
         below = np.searchsorted(self.normal_scores, scores, side="right")
-        found: np.ndarray = (1 + below) / (1 + self.n_normal)
-        return found
+        pvalues: np.ndarray = (1 + below) / (1 + self.n_normal)
+        return pvalues
 
     def probability(self, scores: np.ndarray) -> np.ndarray:
         """Compute the probability that each image is anomalous.
@@ -192,8 +192,8 @@ class Calibration:
 
         assert self.logistic is not None  # nosec B101
         slope, intercept = self.logistic
-        found: np.ndarray = expit(slope * np.log(np.maximum(-scores, _TINY)) + intercept)
-        return found
+        probabilities: np.ndarray = expit(slope * np.log(np.maximum(-scores, _TINY)) + intercept)
+        return probabilities
 
     def scaled(self, factor: float) -> Calibration:
         """Rescale the scores.
@@ -228,24 +228,25 @@ def calibrate(
     normal : numpy.ndarray
         (n,) `score_samples` (high = normal) of normal images, at least one.
     anomalous : numpy.ndarray
-        (m,) of anomalous ones; "f1" needs one at least.
+        (m,) `score_samples` of anomalous images; "f1" needs at least one.
     rate : float in (0, 0.5]
         Requested false-positive rate.
     goal : {"false_alarm_rate", "f1"}
-        "false_alarm_rate": of the thresholds that keep the rate, the one with the highest recall.
+        "false_alarm_rate": the threshold with the highest recall among those that keep the rate. "f1": the threshold
+        with the best F1.
 
     Returns
     -------
     offset : float
-    found : Calibration
+    calibration : Calibration
     """
     ordered, n = np.sort(normal), len(normal)
-    # The m-th lowest score is still called normal, and lower ones are not.
+    # The m-th lowest score is still called normal; lower ones are called anomalous.
     m = int((n + 1) * rate + _ROUNDING)
     if goal == "f1":
         how, offset_ = "f1", _best_f1(normal, anomalous)
-        beyond = int((normal < offset_).sum())
-        expected, interval = (beyond + 0.5) / (n + 1), _beta(beyond + 0.5, n - beyond + 0.5)
+        alarms = int((normal < offset_).sum())
+        expected, interval = (alarms + 0.5) / (n + 1), _beta(alarms + 0.5, n - alarms + 0.5)
     elif m >= 1:
         how, offset_ = "conformal", float(ordered[m - 1])
         expected, interval = m / (n + 1), _beta(m, n + 1 - m)
@@ -254,10 +255,10 @@ def calibrate(
         expected, interval = rate, _rates_of_t(rate, n)
     recall = recall_interval = f1 = f1_interval = None
     if len(anomalous):
-        found = int((anomalous < offset_).sum())
-        recall = found / len(anomalous)
-        recall_interval = _clopper_pearson(found, len(anomalous))
-        counts = found, len(anomalous), int((normal < offset_).sum())
+        detected = int((anomalous < offset_).sum())
+        recall = detected / len(anomalous)
+        recall_interval = _clopper_pearson(detected, len(anomalous))
+        counts = detected, len(anomalous), int((normal < offset_).sum())
         f1, f1_interval = _f1(*counts), _f1_interval(*counts, n)
     return offset_, Calibration(
         how=how, false_alarm_rate=float(rate), n_normal=n, n_anomalous=len(anomalous), expected_rate=expected,
@@ -274,48 +275,48 @@ def _beta(a: float, b: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _clopper_pearson(found: int, n: int) -> tuple[float, float]:
-    low = _beta(found, n - found + 1)[0] if found else 0.0
-    high = _beta(found + 1, n - found)[1] if found < n else 1.0
+def _clopper_pearson(detected: int, n: int) -> tuple[float, float]:
+    low = _beta(detected, n - detected + 1)[0] if detected else 0.0
+    high = _beta(detected + 1, n - detected)[1] if detected < n else 1.0
     return low, high
 
 
 @functools.lru_cache(maxsize=64)
 def _rates_of_t(rate: float, n: int) -> tuple[float, float]:
-    """Return the interval of the true rate at a threshold of `predictive`, for log-normal scores."""
+    """Return the interval of the true false-positive rate at a threshold of `predictive`, for log-normal scores."""
     from scipy import stats
 
     degrees = PRIOR_WEIGHT + n - 1
     reach = stats.t.isf(rate, degrees) * np.sqrt(1 + 1 / n)
     rng = np.random.default_rng(0)
-    # The threshold in true deviations above the true mean, given what was estimated.
+    # The threshold minus the true mean, in units of the true standard deviation, given the estimates.
     beyond = reach * np.sqrt(rng.chisquare(degrees, _DRAWS) / degrees) - rng.standard_normal(_DRAWS) / np.sqrt(n)
     low, high = np.quantile(stats.norm.sf(beyond), _TAILS)
     return float(low), float(high)
 
 
-def _f1(found: Any, n_anomalous: int, alarms: Any) -> Any:
-    return 2 * found / (n_anomalous + found + alarms)
+def _f1(detected: Any, n_anomalous: int, alarms: Any) -> Any:
+    return 2 * detected / (n_anomalous + detected + alarms)
 
 
-def _f1_interval(found: int, n_anomalous: int, alarms: int, n_normal: int) -> tuple[float, float]:
+def _f1_interval(detected: int, n_anomalous: int, alarms: int, n_normal: int) -> tuple[float, float]:
     """Return the interval of F1 on as many new images, with recall and rate drawn from their Jeffreys posteriors."""
     rng = np.random.default_rng(0)
-    recall = rng.beta(found + 0.5, n_anomalous - found + 0.5, _DRAWS)
+    recall = rng.beta(detected + 0.5, n_anomalous - detected + 0.5, _DRAWS)
     rate = rng.beta(alarms + 0.5, n_normal - alarms + 0.5, _DRAWS)
     low, high = np.quantile(_f1(n_anomalous * recall, n_anomalous, n_normal * rate), _TAILS)
-    observed = _f1(found, n_anomalous, alarms)
+    observed = _f1(detected, n_anomalous, alarms)
     return min(float(low), observed), max(float(high), observed)
 
 
 def _best_f1(normal: np.ndarray, anomalous: np.ndarray) -> float:
-    """Find the threshold with the best F1, halfway between two scores; among ties the one with fewer false alarms."""
+    """Find the threshold with the best F1, halfway between two scores; ties go to fewer false alarms."""
     values = np.unique(np.concatenate([normal, anomalous]))
     if len(values) == 1:
         return float(values[0])
-    found = np.searchsorted(np.sort(anomalous), values[1:], side="left")
+    detected = np.searchsorted(np.sort(anomalous), values[1:], side="left")
     alarms = np.searchsorted(np.sort(normal), values[1:], side="left")
-    best = int(np.argmax(_f1(found, len(anomalous), alarms)))
+    best = int(np.argmax(_f1(detected, len(anomalous), alarms)))
     between = float(values[best] / 2 + values[best + 1] / 2)
     return between if between > values[best] else float(values[best + 1])
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-# Dimensions in which distances are measured for the selection of patches.
+# Number of dimensions in which distances are measured for the selection of patches.
 _DIRECTIONS = 64
-# Largest number of patches that the directions are computed from.
+# Maximum number of patches that the directions are computed from.
 _SAMPLE = 4096
 # Up to this many support images, each has a fixed share of the memory bank; from more images, this many patches in all
 # are the candidates.
@@ -39,21 +39,21 @@ class Patches:
     spots: torch.Tensor
 
     def __len__(self) -> int:
-        """Count them."""
+        """Return the number of patches."""
         return len(self.features)
 
     def __getitem__(self, places: torch.Tensor) -> Patches:
-        """Take some of them."""
+        """Select patches by index or mask."""
         return Patches(*(getattr(self, field.name)[places] for field in fields(self)))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Patches:
-        """Return the same patches on a device, in a format."""
+        """Return the patches on a device, in a dtype."""
         others = (getattr(self, field.name).to(device) for field in fields(self)[1:])
         return Patches(self.features.to(device, dtype), *others)
 
     @classmethod
     def cat(cls, parts: Sequence[Patches]) -> Patches:
-        """Join several."""
+        """Concatenate patches."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 

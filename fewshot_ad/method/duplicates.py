@@ -19,7 +19,7 @@ _LOW, _LOWISH = 1 / 3, 1 / 2
 
 
 def similar_pairs(images: Sequence[torch.Tensor]) -> np.ndarray:
-    """Return which pairs of K images (3, H, W), in [0, 1], may be near-duplicates: (K, K) of bool."""
+    """Return which pairs of K images (3, H, W) in [0, 1] may be near-duplicates, (K, K) of bool."""
     shrunk = [
         F.interpolate(image[None], size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)
         for image in images
@@ -42,16 +42,16 @@ def near_duplicates(similar: np.ndarray, ratios: np.ndarray) -> list[int]:
     Returns
     -------
     list of int
-        Number of each image's group, in the order of their first images; all differ where there are no near-duplicates.
+        Number of each image's group, in the order of their first images; all differ if there are no near-duplicates.
     """
     from scipy.sparse.csgraph import connected_components
 
     if not (ratios < _LOW).any():
         return list(range(len(ratios)))
     lowish = ratios < _LOWISH
-    found = connected_components(similar & lowish[:, None] & lowish, directed=False)[1]
-    first = {group: number for number, group in enumerate(dict.fromkeys(found.tolist()))}
-    return [first[group] for group in found.tolist()]
+    labels = connected_components(similar & lowish[:, None] & lowish, directed=False)[1].tolist()
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return [numbers[label] for label in labels]
 
 
 def one_of_each(values: np.ndarray, groups: Sequence[int]) -> np.ndarray:

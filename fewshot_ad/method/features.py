@@ -79,7 +79,7 @@ class FeatureExtractor:
             self._cached = memory.cache(_one_image, ignore=["compute"])
 
     def __call__(self, images: Sequence[torch.Tensor]) -> list[Maps]:
-        """Compute the teacher's maps, in as many threads as the runtime has.
+        """Compute the teacher's maps, in the threads of the runtime.
 
         Parameters
         ----------
@@ -91,13 +91,13 @@ class FeatureExtractor:
         list of Maps
             For each image the teacher's maps, (1, C_l, H_l, W_l), on the runtime's device.
         """
-        found: list[Maps] = [[] for _ in images]
+        results: list[Maps] = [[] for _ in images]
         batches = in_batches(images, self.runtime.device)
         calls = [functools.partial(self.batch, torch.stack([images[i] for i in places])) for places in batches]
         for places, maps in zip(batches, computed(calls, self.runtime), strict=True):
             for i, one in zip(places, split(maps), strict=True):
-                found[i] = one
-        return found
+                results[i] = one
+        return results
 
     def batch(self, images: torch.Tensor) -> Maps:
         """Compute the maps (N, C_l, H_l, W_l) of images (N, 3, H, W), in this thread."""
@@ -105,26 +105,26 @@ class FeatureExtractor:
             return self._look_up(images)
         hashes = [image_hash(image) for image in images]
         new = [i for i, key in enumerate(hashes) if key not in self._kept]
-        found = self._look_up(images[new]) if new else []
-        rows = {i: [m[j] for m in found] for j, i in enumerate(new)}
-        together = [rows[i] if i in rows else self._kept[key] for i, key in enumerate(hashes)]
-        return [torch.stack(level) for level in zip(*together, strict=True)]
+        maps = self._look_up(images[new]) if new else []
+        computed_maps = {i: [m[j] for m in maps] for j, i in enumerate(new)}
+        rows = [computed_maps[i] if i in computed_maps else self._kept[key] for i, key in enumerate(hashes)]
+        return [torch.stack(level) for level in zip(*rows, strict=True)]
 
     @property
     def key(self) -> str:
-        """Everything that the bits of the features depend on, except the image."""
+        """Cache key: everything that the bits of the features depend on, except the image."""
         import timm
 
         runtime, on_gpu = self.runtime, self.runtime.device.type == "cuda"
         # The fingerprint of some networks does not depend on the stages that they return.
         stages = f"{self.teacher.channels} {self.teacher.layers}"
-        computed = f"{runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
+        precision = f"{runtime.device.type} {runtime.dtype} {runtime.scoring_dtype}"
         hardware = torch.cuda.get_device_name(runtime.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
-        made_by = f"torch {torch.__version__} timm {timm.__version__}"
-        return f"{self._fingerprint} {stages} {computed} {hardware} {made_by}"
+        versions = f"torch {torch.__version__} timm {timm.__version__}"
+        return f"{self._fingerprint} {stages} {precision} {hardware} {versions}"
 
     def keep(self, images: Sequence[torch.Tensor]) -> None:
-        """Keep the maps of these images (3, H, W) in memory: `fit` uses the support several times."""
+        """Keep the maps of images (3, H, W) in memory: `fit` uses the support several times."""
         distinct = {image_hash(image): image for image in images}
         maps = self(list(distinct.values()))
         self._kept |= {key: [m[0] for m in one] for key, one in zip(distinct, maps, strict=True)}
@@ -133,8 +133,8 @@ class FeatureExtractor:
         if self._cached is None:
             return self._compute(images)
         arrays = [image.numpy() for image in images]
-        known = [self._cached.check_call_in_cache(array, self.key, None) for array in arrays]
-        new = [i for i, is_known in enumerate(known) if not is_known]
+        are_cached = [self._cached.check_call_in_cache(array, self.key, None) for array in arrays]
+        new = [i for i, is_cached in enumerate(are_cached) if not is_cached]
         maps: Maps = self._compute(images[new]) if new else []
         position = {i: j for j, i in enumerate(new)}
 
@@ -158,7 +158,7 @@ def image_hash(image: torch.Tensor) -> str:
 
 
 def _one_image(image: np.ndarray, key: str, compute: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-    """Return one image's maps; joblib keys the result by image and key, and calls this for a new one only."""
+    """Return the maps of an image; joblib caches the result by image and key, and calls this only if it is new."""
     return compute()
 
 
@@ -188,9 +188,9 @@ def run_network(network: nn.Module, inputs: torch.Tensor, runtime: Runtime, *fur
 def _equal_sizes(
     network: nn.Module, forward: _Forward, inputs: torch.Tensor, full: int, runtime: Runtime
 ) -> tuple[int, ...]:
-    """Find the batch sizes below the full one that give the same bits: once, by trying them on noise.
+    """Find the batch sizes below the full one that give the same bits, by a test on noise.
 
-    Which kernels run depends on shapes, not on what the tensors hold.
+    The choice of kernels depends on the shapes, not on the values.
     """
     if runtime.device.type != "cpu":
         return ()
@@ -221,12 +221,12 @@ _EQUAL_SIZES: dict[tuple[Any, ...], tuple[int, ...]] = {}
 
 
 def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (CHUNK,)) -> Maps:
-    """Apply a network to (N, ...) in batches of few sizes, padded.
+    """Apply a network to (N, ...) in batches of a few fixed sizes, with padding.
 
     Parameters
     ----------
     function : callable
-        Batch -> list of tensors of the same length as the batch.
+        Function that maps a batch to a list of tensors of the same length.
     inputs : torch.Tensor
         (N, ...).
     sizes : sequence of int, optional
@@ -240,7 +240,7 @@ def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (
     Raises
     ------
     OutOfMemoryError
-        Half a batch does not fit either.
+        Half a batch does not fit into memory either.
     """
     parts, done = [], 0
     while done < len(inputs):
@@ -262,16 +262,16 @@ def in_chunks(function: _Forward, inputs: torch.Tensor, sizes: Sequence[int] = (
 
 
 def _next_size(n: int, sizes: Sequence[int]) -> int:
-    """Take the size that holds all n, unless more than a quarter of it would be padding and a smaller one is filled."""
+    """Return the smallest size for all n, or the largest filled one if more than a quarter would be padding."""
     fitting = next((size for size in sizes if size >= n), sizes[-1])
     filled = [size for size in sizes if size <= n]
     return filled[-1] if filled and fitting - n > fitting / 4 else fitting
 
 
 def plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Copy into the strides that its shape implies.
+    """Copy a tensor to the default strides of its shape.
 
-    Where a side is 1, several strides pass for contiguous, and kernels that choose by them round differently.
+    If a side is 1, several strides count as contiguous, and kernels that depend on them round differently.
     """
     return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
 

@@ -1,4 +1,4 @@
-"""Which patches of an image show its object: the first principal component of its tokens, as AnomalyDINO has it."""
+"""Foreground masks from the first principal component of an image's tokens, as in AnomalyDINO."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from torch.nn import functional as F
 
 from .layers import Layers
 
-# From where on a token's first principal component is of the object: published for DINOv2's, through its final norm.
+# Threshold of the first principal component, published for the tokens of DINOv2 after its final norm.
 PUBLISHED = 10.0
-# The centre is what is left without this share of each side.
+# A fifth of the image at each side is not part of the centre.
 _BORDER = 5
-# Steps of the power iteration, with the square of the covariance: a second component that has 0.95 of the first one's
-# variance is then 0.001 of what is found.
+# Steps of the power iteration, with the square of the covariance: a second component with 0.95 of the variance of the
+# first is reduced to 0.001 of the result.
 _STEPS = 64
 _KERNEL = 3
 
 
 def threshold(given: bool | float) -> float | None:
-    """Read the parameter `foreground`: None where there is to be no mask."""
+    """Return the threshold that the parameter `foreground` means; None for no mask."""
     if isinstance(given, float | int) and not isinstance(given, bool):
         return float(given)
     return PUBLISHED if given else None
 
 
 def find_foreground(maps: Sequence[torch.Tensor], layers: Layers, least: float) -> torch.Tensor:
-    """Find the patches that show an image's object (Damm et al., WACV 2025, section 3.4).
+    """Find the patches that show the object in an image (Damm et al., WACV 2025, section 3.4).
 
-    The tokens of the last layer are projected on their first principal component. Of its two directions the one counts
-    that has more of the centre beyond `least`. The mask is dilated and closed, by squares of 3 x 3. No step depends on
-    other images, or on chance.
+    The tokens of the last layer are projected on their first principal component, and the mask is where this exceeds
+    `least`. Its sign is chosen so that the mask covers more of the centre. The mask is dilated and closed with 3 x 3
+    squares. The result depends neither on other images nor on random numbers.
 
     Parameters
     ----------
     maps : list of torch.Tensor
-        The teacher's, (N, C_l, H_l, W_l).
+        The teacher's maps, (N, C_l, H_l, W_l).
     layers : Layers
-        Of a plain transformer.
+        Layers of a plain transformer.
     least : float
-        Above 0.
+        Threshold, above 0.
 
     Returns
     -------
     torch.Tensor
-        (N, H, W), in the format of the maps: 1 for the object, else 0; all 1 where there would be none.
+        (N, H, W), in the dtype of the maps: 1 for the object, else 0; all 1 if no patch exceeds the threshold.
     """
     tokens = layers.of(maps)[-1]
     projected = _first_component(tokens.flatten(2).transpose(1, 2)).unflatten(1, tokens.shape[2:])
@@ -55,20 +55,20 @@ def find_foreground(maps: Sequence[torch.Tensor], layers: Layers, least: float) 
         slice(height // _BORDER, height - height // _BORDER),
         slice(width // _BORDER, width - width // _BORDER),
     )
-    # A component has no sign of its own.
+    # The sign of a component is arbitrary.
     upright = torch.where(projected[centre].mean((1, 2), keepdim=True) < 0, -projected, projected)
     one, other = ((side > least).to(tokens.dtype) for side in (upright, -upright))
     counts = [side[centre].sum((1, 2), keepdim=True) for side in (one, other)]
-    found = _dilated(_dilated(torch.where(counts[1] > counts[0], other, one)))
-    closed = -_dilated(-found)
+    dilated = _dilated(_dilated(torch.where(counts[1] > counts[0], other, one)))
+    closed = -_dilated(-dilated)
     return torch.where(closed.amax((1, 2), keepdim=True) > 0, closed, torch.ones_like(closed))
 
 
 def _first_component(rows: torch.Tensor) -> torch.Tensor:
-    """Project rows (N, P, D) on the first principal component of each N, (N, P); zeros where all rows are alike."""
+    """Project rows (N, P, D) on the first principal component of each N, (N, P); zeros if all rows are equal."""
     centred = rows - rows.mean(1, keepdim=True)
     lengths = centred.square().sum(2)
-    # Of a variance of 1, so that no power of it leaves the range of numbers.
+    # Scaled to a variance of 1, so that its powers neither overflow nor underflow.
     scaled = centred / lengths.sum(1).clamp(min=torch.finfo(rows.dtype).tiny).sqrt()[:, None, None]
     covariance = scaled.mT @ scaled
     squared = covariance @ covariance
@@ -80,5 +80,5 @@ def _first_component(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _dilated(mask: torch.Tensor) -> torch.Tensor:
-    """Give each position of (N, H, W) the largest value among it and its eight neighbours."""
+    """Dilate (N, H, W) by a 3 x 3 square."""
     return F.max_pool2d(mask[:, None], _KERNEL, stride=1, padding=_KERNEL // 2)[:, 0]

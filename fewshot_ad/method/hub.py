@@ -78,30 +78,30 @@ def whole_name(name: str, config: Any) -> str:
 
 
 def check_training(name: str, weights: str | os.PathLike[str]) -> None:
-    """Check that a file of `fewshot-ad weights` holds the training that a backbone's name asks for.
+    """Check that a file of `fewshot-ad weights` holds the weights, by network and tag, that a backbone's name denotes.
 
-    Other files do not name their training, and pass.
+    Other files do not state their tag, and pass.
 
     Raises
     ------
     WeightsNotFoundError
-        They differ; the message names both.
+        They differ; the message gives both names.
     """
     with safe_open(Path(weights).expanduser(), framework="pt") as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != WEIGHTS_FORMAT:
         return
     try:
-        found = str(json.loads(metadata["header"])["backbone"])
+        stored = str(json.loads(metadata["header"])["backbone"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsNotFoundError(f"{weights} is damaged: its header does not name the network.") from error
     asked = whole_name(name, pretrained_config(name))
-    if found != asked:
+    if stored != asked:
         default = f", the default of {name!r}" if name != asked else ""
-        what = "network" if found.partition(".")[0] != asked.partition(".")[0] else "training"
+        what = "network" if stored.partition(".")[0] != asked.partition(".")[0] else "training"
         raise WeightsNotFoundError(
-            f"{weights} holds weights of another {what} than the backbone's: {found!r}, not {asked!r}{default}. Name "
-            f"{found!r} as the backbone, or use the weights of {asked!r}."
+            f"{weights} holds weights of another {what} than the backbone's: {stored!r}, not {asked!r}{default}. Name "
+            f"{stored!r} as the backbone, or use the weights of {asked!r}."
         )
 
 
@@ -119,7 +119,7 @@ def locate(config: Any) -> Source | None:
         file = config.hf_hub_filename or "model.safetensors"
         names = [file] if config.hf_hub_filename else [file, OLDER]
         looked_up = (try_to_load_from_cache(repository, each, cache_dir=constants.HF_HUB_CACHE) for each in names)
-        cached = next((Path(found) for found in looked_up if isinstance(found, str)), None)
+        cached = next((Path(entry) for entry in looked_up if isinstance(entry, str)), None)
         folder = f"models--{repository.replace('/', '--')}"
         place = Path(constants.HF_HUB_CACHE, folder, "snapshots", "main", file)
         return Source(repository, file, f"{constants.ENDPOINT}/{repository}/resolve/main/{file}", place, cached)
@@ -148,20 +148,19 @@ def cached_weights(name: str, config: Any) -> Path | None:
     Raises
     ------
     WeightsNotFoundError
-        There is no network connection, and the cache does not hold them; the message names repository, file, and where
-        to put it.
+        There is no network connection, and the cache lacks them; the message gives repository, file and destination.
     """
     source = locate(config)
     if source is None or (problem := Probe(source.url).problem()) is None:
         return None
     if source.cached is not None:
         return source.cached if source.cached.suffix == ".safetensors" else None
-    command = "" if name.startswith("hf-hub:") else f" (`fewshot-ad weights {name} --to DIR` fetches it there)"
+    command = "" if name.startswith("hf-hub:") else f" (`fewshot-ad weights {name} --to DIR` does this)"
     raise WeightsNotFoundError(
         f"Backbone {name!r} has no weights here: {source.file} of {source.repository} is not in the hub's cache, and "
-        f"cannot be fetched ({problem}). Bring {source.url} from a machine with network{command}, and either put it at "
-        f"{source.place}, or pass its path by weights=FILE. Any other safetensors file in timm's naming works too; or "
-        "choose a backbone from timm.list_models(pretrained=True) whose weights are here."
+        f"cannot be downloaded ({problem}). Download {source.url} on a machine with network access{command}, and put "
+        f"it at {source.place}, or pass its path with weights=FILE. Any other safetensors file in timm's naming works "
+        "too; or choose a backbone from timm.list_models(pretrained=True) whose weights are in the cache."
     )
 
 

@@ -66,7 +66,7 @@ def choose(name: str, asked: str | Sequence[int], strides: Sequence[int]) -> tup
     Parameters
     ----------
     name : str
-        The network's, for messages.
+        Name of the network, for messages.
     asked : {"auto", "last"} or sequence of int
         The parameter `layers`.
     strides : sequence of int
@@ -81,7 +81,8 @@ def choose(name: str, asked: str | Sequence[int], strides: Sequence[int]) -> tup
     Raises
     ------
     ValueError
-        Layers that do not exist, with the nearest that do; "last" for a network without tokens.
+        A layer does not exist (the message names the nearest ones that do), or "last" is given for a network without
+        tokens.
     """
     tokens = is_plain(strides)
     first = 0 if tokens else next((i for i, stride in enumerate(strides) if stride >= _PYRAMID_STRIDES[0]), 0)

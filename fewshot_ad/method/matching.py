@@ -53,9 +53,9 @@ def patch_features(maps: Sequence[torch.Tensor], layers: Layers = _STAGES) -> to
     Parameters
     ----------
     maps : list of torch.Tensor
-        The teacher's, (N, C_l, H_l, W_l).
+        The teacher's maps, (N, C_l, H_l, W_l).
     layers : Layers, optional
-        Which of them are layers.
+        Which of the maps are layers.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def patch_features(maps: Sequence[torch.Tensor], layers: Layers = _STAGES) -> to
         if layers.tokens:
             joined.append(F.normalize(stage, dim=1))
             continue
-        # With the channels last all of this is twice as fast on a CPU.
+        # With channels last, this is twice as fast on a CPU.
         stage = stage.contiguous(memory_format=torch.channels_last)
         mean = F.avg_pool2d(stage, 3, stride=1, padding=1, count_include_pad=False)
         joined.append(F.interpolate(F.normalize(mean, dim=1), size=size, mode="bilinear", align_corners=False))
@@ -76,18 +76,18 @@ def patch_features(maps: Sequence[torch.Tensor], layers: Layers = _STAGES) -> to
 
 
 class PatchBank:
-    """The support's patches, ready to be searched.
+    """Nearest-neighbour search among the support's patches.
 
     Parameters
     ----------
     patches : Patches
-        On the device.
+        Patches on the device.
     n_support : int
-        K.
+        K, the number of support images.
     lowered : torch.dtype, optional
-        None compares all patches exactly. A number format makes the search approximate: in that format, and along the
-        directions of largest variance, it finds one candidate for each patch of a query, whose similarity is then
-        computed exactly.
+        None compares all patches exactly. A dtype makes the search approximate: in this dtype, and along the directions
+        of largest variance, it finds one candidate for each patch of a query, whose similarity is then computed
+        exactly.
     """
 
     def __init__(self, patches: Patches, n_support: int, lowered: torch.dtype | None = None) -> None:
@@ -97,8 +97,8 @@ class PatchBank:
         if lowered is None:
             self._searched = self.features.T
         else:
-            # Of vectors of norm 1 the most similar is the nearest, and nearness does not change with a shift. Around
-            # the mean the products are small, and so is what rounding them to 8 bits costs.
+            # Among vectors of norm 1 the most similar one is the nearest, and a shift does not change distances. After
+            # centring, the products are small, and so is the error of rounding them to 8 bits.
             self._basis = leading_directions(self.features - self._centre, SEARCHED)
             shifted = (self.features - self._centre) @ self._basis
             half_squares = shifted.square().sum(1, keepdim=True) / 2
@@ -126,8 +126,8 @@ class PatchBank:
         hidden = None
         if left_out.any():
             hidden = left_out[..., self.owners]
-            hidden = hidden & ~hidden.all(-1, keepdim=True)  # unless nothing would be left
-        # A few at a time: the products of all patches of a large image with the bank would fill the memory.
+            hidden = hidden & ~hidden.all(-1, keepdim=True)  # unless no patches would remain
+        # In parts: the products of all patches of a large image with the bank would exhaust memory.
         parts = [self._nearest(some, hidden) for some in query.split(_TILE, -2)]
         similarity, match = zip(*parts, strict=True)
         return torch.cat(similarity, -1), torch.cat(match, -1)
@@ -148,7 +148,7 @@ class PatchBank:
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
-    """Find the place of the largest along the last dimension; on a CPU numpy is many times faster than torch."""
+    """Return the argmax along the last dimension; on a CPU numpy is many times faster than torch."""
     if values.device.type != "cpu":
         return values.argmax(-1)
     return torch.from_numpy(values.float().numpy().argmax(-1))
@@ -168,7 +168,7 @@ def patch_evidence(
     maps : list of torch.Tensor
         The teacher's maps of the queries, (N, C_l, H_l, W_l).
     bank : PatchBank
-        Of K support images.
+        Patches of K support images.
     exclude : torch.Tensor of bool
         (N, K), support images to leave out for a query.
     layers : Layers, optional
@@ -184,11 +184,11 @@ def patch_evidence(
         (N, K): proportion of the query's patches whose nearest neighbour is in the support image.
     """
     similarity, match = bank.nearest(patch_features(maps, layers), exclude)
-    found = F.one_hot(match, bank.n_support).to(similarity.dtype)
+    matched = F.one_hot(match, bank.n_support).to(similarity.dtype)
     if inside is None:
-        weights = found.mean(1)
+        weights = matched.mean(1)
     else:
-        weights = (found * inside.flatten(1)[..., None]).sum(1) / inside.sum((1, 2))[:, None]
+        weights = (matched * inside.flatten(1)[..., None]).sum(1) / inside.sum((1, 2))[:, None]
     return (1 - similarity).unflatten(1, layers.middle(maps).shape[2:]), weights
 
 
@@ -264,14 +264,14 @@ def support_patches(
     """
     features = torch.cat(list(views))
     cells = torch.arange(grid[0] * grid[1]).view(grid)
-    # The position of each view's patches in the original image: the grid of positions, rotated and mirrored alike.
+    # Positions of each view's patches in the original image: the grid, rotated and mirrored in the same way.
     grids = rotated_and_mirrored(cells, quarters=len(views) != 4)
     place = torch.cat([one.flatten() for one in grids[: len(views)]])
     at = place // grid[1], place % grid[1]
     spots = [(of_side + 0.5) * n / m - 0.5 for of_side, n, m in zip(at, size, grid, strict=True)]
     owners = torch.full((len(features),), owner)
-    found = Patches(features, owners, torch.stack(spots, 1).float())
-    return found if inside is None else found[inside]
+    patches = Patches(features, owners, torch.stack(spots, 1).float())
+    return patches if inside is None else patches[inside]
 
 
 def patch_at(

@@ -1,4 +1,4 @@
-"""From the support to the memory bank and the students' maps."""
+"""Memory bank of the support, and the students' maps of it."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def describe_support(
     Parameters
     ----------
     support : sequence of torch.Tensor
-        K of (3, H, W), in [0, 1].
+        K images (3, H, W), in [0, 1].
     extract : FeatureExtractor
     wanted : set of str
         Kinds of evidence that are needed.
     augment : bool
         Whether to add rotated and mirrored views.
     max_patches : int
-        Largest number of patches that are kept in all.
+        Maximum total number of patches to keep.
     foreground : float or None
-        See `find_foreground`; None keeps the background too.
+        Threshold of `find_foreground`; None keeps the background too.
 
     Returns
     -------
@@ -72,10 +72,10 @@ def describe_support(
         described = describe_views(support[owner], extract, augment, foreground, "subspace" in wanted)
         kept = None
         if "patch" in wanted:
-            found = support_patches(
+            patches = support_patches(
                 described.patches, described.grid, support[owner].shape[1:], owner, described.inside
             )
-            kept = thinned(found, quota(owner, len(support), max_patches))
+            kept = thinned(patches, quota(owner, len(support), max_patches))
         moments = Moments.of(described.spanning) if "subspace" in wanted else None
         return kept, described.embeddings, moments
 
@@ -149,7 +149,7 @@ def describe_views(
 
 @torch.inference_mode()
 def add_support_maps(expert: Expert, support: Sequence[torch.Tensor], extract: FeatureExtractor) -> Expert:
-    """Compute an expert's maps of the support; new images count as not trained on."""
+    """Compute an expert's maps of the support; the student was not trained on additional images."""
     seen = torch.zeros(len(support), dtype=torch.bool)
     seen[: len(expert.seen)] = expert.seen
     runtime = extract.runtime

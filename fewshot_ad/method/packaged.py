@@ -42,12 +42,12 @@ class Packaged:
         """
         try:
             entry = path.stat()
-            found = _sha256(path, entry.st_mtime_ns, entry.st_size)
+            digest = _sha256(path, entry.st_mtime_ns, entry.st_size)
         except OSError as error:
             raise CheckpointError(f"The packaged weights {path} cannot be read ({error}). {_WAY_OUT}") from error
-        if found != self.hashes[path.name]:
+        if digest != self.hashes[path.name]:
             raise CheckpointError(
-                f"The packaged weights {path} were altered: sha256 {found}, expected {self.hashes[path.name]}. "
+                f"The packaged weights {path} were altered: sha256 {digest}, expected {self.hashes[path.name]}. "
                 f"{_WAY_OUT}"
             )
         return path

@@ -70,12 +70,12 @@ def shared_blurs(shape: Sequence[int], sigma: float, upsampling: str) -> list[to
 def _enlarging(
     n: int, size: int, area: int, sigma: float, upsampling: str, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Make the matrix (size, n) that enlarges a column of n values, and blurs it."""
+    """Compute the matrix (size, n) that enlarges and blurs a column of n values."""
     return (_blurring(size, area, sigma, upsampling) @ _widening(n, size, upsampling)).to(device, dtype)
 
 
 def _widening(n: int, size: int, upsampling: str) -> torch.Tensor:
-    """Make the matrix (size, n) that enlarges a column; sizes may be free, as in a graph that is traced."""
+    """Compute the matrix (size, n) that enlarges a column; sizes may be symbolic, in a traced graph."""
     if upsampling == "half_pixel":
         source = (torch.arange(size, dtype=torch.float64) + 0.5) * (n / size) - 0.5
     else:
@@ -85,18 +85,18 @@ def _widening(n: int, size: int, upsampling: str) -> torch.Tensor:
 
 
 def _blurring(size: int, area: int, sigma: float, upsampling: str) -> torch.Tensor:
-    """Make the matrix (size, size) that blurs a column; sizes may be free."""
+    """Compute the matrix (size, size) that blurs a column; sizes may be symbolic."""
     if sigma == 0:
         return torch.eye(size, dtype=torch.float64)
     spread = torch.full((), area, dtype=torch.float64).sqrt() * (sigma / USUAL_SIDE)
-    # Reflection needs a border narrower than the map.
+    # Reflection needs a radius smaller than the map.
     radius = ((4 * spread).ceil() if upsampling == "half_pixel" else (4 * spread + 0.5).floor()).clamp(max=size - 1)
     offsets = torch.arange(2 * size - 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (offsets / spread) ** 2) * (offsets <= radius)
     kernel = kernel / (2 * kernel.sum() - 1)
     to = torch.arange(size)
     by = to[:, None]
-    # What a pixel adds to another: by itself, and mirrored at either end.
+    # Contributions of each pixel: direct, and mirrored at either end.
     if upsampling == "align_corners":
         kernel = F.pad(kernel, (0, 1))
         return kernel[(by - to).abs()] + kernel[by + to + 1] + kernel[2 * size - 1 - by - to]
@@ -104,7 +104,7 @@ def _blurring(size: int, area: int, sigma: float, upsampling: str) -> torch.Tens
 
 
 def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
-    """Multiply (..., H, W) by a weight at the edge that rises to 1 within an eighth of each side.
+    """Multiply (..., H, W) by a weight that rises linearly from `weight` at the edge to 1 at an eighth of each side.
 
     Features near the border are affected by padding and have fewer close neighbours, which raises their anomaly scores.
     """
@@ -118,7 +118,7 @@ def fade_border(maps: torch.Tensor, weight: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Reduction:
-    """How a map becomes a score.
+    """Reduction of maps to scores, and its parameters.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class Reduction:
     upsampling : {"half_pixel", "align_corners"}
         See `to_pixels`.
     foreground : float or None
-        Patches of the background read 0 where it is given: see `find_foreground`.
+        Threshold of `find_foreground`, by which background patches are set to 0; None keeps them.
     """
 
     aggregation: str | float

@@ -24,7 +24,7 @@ from .reduction import Reduction, shared_blurs, to_pixels
 from .student import StudentNetwork
 from .subspace import Subspaces, subspace_evidence
 
-# Largest number of support images that a student compares with; from a larger support a diverse subset is chosen.
+# Maximum number of support images that a student compares with; a diverse subset of a larger support is used.
 MOST_SHOWN = 8
 
 
@@ -73,9 +73,9 @@ class Expert:
         student = copy.deepcopy(self.student).to(*place)
         return Expert(student, self.seen, self.shown, [[m.to(*place) for m in maps] for maps in self.maps])
 
-    def support(self, found: Sequence[torch.Tensor]) -> Shown:
+    def support(self, query: Sequence[torch.Tensor]) -> Shown:
         """Return the support's maps in the shapes of a query's maps, resampled bilinearly if necessary."""
-        shapes = tuple(m.shape[2:] for m in found)
+        shapes = tuple(m.shape[2:] for m in query)
         if torch.compiler.is_compiling():  # a graph's shapes may be symbolic, and its tensors must not be kept
             return self._in_shapes(shapes)
         known = self._prepared.get(shapes)
@@ -113,14 +113,14 @@ def _resampled(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def student_evidence(
-    expert: Expert, found: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], exclude: torch.Tensor
+    expert: Expert, query: Sequence[torch.Tensor], maps: Sequence[torch.Tensor], exclude: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Compare a student's maps with its weighted support (SSD) and with the teacher's (TSD).
 
     Parameters
     ----------
     expert : Expert
-    found, maps : list of torch.Tensor
+    query, maps : list of torch.Tensor
         Maps of the queries, (N, C_l, H_l, W_l): the student's, and those of the teacher that it uses
         (`Layers.for_student`).
     exclude : torch.Tensor of bool
@@ -133,12 +133,12 @@ def student_evidence(
     weights : torch.Tensor
         (N, K), weights of the attention, averaged over scales.
     """
-    support, places = expert.support(found), list(expert.shown)
+    support, places = expert.support(query), list(expert.shown)
     hidden = exclude[:, places]
     hidden = hidden & ~hidden.all(1, keepdim=True)  # unless nothing would be left
-    references, weights = expert.student.weighting(found, support.maps, support.keys, hidden)
-    ssd = list(map(cosine_distance, found, references))
-    tsd = list(map(cosine_distance, expert.student.targets(maps), found))
+    references, weights = expert.student.weighting(query, support.maps, support.keys, hidden)
+    ssd = list(map(cosine_distance, query, references))
+    tsd = list(map(cosine_distance, expert.student.targets(maps), query))
     if len(places) == exclude.shape[1]:
         return ssd, tsd, weights.mean(1)
     of_all = weights.new_zeros(exclude.shape)
@@ -251,29 +251,31 @@ class Scorer:
             One for each image.
         """
         maps = self.extract.batch(images)
-        shown = self.layers.for_student(maps)
-        seen = [split(run_student(one.student, images, shown, self.extract.runtime)) for one in self.memory.experts]
+        used = self.layers.for_student(maps)
+        outputs = [split(run_student(one.student, images, used, self.extract.runtime)) for one in self.memory.experts]
         exclude = exclude.to(maps[0].device)
-        found = []
-        # One image at a time: kernels round by shape, and a score must not depend on batch composition.
-        for i, own in enumerate(split(maps)):
-            evidence, weights = self.compare(own, [one[i] for one in seen], exclude[i : i + 1], images.shape[-2:])
-            found.append(QueryResult(Evidence(evidence.maps.cpu(), evidence.whole.cpu()), weights[0].cpu(), own))
-        return found
+        results = []
+        # One image at a time: rounding in kernels depends on shapes, and a score must not depend on batch composition.
+        for i, of_image in enumerate(split(maps)):
+            student_maps = [output[i] for output in outputs]
+            evidence, weights = self.compare(of_image, student_maps, exclude[i : i + 1], images.shape[-2:])
+            on_cpu = Evidence(evidence.maps.cpu(), evidence.whole.cpu())
+            results.append(QueryResult(on_cpu, weights[0].cpu(), of_image))
+        return results
 
     def read_all(self, images: Sequence[torch.Tensor], exclude: torch.Tensor) -> list[Evidence]:
         """Compute the evidence of images (3, H, W) of any shapes, in as many threads as the runtime has."""
         batches = in_batches(images, self.extract.runtime.device)
         calls = [partial(self.read, torch.stack([images[i] for i in rows]), exclude[rows]) for rows in batches]
-        found: dict[int, Evidence] = {}
-        for rows, read in zip(batches, computed(calls, self.extract.runtime), strict=True):
-            found |= {row: one.evidence for row, one in zip(rows, read, strict=True)}
-        return [found[i] for i in range(len(images))]
+        evidence: dict[int, Evidence] = {}
+        for rows, results in zip(batches, computed(calls, self.extract.runtime), strict=True):
+            evidence |= {row: one.evidence for row, one in zip(rows, results, strict=True)}
+        return [evidence[i] for i in range(len(images))]
 
     def compare(
         self,
         maps: Sequence[torch.Tensor],
-        seen: Sequence[Sequence[torch.Tensor]],
+        student_maps: Sequence[Sequence[torch.Tensor]],
         exclude: torch.Tensor,
         shape: Sequence[int],
     ) -> tuple[Evidence, torch.Tensor]:
@@ -283,7 +285,7 @@ class Scorer:
         ----------
         maps : list of torch.Tensor
             The teacher's maps, (N, C_l, H_l, W_l).
-        seen : list of lists of torch.Tensor
+        student_maps : list of lists of torch.Tensor
             The maps of each student.
         exclude : torch.Tensor of bool
             (N, K), support images to leave out for a query.
@@ -296,27 +298,27 @@ class Scorer:
         weights : torch.Tensor
             (N, K), see `QueryResult`; on the device of the maps.
         """
-        found: dict[str, torch.Tensor] = {}
+        components: dict[str, torch.Tensor] = {}
         experts, reduction = self.memory.experts, self.reduction
-        least = reduction.foreground
-        inside = None if least is None else find_foreground(maps, self.layers, least)
+        threshold = reduction.foreground
+        inside = None if threshold is None else find_foreground(maps, self.layers, threshold)
         blurs = shared_blurs(shape, reduction.sigma, reduction.upsampling)
 
         def enlarge(distances: Sequence[torch.Tensor]) -> torch.Tensor:
-            shown = distances if inside is None else [distance * inside for distance in distances]
-            return to_pixels(shown, shape, reduction.sigma, blurs, reduction.upsampling)
+            masked = distances if inside is None else [distance * inside for distance in distances]
+            return to_pixels(masked, shape, reduction.sigma, blurs, reduction.upsampling)
 
         if self.memory.subspaces is not None:
             distance, weights = subspace_evidence(maps, self.layers, self.memory.subspaces, exclude)
-            found["subspace"] = enlarge([distance])
+            components["subspace"] = enlarge([distance])
         if self.memory.embeddings is not None:
-            found["embedding"], weights = embedding_evidence(maps, self.memory.embeddings, exclude)
+            components["embedding"], weights = embedding_evidence(maps, self.memory.embeddings, exclude)
         if self.memory.bank is not None:
             distance, weights = patch_evidence(maps, self.memory.bank, exclude, self.layers, inside)
-            found["patch"] = enlarge([distance])
+            components["patch"] = enlarge([distance])
         if experts:
-            shown = self.layers.for_student(maps)
-            outputs = [student_evidence(*both, shown, exclude) for both in zip(experts, seen, strict=True)]
+            used = self.layers.for_student(maps)
+            outputs = [student_evidence(*both, used, exclude) for both in zip(experts, student_maps, strict=True)]
             *distances, attention = zip(*outputs, strict=True)
             expert_weights = self._expert_weights(exclude).to(attention[0])
             for name, of_experts in zip(("ssd", "tsd"), distances, strict=True):
@@ -324,14 +326,14 @@ class Scorer:
                     levels = [
                         (expert_weights[..., None, None] * torch.stack(d)).sum(0) for d in zip(*of_experts, strict=True)
                     ]
-                    found[name] = enlarge(levels)
+                    components[name] = enlarge(levels)
             weights = (expert_weights[..., None] * torch.stack(attention)).sum(0)
         n = exclude.shape[0]
-        local = [found[name] for name in self._local]
-        whole = [found[name] for name in self._image_level]
+        local = [components[name] for name in self._local]
+        image_level = [components[name] for name in self._image_level]
         return Evidence(
             torch.stack(local, 1) if local else maps[0].new_empty(n, 0, *shape),
-            torch.stack(whole, 1) if whole else maps[0].new_empty(n, 0),
+            torch.stack(image_level, 1) if image_level else maps[0].new_empty(n, 0),
         ), weights
 
     def _expert_weights(self, exclude: torch.Tensor) -> torch.Tensor:

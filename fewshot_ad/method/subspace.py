@@ -88,17 +88,17 @@ def find_subspaces(moments: Sequence[Moments], left_out: torch.Tensor) -> Subspa
     moments : sequence of Moments
         One for each of K support images.
     left_out : torch.Tensor of bool
-        (K, K): the images that are left out for each one.
+        (K, K): the images to leave out for each image.
 
     Returns
     -------
     Subspaces
-        On the CPU, float32.
+        Subspaces on the CPU, float32.
     """
     patterns = [(False,) * len(moments), *map(tuple, left_out.tolist())]
-    found = {pattern: _principal(moments, pattern) for pattern in dict.fromkeys(patterns)}
-    widest = max(basis.shape[1] for _, basis in found.values())
-    means, bases = zip(*(found[pattern] for pattern in patterns), strict=True)
+    subspaces = {pattern: _principal(moments, pattern) for pattern in dict.fromkeys(patterns)}
+    widest = max(basis.shape[1] for _, basis in subspaces.values())
+    means, bases = zip(*(subspaces[pattern] for pattern in patterns), strict=True)
     padded = [F.pad(basis, (0, widest - basis.shape[1])) for basis in bases]
     return Subspaces(torch.stack(means).float(), torch.stack(padded).half().float())
 
@@ -110,7 +110,7 @@ def _principal(moments: Sequence[Moments], left_out: Sequence[bool]) -> tuple[to
     covariance = torch.stack([one.products for one in kept]).sum(0) / n - mean.outer(mean)
     values, vectors = torch.linalg.eigh(covariance)
     explained = values.clamp(min=0).flip(0).cumsum(0)
-    # Without any variance all patches equal the mean: one direction is enough.
+    # Without any variance, all patches equal the mean: one direction is enough.
     rank = int((explained < _VARIANCE * explained[-1]).sum()) + 1
     return mean, vectors.flip(1)[:, :rank]
 

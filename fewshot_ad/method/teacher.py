@@ -259,10 +259,10 @@ def _create(name: str, shape: tuple[int, int] | None, *, seed: int | None = _INI
         elif overlay:
             problem = f"does not fit with {request}"
         else:
-            problem = "has no weights here: they are not in the hub's cache and could not be fetched"
+            problem = "has no weights here: they are not in the hub's cache and could not be downloaded"
         raise WeightsNotFoundError(
             f"{subject} {problem} ({type(error).__name__}: {str(error)[:300]}). Pass {options_text}, on a machine with "
-            "network or with the file in the hub's cache."
+            "network access or with the file in the hub's cache."
         ) from error
 
 

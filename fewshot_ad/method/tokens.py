@@ -57,13 +57,13 @@ class Tokens(FeatureGetterNet):  # type: ignore[misc]
         """Map normalised images (N, 3, H, W) to maps (N, C, h, w)."""
         prefix = {"return_prefix_tokens": True} if self._prefixed else {}
         model: Any = self.model
-        found = model.forward_intermediates(
+        outputs = model.forward_intermediates(
             x, indices=self._there, norm=True, output_fmt="NCHW", intermediates_only=True, **prefix
         )
-        maps = [one[0] for one in found] if self._prefixed else list(found)
+        maps = [one[0] for one in outputs] if self._prefixed else list(outputs)
         by_block = dict(zip(self._there, maps, strict=True))
         returned = [by_block[block] for block in self._blocks]
         if self._embedding:
-            whole = found[-1][1][:, 0, :, None, None] if self._has_class else maps[-1].mean((2, 3), keepdim=True)
-            returned += [maps[-1], whole]
+            pooled = outputs[-1][1][:, 0, :, None, None] if self._has_class else maps[-1].mean((2, 3), keepdim=True)
+            returned += [maps[-1], pooled]
         return returned

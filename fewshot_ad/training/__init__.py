@@ -1,1 +1,1 @@
-"""Episodes, the one training loop, and the students that come out."""
+"""Episodes, the training loop, and the trained students."""

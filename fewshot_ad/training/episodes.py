@@ -1,4 +1,4 @@
-"""Tasks -> episodes: queries and the K support images that they share."""
+"""Tasks, and episodes drawn from them: queries, and K support images that they share."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ import torch
 
 @dataclass(frozen=True)
 class Task:
-    """Normal images of one kind, as the teacher sees them.
+    """Normal images of one kind and one shape, as feature maps.
 
     Attributes
     ----------
     name : str
     targets : list of torch.Tensor
-        Teacher's three maps, (n, C_l, H_l, W_l).
+        The teacher's three maps, (n, C_l, H_l, W_l).
     inputs : torch.Tensor
         Inputs of the student, (n, ...).
     sources : numpy.ndarray
-        (n,) of int: views of one image share a number, and never stand on both sides of an episode if there is another.
-
-    Notes
-    -----
-    All images of a task have one shape.
+        (n,) of int: the image that each view was made from. If there are several images, the views of one are never
+        both queries and support of an episode.
     """
 
     name: str
@@ -35,12 +32,12 @@ class Task:
     sources: np.ndarray
 
     def select(self, mask: np.ndarray) -> Task:
-        """Return the part of the task that a boolean mask (n,) picks."""
+        """Return the views that a boolean mask (n,) selects."""
         return Task(self.name, [t[mask] for t in self.targets], self.inputs[mask], self.sources[mask])
 
 
 class Episode(NamedTuple):
-    """B queries and the K support images that all of them are compared to."""
+    """B queries, and the K support images that they are compared with."""
 
     query_inputs: torch.Tensor
     query_targets: list[torch.Tensor]
@@ -48,7 +45,7 @@ class Episode(NamedTuple):
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Height and width of the teacher's maps."""
+        """Heights and widths of the teacher's maps."""
         return tuple(t.shape[-2:] for t in self.query_targets)
 
 
@@ -59,9 +56,9 @@ def draw_episode(tasks: Sequence[Task], n_shots: int, batch_size: int, rng: np.r
     ----------
     tasks : sequence of Task
     n_shots : int
-        K; fewer where the task has fewer images to give.
+        K, the number of support images; fewer if the task has too few images.
     batch_size : int
-        B; fewer likewise.
+        B, the number of queries; fewer if the task has too few images.
     rng : numpy.random.Generator
 
     Returns
@@ -69,12 +66,12 @@ def draw_episode(tasks: Sequence[Task], n_shots: int, batch_size: int, rng: np.r
     Episode
     """
     task = tasks[int(rng.integers(len(tasks)))]
-    numbers = rng.permutation(np.unique(task.sources))
-    behind_support = numbers[: max(1, min(n_shots, len(numbers) - 1))]
-    is_support = np.isin(task.sources, behind_support)
+    sources = rng.permutation(np.unique(task.sources))
+    support_sources = sources[: max(1, min(n_shots, len(sources) - 1))]
+    is_support = np.isin(task.sources, support_sources)
     support = rng.permutation(np.flatnonzero(is_support))
     query = rng.permutation(np.flatnonzero(~is_support))
-    if len(query) == 0:  # a single image: some of its views are compared with the others
+    if len(query) == 0:  # a single image: its views are split
         support, query = support[: len(support) // 2], support[len(support) // 2 :]
         support = support if len(support) else query
     support, query = support[:n_shots], query[:batch_size]

@@ -1,4 +1,4 @@
-"""The teacher's features of whole tasks, in files that are read row by row."""
+"""Teacher features of whole tasks, stored in files that are read row by row."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ..files import checkpoints
 from ..method.features import CHUNK, FeatureExtractor
 from .episodes import Task
 
-# Seconds after which what a killed process left behind is removed.
+# Seconds after which temporary files of a killed process are removed.
 _ABANDONED = 86400.0
 
 
 class _Stored:
-    """An array on disk that gives rows as tensors; nothing of it stays in memory."""
+    """An array on disk whose rows are read as tensors; nothing is kept in memory."""
 
     def __init__(self, path: Path, shape: Sequence[int]) -> None:
         self.path, self.shape = path, tuple(shape)
 
     def __getitem__(self, rows: np.ndarray) -> torch.Tensor:
-        # Mapped anew each time: pages of a mapping that lasts would count as this process's memory.
+        # Mapped anew each time: the pages of a persistent mapping would count as memory of this process.
         return torch.from_numpy(np.memmap(self.path, np.float16, "r", shape=self.shape)[rows])
 
 
@@ -44,39 +44,40 @@ def store_features(
     form: str,
     tick: Callable[[int], None],
 ) -> Task | None:
-    """Compute a task's features, unless they are in the folder already.
+    """Compute a task's features, unless the folder already contains them.
 
     Parameters
     ----------
     name : str
-        Of the task, for messages.
+        Name of the task, for messages.
     items : sequence
-        Its images, from `images.as_items`. Unreadable ones are left out, with a warning.
+        Images of the task, from `images.as_items`. Unreadable ones are left out, with a warning.
     stamp : str
-        Changes when the images do.
+        Identifier of the images, which changes when they do.
     folder : Path
-        One sub-folder for each task, named by a hash of everything that its features depend on.
+        Folder with a sub-folder for each task, named by a hash of everything that its features depend on.
     extract : FeatureExtractor
     form : {"decoder", "encoder"}
-        The student's: what it is shown is the teacher's embedding, or the image.
+        Form of the student, whose input is the teacher's embedding or the image.
     tick : callable
-        Called with the number of images done.
+        Function that is called with the number of images that were processed.
 
     Returns
     -------
     Task or None
-        Its arrays are read from disk as they are indexed. None, with a warning, if fewer than two images are usable.
+        A task whose arrays are read from disk when they are indexed. None, with a warning, if fewer than two images are
+        usable.
     """
     key = f"{extract.key} {extract.teacher.geometry} {form} {stamp}"
     place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not place.is_dir():
         checkpoints.remove_leftovers(place, _ABANDONED)
         folder.mkdir(parents=True, exist_ok=True)
-        beginning = checkpoints.temporary_name(place)
-        beginning.mkdir()
-        n_usable = _write_features(items, beginning, extract, form, tick)
+        temporary = checkpoints.temporary_name(place)
+        temporary.mkdir()
+        n_usable = _write_features(items, temporary, extract, form, tick)
         if n_usable < 2:
-            shutil.rmtree(beginning, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             warn(
                 f"Task {name!r} was left out: it has {n_usable} usable image(s) of {len(items)} files, and an episode "
                 "needs 2. Images must lie directly in the task's folder.",
@@ -84,11 +85,11 @@ def store_features(
             )
             return None
         try:
-            os.replace(beginning, place)
+            os.replace(temporary, place)
         except OSError:  # another process was faster
             if not place.is_dir():
                 raise
-            shutil.rmtree(beginning, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     else:
         tick(len(items))
     shapes = json.loads((place / "shapes.json").read_text())
@@ -103,19 +104,19 @@ def _write_features(
     form: str,
     tick: Callable[[int], None],
 ) -> int:
-    """Write four arrays of float16, some images at a time; return the number of usable images."""
+    """Write four float16 arrays, a batch of images at a time; return the number of usable images."""
     n, shapes = 0, []
-    read = images.load_each(items, "skip", geometry=extract.teacher.geometry, n_workers=extract.runtime.workers)
-    readable = (loaded.image for _, loaded in read if loaded is not None)
+    loaded = images.load_each(items, "skip", geometry=extract.teacher.geometry, n_workers=extract.runtime.workers)
+    readable = (one.image for _, one in loaded if one is not None)
     while batch := list(itertools.islice(readable, CHUNK * extract.runtime.workers)):
-        together = torch.stack(batch)
+        stacked = torch.stack(batch)
         maps = [torch.cat(level).cpu() for level in zip(*extract(batch), strict=True)]
         *imitated, start = extract.teacher.layers.for_student(maps)
-        arrays = [m.half().numpy() for m in (*imitated, together if form == "encoder" else start)]
+        arrays = [m.half().numpy() for m in (*imitated, stacked if form == "encoder" else start)]
         n += len(batch)
         shapes = [(n, *array.shape[1:]) for array in arrays]
         for i, array in enumerate(arrays):
-            # All rows that are to come are asked for: half a task is of no use.
+            # The space for all rows is required: part of a task is useless.
             needed = sum(array[0].nbytes for array in arrays) * len(items)
             with checkpoints.explain_disk_full(place, needed), (place / f"{i}.float16").open("ab") as file:
                 file.write(array.tobytes())

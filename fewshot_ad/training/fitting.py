@@ -1,4 +1,4 @@
-"""From a user's images to a fitted state, and from that to one of more images."""
+"""Fit of a state on images, and its extension by more images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fit_support(
     evidence: str | tuple[str, ...] | dict[str, float],
     seeds: Sequence[int],
 ) -> FittedSupport:
-    """Do what `DualDistillationDetector.fit` does.
+    """Fit a state; see `DualDistillationDetector.fit`.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ def fit_support(
     X, y, auxiliary
         See `DualDistillationDetector.fit`.
     evidence : str, tuple of str, or dict
-        As resolved.
+        The resolved evidence.
     seeds : sequence of four ints
-        Of the students' weights, the views that they learn from, the episodes, and the held-out views.
+        Seeds of the students' weights, their training views, the episodes, and the held-out views.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def fit_support(
 
 
 class Extended(NamedTuple):
-    """A state of more images, what was added to it, and what was in its support already."""
+    """A state with more images, and the names of images that were added or already known."""
 
     fitted: FittedSupport
     added: list[str]
@@ -66,7 +66,7 @@ class Extended(NamedTuple):
 
 
 def extend_support(session: Session, X: Any, y: Any) -> Extended:
-    """Do what `DualDistillationDetector.partial_fit` does, to the state of a session."""
+    """Add support images to the state of a session; see `DualDistillationDetector.partial_fit`."""
     before = session.fitted
     if before.images is None:
         raise ValueError(
@@ -76,14 +76,14 @@ def extend_support(session: Session, X: Any, y: Any) -> Extended:
     items, options = session.items(X)
     new, names = _read_support(items, y, session.settings, options, before.table)
     hashes = list(map(image_hash, new))
-    known = [one in before.hashes or one in hashes[:i] for i, one in enumerate(hashes)]
-    there = [name for name, is_known in zip(names, known, strict=True) if is_known]
-    if there:
-        warn(f"{', '.join(there[:5])}: already in the support, which is not changed by {_them(len(there))}.")
-        names = [name for name, is_known in zip(names, known, strict=True) if not is_known]
-        new = [image for image, is_known in zip(new, known, strict=True) if not is_known]
+    are_known = [one in before.hashes or one in hashes[:i] for i, one in enumerate(hashes)]
+    known = [name for name, is_known in zip(names, are_known, strict=True) if is_known]
+    if known:
+        warn(f"{', '.join(known[:5])}: already in the support, which is not changed by {_them(len(known))}.")
+        names = [name for name, is_known in zip(names, are_known, strict=True) if not is_known]
+        new = [image for image, is_known in zip(new, are_known, strict=True) if not is_known]
     if not names:
-        return Extended(before, [], there)
+        return Extended(before, [], known)
     extract = session.scorer.extract
     support = [*before.images, *new]
     extract.keep(support)
@@ -97,7 +97,7 @@ def extend_support(session: Session, X: Any, y: Any) -> Extended:
         fitted = replace(fitted, offset=before.offset, offset_given=True)
     else:
         fitted = carried_over(before, fitted, {name: getattr(session.settings, name) for name in CALL_PARAMETERS})
-    return Extended(fitted, names, there)
+    return Extended(fitted, names, known)
 
 
 def _them(n: int) -> str:
@@ -107,7 +107,7 @@ def _them(n: int) -> str:
 def _read_support(
     items: Sequence[Any], y: Any, settings: Settings, options: dict[str, Any], table: Table | None, **drawn: Any
 ) -> tuple[list[torch.Tensor], list[str]]:
-    """Read support images (3, H, W), tell what they are called, and warn of what they should not be."""
+    """Read support images (3, H, W) and their names; warn about mixed series and about low use of the value range."""
     support, places = read_normal(items, y, settings.on_error, options, rows=table is not None, **drawn)
     if table is None:
         images.warn_of_mixed_series([items[i] for i in places])

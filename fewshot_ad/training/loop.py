@@ -1,4 +1,4 @@
-"""Training by episodes: tasks in, trained student out."""
+"""Episodic training of a student."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .workers import Workers
 _BETAS = (0.5, 0.999)  # paper, section 4
 _MAX_GRADIENT_NORM = 1.0
 _ALONE = Workers()
-_WINDOW = 50  # steps over which the loss is averaged to see whether it still falls
+_WINDOW = 50  # number of steps over which the loss is averaged for early stopping
 
 
 def episode_loss(student: StudentNetwork, episode: Episode, lam: float, form: str, runtime: Runtime) -> torch.Tensor:
@@ -31,11 +31,11 @@ def episode_loss(student: StudentNetwork, episode: Episode, lam: float, form: st
     ----------
     student : StudentNetwork
     episode : Episode
-        On the student's device.
+        An episode on the student's device.
     lam : float
         Weight of TSD; inf is TSD alone.
     form : {"position", "flattened"}
-        See `networks.losses.cosine_distance`.
+        See `method.losses.cosine_distance`.
     runtime : Runtime
 
     Returns
@@ -55,40 +55,40 @@ def episode_loss(student: StudentNetwork, episode: Episode, lam: float, form: st
 
 
 def make_optimizer(student: StudentNetwork, learning_rate: float) -> torch.optim.Optimizer:
-    """Make the paper's Adam; one kernel for all weights."""
+    """Create Adam with the paper's betas; it is fused, one kernel for all weights."""
     return torch.optim.Adam(student.parameters(), lr=learning_rate, betas=_BETAS, fused=True)
 
 
 class Training:
-    """A training that may stop after any step, and be gone on with: the same weights come out, bit for bit on the CPU.
+    """Training that can be stopped after any step and resumed: the weights are the same, bitwise on the CPU.
 
-    What a step draws depends on `seed` and on the step's number alone, not on the steps before.
+    The random numbers of a step depend only on `seed` and on the number of the step.
 
     Parameters
     ----------
     student : StudentNetwork
-        On the runtime's device; trained in place.
+        A student on the runtime's device; it is trained in place.
     tasks : sequence of Task
     n_steps : int
-        Most steps that are made; each is one episode.
+        Maximum number of steps; each uses one episode.
     n_shots, batch_size : int
         K and B of an episode.
     learning_rate : float
-        Of Adam; gradients are clipped to norm 1.
+        Learning rate of Adam; gradients are clipped to norm 1.
     lam, loss
         See `episode_loss`.
     seed : int
-        Of the episodes and of dropout, where the student has any.
+        Seed of the episodes, and of dropout if the student has any.
     runtime : Runtime
     decay : bool, optional
-        Whether the learning rate falls to zero along half a cosine; by default it stays.
+        Whether the learning rate falls to zero along half a cosine; by default it is constant.
     workers : Workers, optional
-        Who makes each step together. All get the same arguments, and the same student comes out.
+        Processes that share each step. All get the same arguments and end with the same student.
 
     Attributes
     ----------
     curve : list of float
-        Loss of every step made.
+        Loss of each step.
     """
 
     def __init__(
@@ -118,39 +118,39 @@ class Training:
 
     @own_torch_state()
     def step(self) -> float:
-        """Make one step; return its loss.
+        """Take one step, and return its loss.
 
         Raises
         ------
         TrainingError
             The loss is not finite.
         OutOfMemoryError
-            Half the batch does not fit either.
+            Half the batch does not fit into memory either.
         """
         number = len(self.curve)
         if self.decay:
-            share = 0.5 * (1 + math.cos(math.pi * number / self.n_steps))
+            factor = 0.5 * (1 + math.cos(math.pi * number / self.n_steps))
             for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate * share
+                group["lr"] = self.learning_rate * factor
         self.student.train()
         try:
             value = self._backward(number)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # Of several workers none can change its batch by itself.
+            # One of several workers cannot change its batch size alone.
             if self.batch_size < self._full_batch or self.batch_size == 1 or self.workers.count > 1:
                 raise OutOfMemoryError(
                     f"Memory ran out in training with {self.batch_size} queries a step. Lower batch_size or image_size."
                 ) from error
             self.batch_size //= 2
-            warn(f"Memory ran out in training; going on with batch_size={self.batch_size}.", MemoryWarning)
+            warn(f"Memory ran out in training; continuing with batch_size={self.batch_size}.", MemoryWarning)
             return self.step()
         if not math.isfinite(value):
-            way = "" if self.runtime.training_dtype is None else ", or use precision='float32'"
+            alternative = "" if self.runtime.training_dtype is None else ", or use precision='float32'"
             raise TrainingError(
                 f"The loss became {value} at step {number + 1} of {self.n_steps}. Lower learning_rate (now "
-                f"{self.learning_rate:g}){way}."
+                f"{self.learning_rate:g}){alternative}."
             )
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.student.parameters(), _MAX_GRADIENT_NORM)
@@ -162,29 +162,29 @@ class Training:
     def _backward(self, number: int) -> float:
         rng = np.random.default_rng((self.seed, number))
         with seeded(int(rng.integers(2**62))):
-            whole = draw_episode(self.tasks, self.n_shots, self.batch_size, rng)
-            episode = _to_device(self.workers.share(whole), self.runtime)
+            full_episode = draw_episode(self.tasks, self.n_shots, self.batch_size, rng)
+            episode = _to_device(self.workers.share(full_episode), self.runtime)
             self._optimizer.zero_grad(set_to_none=True)
             value = torch.zeros((), device=self.runtime.device, dtype=self.runtime.dtype)
             n_queries = len(episode.query_inputs)
             if n_queries:  # a small task may have fewer queries than there are workers
                 value = episode_loss(self.student, episode, self.lam, self.loss, self.runtime)
-                # The loss is a mean over queries, so that shares weigh by their number.
-                value = value * (n_queries / len(whole.query_inputs))
+                # The loss is a mean over queries: each worker counts in proportion to its number of them.
+                value = value * (n_queries / len(full_episode.query_inputs))
             scaled = self._scaler.scale(value)
             if n_queries:
                 scaled.backward()
         return self.workers.add_up(value.detach(), self.student).item()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return what `restore` needs: tensors by name, and JSON."""
+        """Return the state for `restore`: tensors by name, and JSON."""
         tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
         for i, entry in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value for key, value in entry.items()}
         return tensors, {"curve": self.curve, "batch_size": self.batch_size, "scaler": self._scaler.state_dict()}
 
     def restore(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+        """Restore what `state` returned."""
         entries: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
@@ -194,7 +194,7 @@ class Training:
             {name.removeprefix("student."): t for name, t in tensors.items() if name.startswith("student.")}
         )
         for number, weight in enumerate(self.student.parameters()):
-            # The optimiser looks at neither names nor shapes.
+            # The optimiser checks neither names nor shapes.
             shapes = {key: tuple(value.shape) for key, value in entries.get(number, {}).items()}
             if shapes and shapes != {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}:
                 raise ValueError(f"the optimizer's state {number} has the tensors {shapes}")
@@ -216,16 +216,17 @@ def train(
     student, tasks, n_steps
         See `Training`.
     tol : float
-        Stop once the mean loss of 50 steps is less than this fraction below that of the 50 before; 0 never stops.
+        Tolerance of early stopping: training stops when the mean loss of 50 steps is not lower than that of the 50
+        steps before by this fraction; 0 disables it.
     verbose : int, optional
         1 or more shows a progress bar.
     **settings
-        Passed on to `Training`.
+        Passed to `Training`.
 
     Returns
     -------
     list of float
-        Loss of every step made.
+        Loss of each step.
 
     Raises
     ------

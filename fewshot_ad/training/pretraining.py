@@ -1,4 +1,4 @@
-"""Pretraining of a student by the paper's episodes, over any number of tasks of normal images."""
+"""Pretraining of a student on episodes from any number of tasks of normal images, as in the paper."""
 
 from __future__ import annotations
 
@@ -71,56 +71,57 @@ def pretrain(
 ) -> Path:
     """Train a student on tasks of normal images, for `DualDistillationDetector(init=out)`.
 
-    The paper's training (section 3): each step draws one task, K of its images as support and others as queries, and
-    lowers SSD + lam * TSD. Adam's learning rate falls along half a cosine.
+    This is the paper's training (section 3): each step draws a task, K of its images as support and others as queries,
+    and minimises SSD + lam * TSD. The learning rate of Adam falls along half a cosine.
 
     Parameters
     ----------
     tasks : path, or mapping of str to images
-        A folder whose sub-folders each hold the normal images of one task; or images by the task's name, in any form
-        that `DualDistillationDetector.fit` takes. Unreadable images are left out, with a warning.
+        A folder whose sub-folders each hold the normal images of one task; or images by task name, in any form that
+        `DualDistillationDetector.fit` accepts. Unreadable images are left out, with a warning.
     out : path
-        The file to write, safetensors. What is needed to go on after a stop is kept beside it.
+        File to write, safetensors. Checkpoints are kept next to it until training ends.
     backbone : str, default="compact"
         The teacher, as for `DualDistillationDetector`.
     weights : path, optional
-        The teacher's.
+        Weights of the teacher, as for `DualDistillationDetector`.
     image_size : int, default=128
-        Side of the images, pixels.
+        Side of the squares that images are resized to, pixels.
     architecture : {"decoder", "encoder"}, default="decoder"
         Architecture of the student; this and the parameters up to `loss` are those of `Student`.
     decoder_blocks : tuple of three ints, default=(2, 2, 2)
-        Residual blocks of the decoder.
+        Numbers of residual blocks of the decoder.
     weighting : {"attention", "uniform"}, default="attention"
         Weighting of the support.
     sharpness : float, default=1.0
-        Factor on the attention's logits in training, as published; a detector scores with that of its `Student`.
+        Factor on the attention's logits in training; the default is the published one. A detector uses that of its
+        `Student` to score.
     lam : float, default=0.1
-        Weight of TSD.
+        Weight of TSD relative to SSD.
     loss : {"position", "flattened"}, default="position"
-        Form of the cosine.
+        Form of the cosine distance.
     n_shots : int, default=4
-        Support images of an episode, K.
+        Number of support images per episode, K.
     n_steps : int, default=5000
-        Episodes.
+        Number of training steps, one episode each.
     batch_size : int, default=16
-        Queries of an episode, B.
+        Number of queries per episode, B.
     learning_rate : float, default=1e-3
         Initial learning rate of Adam.
     held_out : float, default=0.2
-        Proportion of the tasks that are held out for validation, in [0, 0.5]. The student is validated twenty times
-        during training, and the best one is kept: the one with the smallest ratio of SSD with the support of the same
-        task to SSD with the support of another task. (SSD alone would prefer a student with constant output.) With
-        fewer than three tasks none is held out, and the last student is kept.
+        Fraction of the tasks that is held out for validation, in [0, 0.5]. The student is validated twenty times during
+        training, and the best one is kept: the one with the smallest ratio of SSD with the support of the same task to
+        SSD with the support of another task. (SSD alone would prefer a student with constant output.) With fewer than
+        three tasks none is held out, and the last student is kept.
     cache : path, optional
-        Folder for the teacher's features, which are kept there for other runs. By default a folder beside `out`,
-        removed at the end. Features are stored in float16 and read from disk as they are needed: memory does not grow
-        with their number. 10,000 images at 128 px take 0.9 GB on disk for mobilenetv2_100, 10 GB for wide_resnet50_2.
+        Folder for the teacher's features, which are kept there for other runs. By default a folder next to `out` that
+        is removed at the end. Features are stored in float16 and read from disk when needed: memory does not grow with
+        their number. 10,000 images at 128 px take 0.9 GB on disk for mobilenetv2_100, 10 GB for wide_resnet50_2.
     checkpoint_minutes : float, default=5.0
         Time between two checkpoints; 0 writes one after every step.
     resume : bool, default=False
-        Go on from the last checkpoint; where there is none, start. The other arguments must be the same. On the CPU the
-        student is the same, bit for bit, as without the stop.
+        Resume from the last checkpoint, if there is one. The other arguments must be the same. On the CPU the student
+        is bitwise identical to that of an uninterrupted run.
     device : str or torch.device, default="auto"
         As for `DualDistillationDetector`.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}, default="auto"
@@ -128,12 +129,12 @@ def pretrain(
     random_state : int, default=0
         Seed of the student's weights, the held-out tasks and the episodes.
     engine : {"local", "ray"}, default="local"
-        "ray" shares each episode's queries among the workers of a Ray cluster (extra `ray`), for
-        `architecture="decoder"`: losses and student are those of one process but for rounding. A run
-        that lost a worker goes on from its last checkpoint. `tasks`, `out` and `cache` must be on storage that all
-        workers reach.
+        "ray" divides each episode's queries among the workers of a Ray cluster (extra `ray`), only for
+        `architecture="decoder"`; losses and student are those of a single process, except for rounding. If a worker is
+        lost, training resumes from the last checkpoint. `tasks`, `out` and `cache` must be on storage that all workers
+        can access.
     num_workers : int, default=2
-        Workers of engine="ray": each uses one GPU if the cluster has enough, otherwise one CPU.
+        Number of workers with engine="ray": each uses one GPU if the cluster has enough, else one CPU.
     verbose : int, default=1
         1 shows progress bars.
 
@@ -149,9 +150,9 @@ def pretrain(
     ImageError
         No task has two usable images.
     PretrainingStopped
-        SIGINT (Ctrl-C) or SIGTERM came; a checkpoint has been written.
+        SIGINT (Ctrl-C) or SIGTERM was received; a checkpoint has been written.
     DiskFullError
-        The checkpoint or the features do not fit; an earlier checkpoint stays valid.
+        The checkpoint or the features do not fit on the disk; an earlier checkpoint remains valid.
     WeightsNotFoundError, TrainingError, OutOfMemoryError
         As for `DualDistillationDetector.fit`.
     MissingExtraError
@@ -159,7 +160,7 @@ def pretrain(
 
     Examples
     --------
-    Two steps over two kinds of images, which teach next to nothing; thousands are usual.
+    Two steps on two kinds of images, for illustration; useful students need thousands.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -170,7 +171,7 @@ def pretrain(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     student = pretrain(tasks, Path(folder) / "student.safetensors", n_steps=2, verbose=0)
     ...     det = DualDistillationDetector(init=student).fit(tasks["china"])
-    >>> det.loss_curve_  # fitting makes no further step
+    >>> det.loss_curve_  # fitting takes no further steps
     []
     """
     arguments = dict(locals())
@@ -190,7 +191,7 @@ def pretrain(
         return out
     if engine not in (None, "local") and not isinstance(engine, Workers):
         raise ValueError(f"engine={engine!r} was given; it must be 'local' or 'ray'.")
-    # Each of engine="ray"'s workers comes here by itself; the first one writes.
+    # With engine="ray", each worker calls this function; the first one writes.
     workers = engine if isinstance(engine, Workers) else Workers()
     first = workers.rank == 0
     runtime = resolve_runtime(device, precision, count_workers(None))
@@ -270,8 +271,8 @@ def pretrain(
         return out
     if best.tensors:
         network.load_state_dict({key.removeprefix("best."): value for key, value in best.tensors.items()})
-    found = {"package": __version__, "loss_curve": _thinned(training.curve), "held_out": best.entries}
-    header = {**checkpoints.student_header(backbone, fingerprint, network), "settings": settings, **found}
+    results = {"package": __version__, "loss_curve": _thinned(training.curve), "held_out": best.entries}
+    header = {**checkpoints.student_header(backbone, fingerprint, network), "settings": settings, **results}
     checkpoints.save_student(out, network, header)
     partial.unlink(missing_ok=True)
     if cache is None:
@@ -280,7 +281,7 @@ def pretrain(
 
 
 def _collect(tasks: Any, geometry: Geometry, features: Path) -> dict[str, tuple[Sequence[Any], str]]:
-    """List each task's images, and a stamp that changes when they do; files are not decoded."""
+    """List the images of each task, and a stamp that changes when they do; files are not decoded."""
     if isinstance(tasks, Mapping):
         named = {str(name): images.as_items(X) for name, X in tasks.items()}
     else:
@@ -289,7 +290,7 @@ def _collect(tasks: Any, geometry: Geometry, features: Path) -> dict[str, tuple[
             raise ImageError(
                 f"{root} is not a folder. Pass a folder with one sub-folder of normal images for each task."
             )
-        # Not our own features, where `out` lies among the tasks.
+        # Except the folder of features, which is here if `out` is.
         ours = features.absolute()
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
         listed = {p.name: list_images(p) for p in folders}
@@ -312,7 +313,7 @@ def _stamp(items: Sequence[Any], geometry: Geometry) -> str:
         else:
             try:
                 stamp = image_hash(images.load(item, index, geometry))
-            except ImageError:  # left out, with a warning, when its turn comes
+            except ImageError:  # left out, with a warning, when features are computed
                 stamp = f"unreadable {index}"
         digest.update(stamp.encode())
     return digest.hexdigest()[:16]
@@ -327,7 +328,7 @@ def _run(
     seconds: float,
     verbose: int,
 ) -> None:
-    """Make the steps that are left; look at held-out tasks and write checkpoints in between."""
+    """Take the remaining steps, with validation and checkpoints in between."""
     n_steps = training.n_steps
     validations = {round(n_steps * (i + 1) / _VALIDATIONS) for i in range(_VALIDATIONS)} if episodes else set()
     written = time.monotonic()
@@ -351,7 +352,7 @@ def _run(
 
 
 def _find_existing(out: Path, partial: Path, resume: bool) -> Path | None:
-    """Find what an earlier run wrote; it must be gone on with."""
+    """Return the file of an earlier run, if any, which requires `resume`."""
     existing = next((path for path in (out, partial) if path.exists()), None)
     if existing is not None and not resume:
         raise CheckpointError(
@@ -364,7 +365,7 @@ def _find_existing(out: Path, partial: Path, resume: bool) -> Path | None:
 def _open_partial(
     out: Path, partial: Path, settings: dict[str, Any], resume: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Load what there is to go on from, if it was written with the same arguments."""
+    """Load the checkpoint of an earlier run, if any; it must have been written with the same arguments."""
     existing = _find_existing(out, partial, resume)
     if existing is None:
         return None
@@ -395,5 +396,5 @@ def _short(value: Any) -> str:
 
 
 def _thinned(curve: Sequence[float]) -> list[float]:
-    """Average the loss over at most 200 equal parts of the training."""
+    """Average the loss over at most 200 equal intervals of the training."""
     return [float(part.mean()) for part in np.array_split(np.array(curve), min(200, len(curve)))]

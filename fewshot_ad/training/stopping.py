@@ -1,4 +1,4 @@
-"""Signals that stop a training, delayed until a checkpoint is written."""
+"""Signals that stop a pretraining, deferred until a checkpoint is written."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..exceptions import PretrainingStopped
 
 
 class Stopping:
-    """While entered, SIGINT and SIGTERM wait for `check`; a second one ends the process as usual."""
+    """Context manager that defers SIGINT and SIGTERM until `check`; a second signal has its usual effect."""
 
     def __init__(self) -> None:
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopping:
-        """Begin to wait, in the main thread; others get no signals."""
+        """Install the handlers, if in the main thread: other threads receive no signals."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave signals to who had them before."""
+        """Restore the previous handlers."""
         self._restore()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -38,8 +38,8 @@ class Stopping:
         self._before = {}
 
     def check(self, keep: Callable[[], str]) -> None:
-        """Raise if a signal came, after `keep` has written what is needed to go on."""
+        """Raise if a signal was received, after `keep` has written a checkpoint and returned where it stopped."""
         if self._received is not None:
             where = keep()
             name = signal.Signals(self._received).name
-            raise PretrainingStopped(f"Stopped by {name} {where}. Go on with the same arguments and resume.")
+            raise PretrainingStopped(f"Stopped by {name} {where}. Continue with the same arguments and resume=True.")

@@ -1,4 +1,4 @@
-"""The students of a fit: which ones are trained, on which data, and from which weights."""
+"""Students for a fit: their initial weights, training data and training."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from ..support import USUAL_LAM
 from .episodes import Task
 from .loop import train
 
-# Training steps of a student that is not pretrained.
+# Number of training steps of a student that is not pretrained.
 _STEPS = 100
-# Approximate number of training images including augmented views, of which each image has at most 16.
+# Approximate number of training images including augmented views, at most 16 per image.
 _TRAINING_VIEWS = 64
 _MOST_SHOTS = 8
 
@@ -36,9 +36,9 @@ _MOST_SHOTS = 8
 def resolve_evidence(
     settings: Settings, auxiliary: Mapping[str, Any] | None
 ) -> str | tuple[str, ...] | dict[str, float]:
-    """Resolve evidence="auto": a student's, and "embedding", only where they are asked for.
+    """Resolve evidence="auto": the components of a student, and "embedding", only if they are requested.
 
-    Parts that have no weight are left out.
+    Components with weight 0 are left out.
     """
     evidence = settings.evidence
     if evidence == "auto":
@@ -57,36 +57,36 @@ def make_experts(
     fingerprint: str,
     seeds: Sequence[int],
 ) -> tuple[list[Expert], list[float]]:
-    """Make and train the students that the evidence needs.
+    """Build and train the students that the evidence needs.
 
     Parameters
     ----------
     settings : Settings
     evidence : str, sequence of str, or mapping of str to float
-        As resolved.
+        The resolved evidence.
     support : sequence of torch.Tensor
-        K of (3, H, W), in [0, 1].
+        K images (3, H, W), in [0, 1].
     auxiliary : mapping of str to images, or None
         See `DualDistillationDetector.fit`.
     extract : FeatureExtractor
     fingerprint : str
-        Of the teacher.
+        Fingerprint of the teacher.
     seeds : sequence of int
-        Of the weights, the views and the episodes.
+        Seeds of the weights, the views and the episodes.
 
     Returns
     -------
     experts : list of Expert
-        On the CPU, without maps of the support.
+        Students on the CPU, without maps of the support.
     loss_curve : list of float
-        Loss of every step made.
+        Loss of each step.
 
     Raises
     ------
     CheckpointError
-        `init` belongs to another teacher, or is another form of student.
+        `init` belongs to another teacher, or to another form of student.
     ValueError
-        `student__n_steps` is 0 and there is no trained student; or auxiliary tasks that cannot be used.
+        `student__n_steps` is 0 and there is no trained student; or the auxiliary tasks cannot be used.
     TrainingError, OutOfMemoryError
         See `training.loop.Training.step`.
     """
@@ -114,8 +114,8 @@ def _curricula(
     extract: FeatureExtractor,
     seed: int,
 ) -> Iterator[tuple[list[Task], torch.Tensor]]:
-    """Say what each student is trained on: its tasks, and which support images are among them."""
-    nothing = torch.zeros(len(support), dtype=torch.bool)
+    """Yield, for each student, its training tasks, and which support images they contain, (K,) of bool."""
+    none = torch.zeros(len(support), dtype=torch.bool)
     if not needs_student(evidence):
         return
     if _steps(settings, auxiliary) == 0:
@@ -125,16 +125,16 @@ def _curricula(
                 + (" and auxiliary= was given to train it" if auxiliary is not None else "")
                 + ". Pass init= a trained student without auxiliary, student__n_steps above 0, or evidence='patch'."
             )
-        yield [], nothing
+        yield [], none
     elif auxiliary is not None:
-        yield _auxiliary_tasks(settings, auxiliary, extract), nothing
+        yield _auxiliary_tasks(settings, auxiliary, extract), none
     else:
-        bank = _support_task(settings, support, extract, seed)
+        task = _support_task(settings, support, extract, seed)
         # Cross-fitting: each student is trained on one half and scores the other, so that support images score like
         # fresh ones. Both score fresh images.
         half = torch.arange(len(support)) % 2 == 0
         for seen in [half, ~half] if len(support) > 1 else [half]:
-            yield [bank.select(seen.numpy()[bank.sources])], seen
+            yield [task.select(seen.numpy()[task.sources])], seen
 
 
 def _steps(settings: Settings, auxiliary: Mapping[str, Any] | None) -> int:
@@ -144,7 +144,7 @@ def _steps(settings: Settings, auxiliary: Mapping[str, Any] | None) -> int:
 
 
 def _init_file(settings: Settings) -> Path | None:
-    """Return the file of the student to start from; None for an untrained one."""
+    """Return the file of the initial student; None for an untrained one."""
     if settings.init != "auto":
         return None if settings.init is None else Path(settings.init)
     packaged = PACKAGED.get(settings.backbone)
@@ -179,13 +179,13 @@ def _check_student(settings: Settings, file: Path, header: Mapping[str, Any], fi
             f"{header['teacher'][:12]}), not to {settings.backbone!r} (fingerprint {fingerprint[:12]}). Pass that "
             "teacher as backbone and weights, or train a student for this one."
         )
-    for name, found in (("architecture", header["student"]), ("weighting", header["weighting"])):
-        if found != getattr(settings.training, name):
-            raise CheckpointError(f"{file} has student__{name}={found!r}; pass the same, or another student.")
+    for name, value in (("architecture", header["student"]), ("weighting", header["weighting"])):
+        if value != getattr(settings.training, name):
+            raise CheckpointError(f"{file} has student__{name}={value!r}; pass the same, or another student.")
 
 
 def _support_task(settings: Settings, support: Sequence[torch.Tensor], extract: FeatureExtractor, seed: int) -> Task:
-    """Make a task of the support and its augmented views."""
+    """Create a task from the support and its augmented views."""
     support = in_one_shape(support, extract.teacher.geometry)
     n_views = int(np.clip(_TRAINING_VIEWS // len(support), 1, 16)) if settings.augment else 0
     rng = np.random.default_rng(seed)
@@ -196,7 +196,7 @@ def _support_task(settings: Settings, support: Sequence[torch.Tensor], extract: 
 def _task(
     settings: Settings, name: str, batch: Sequence[torch.Tensor], sources: np.ndarray, extract: FeatureExtractor
 ) -> Task:
-    """Make a task of images of one shape."""
+    """Create a task from images of one shape."""
     maps = [torch.cat(level).cpu() for level in zip(*extract(batch), strict=True)]
     *imitated, start = extract.teacher.layers.for_student(maps)
     return Task(
@@ -205,9 +205,9 @@ def _task(
 
 
 def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[torch.Tensor]:
-    """Resize images (3, H, W) to one shape, the one of their mean proportions, unless they have one.
+    """Resize images (3, H, W) to one shape, of their geometric mean aspect ratio, unless their shapes are equal.
 
-    An episode is one batch.
+    An episode needs it, as it is one batch.
     """
     if len({image.shape for image in images}) == 1:
         return list(images)
@@ -223,20 +223,19 @@ def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[tor
 def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
     if not isinstance(auxiliary, Mapping) or not auxiliary:
         raise ValueError(
-            f"auxiliary={auxiliary!r:.80} was given; it must be a mapping of at least one task's name to its normal "
-            "images."
+            f"auxiliary={auxiliary!r:.80} was given; it must be a non-empty mapping of task names to normal images."
         )
     options: dict[str, Any] = {"geometry": extract.teacher.geometry, "value_range": settings.value_range}
     options["n_workers"] = extract.runtime.workers
     tasks = []
     for name, X in tqdm(auxiliary.items(), desc="auxiliary", disable=not settings.verbose):
         try:
-            read = images.load_each(images.as_items(X), settings.on_error, **options)
-            loaded = [one.image for _, one in read if one is not None]
+            loaded = images.load_each(images.as_items(X), settings.on_error, **options)
+            batch = [one.image for _, one in loaded if one is not None]
         except ImageError as error:
             raise ImageError(f"Auxiliary task {name!r}: {error}") from error
-        if len(loaded) < 2:
-            raise ValueError(f"Auxiliary task {name!r} has {len(loaded)} usable image(s); an episode needs at least 2.")
-        loaded = in_one_shape(loaded, extract.teacher.geometry)
-        tasks.append(_task(settings, str(name), loaded, np.arange(len(loaded)), extract))
+        if len(batch) < 2:
+            raise ValueError(f"Auxiliary task {name!r} has {len(batch)} usable image(s); an episode needs at least 2.")
+        batch = in_one_shape(batch, extract.teacher.geometry)
+        tasks.append(_task(settings, str(name), batch, np.arange(len(batch)), extract))
     return tasks

@@ -1,4 +1,4 @@
-"""Processes that train together: each with its share of every step; and such a group on a Ray cluster."""
+"""Data-parallel training: processes that share the queries of each step, also on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from ..exceptions import FewShotADError, TrainingError
 from ..method.student import StudentNetwork
 from .episodes import Episode
 
-# Restarts of a group on Ray, each from the last checkpoint.
+# Maximum number of restarts of a group on Ray, each from the last checkpoint.
 _MAX_FAILURES = 3
-# Seconds that workers wait for each other; while features are computed the last one may be long in coming.
+# Seconds that workers wait for each other; while features are computed, the last one may take long.
 _PATIENCE = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that make each step together, each with its share of the queries. By default this one alone.
+    """Processes that divide the queries of each step among them; by default only this one.
 
     Attributes
     ----------
     rank, count : int
-        Which one this is, of how many; of more than one, torch's default process group must have been set up.
+        Rank of this process, and number of processes. If there are several, torch's default process group must be
+        initialised.
     """
 
     rank: int = 0
     count: int = 1
 
     def share(self, episode: Episode) -> Episode:
-        """Return this worker's part of the queries, with the whole support."""
-        mine = slice(self.rank, None, self.count)
-        return Episode(episode.query_inputs[mine], [t[mine] for t in episode.query_targets], episode.support_inputs)
+        """Return this worker's queries, with all of the support."""
+        part = slice(self.rank, None, self.count)
+        return Episode(episode.query_inputs[part], [t[part] for t in episode.query_targets], episode.support_inputs)
 
     def wait(self) -> None:
-        """Wait until all workers are here."""
+        """Wait for all workers."""
         if self.count > 1:
             torch.distributed.barrier()
 
@@ -51,22 +52,22 @@ class Workers:
             return loss
         weights = list(student.parameters())
         gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-        together = torch.cat([loss.view(1), *(g.flatten() for g in gradients)])
-        torch.distributed.all_reduce(together)
-        for w, total in zip(weights, together[1:].split([w.numel() for w in weights]), strict=True):
+        sums = torch.cat([loss.view(1), *(g.flatten() for g in gradients)])
+        torch.distributed.all_reduce(sums)
+        for w, total in zip(weights, sums[1:].split([w.numel() for w in weights]), strict=True):
             w.grad = total.view_as(w)
-        return together[0]
+        return sums[0]
 
 
 def run_on_ray(function: Callable[..., Any], arguments: dict[str, Any], num_workers: int) -> None:
-    """Call a training function in all workers of a Ray Train group; after a lost worker, all start again.
+    """Call a training function in all workers of a Ray Train group; if a worker is lost, all restart.
 
     Parameters
     ----------
     function : callable
-        Called with `arguments`, and with `engine`, its `Workers`, and `resume=True`.
+        Training function. It is called with `arguments`, `resume=True`, and its `Workers` as `engine`.
     arguments : dict
-        `device`, `out`, `tasks` and `verbose` among them.
+        Arguments, including `device`, `out`, `tasks` and `verbose`.
     num_workers : int
 
     Raises
@@ -74,7 +75,7 @@ def run_on_ray(function: Callable[..., Any], arguments: dict[str, Any], num_work
     MissingExtraError
         Ray is not installed.
     FewShotADError
-        What `function` raised.
+        The error that `function` raised.
     """
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers} was given; it must be an integer of at least 1.")
@@ -103,13 +104,13 @@ def run_on_ray(function: Callable[..., Any], arguments: dict[str, Any], num_work
                 if isinstance(error, (FewShotADError, ValueError)):
                     raise error from failure
             raise TrainingError(
-                f"The workers were lost {_MAX_FAILURES + 1} times: {failure} Go on from the last checkpoint: with the "
-                "same arguments and resume."
+                f"The workers were lost {_MAX_FAILURES + 1} times: {failure} Continue from the last checkpoint, with "
+                "the same arguments and resume=True."
             ) from failure
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Be one worker of a training."""
+    """Run the training function as one worker."""
     import ray
 
     settle(1, config["cwd"])
