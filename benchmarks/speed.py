@@ -31,6 +31,7 @@ cli         `fewshot-ad score` of one image in a new process against the earlier
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -52,8 +53,6 @@ class Process:
     """A package in a separate process; see speed_worker.py."""
 
     def __init__(self, root: Path, threads: int, folder: Path) -> None:
-        if not (root / "fewshot_ad").is_dir():
-            raise SystemExit(f"{root} holds no fewshot_ad: name the root of a checkout.")
         self._process = subprocess.Popen(
             [sys.executable, str(HERE.with_name("speed_worker.py"))], cwd=folder, env=environment(root, threads),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -174,12 +173,12 @@ def row_earlier(bench: Bench) -> None:
 
 
 def row_patchcore(bench: Bench) -> None:
+    if importlib.util.find_spec("anomalib") is None:
+        print("| against PatchCore | – | not measured: anomalib is not installed | – | – |", flush=True)
+        return
     for shots, goal in ((bench.usual, 2), (bench.more, 3)):
         peer = bench.process("patchcore")
         kept = peer.ask("patchcore", name=str(shots), shots=shots, side=bench.side, ratio=0.1)
-        if kept is None:
-            print("| against PatchCore | – | not measured: anomalib is not installed | – | – |", flush=True)
-            return
         name = bench.detector("own", shots, bench.side, evidence="patch", augment=False, max_patches=kept)
         ways = [
             bench.scoring("own", name, bench.batch, bench.side),
@@ -368,6 +367,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
+    if args.earlier and not (args.earlier / "fewshot_ad").is_dir():
+        raise SystemExit(f"{args.earlier} holds no fewshot_ad: name the root of a checkout.")
     load = f", load before {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))

@@ -160,15 +160,13 @@ class Worker:
                 forward(part)
         return time.perf_counter() - start
 
-    def patchcore(self, name: str, shots: int, side: int, ratio: float) -> int | None:
-        """Fit anomalib's PatchCore with the network of `compact`; return its bank's size, or None if not installed."""
+    def patchcore(self, name: str, shots: int, side: int, ratio: float) -> int:
+        """Fit anomalib's PatchCore with the network of `compact`; return its bank's size."""
         import peers
 
         from fewshot_ad.method.packaged import teacher_file, timm_name
         from fewshot_ad.method.teacher import build_backbone
 
-        if peers.version() is None:
-            return None
         teacher = build_backbone(timm_name("compact"), side, weights=teacher_file("compact", None))
         model = peers.build("patchcore", teacher, "compact", 0)
         model.train()

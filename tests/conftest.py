@@ -23,6 +23,14 @@ _DATA = Path(os.environ.get("FEWSHOT_AD_DATA", Path(__file__).parents[2] / "shar
 _SHARED_WEIGHTS = _DATA.parent / "weights"
 
 
+def pytest_collection_modifyitems(config, items):
+    """Measure coverage with the quick tests alone: it makes all Python code slower, of libraries too."""
+    if config.pluginmanager.hasplugin("pytest_cov"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker("no_cover")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def exporter_without_coverage():
     """Disable coverage in torch's exporter, which would take twice as long: nearly all of that code is torch's."""

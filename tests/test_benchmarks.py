@@ -83,17 +83,13 @@ def test_calibrate_reuses_stored_scores(data, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_quality_resumes(data, network, tmp_path, monkeypatch, capsys):
     methods = ("--methods", "memory", "memory-rotated", "paper", "patchcore", "steps")
-    command = (data, "--out", tmp_path, "--quick", "--leaky", "--corrupted", *network, *methods)
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "quality.py"), *map(str, command)],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for said in (done.stderr, done.stdout):
+    command = (data, "--out", tmp_path, "--quick", "--leaky", "--corrupted", "--blocks", 1, 1, 1, *network, *methods)
+    done = here("quality", monkeypatch, capsys, *command)
+    for said in (done.err, done.out):
         assert "Left out: steps." in said
         assert ("Left out: patchcore. anomalib is not installed" in said) == (peers.version() is None)
-    assert "A quick look" in done.stdout
-    assert (tmp_path / "quality.md").read_text() == done.stdout[:-1]
+    assert "A quick look" in done.out
+    assert (tmp_path / "quality.md").read_text() == done.out[:-1]
     assert (tmp_path / "quality.png").stat().st_size > 5000
     found = json.loads((tmp_path / "quality.json").read_text())["results"]
     n_methods = 3 + (peers.version() is not None)
@@ -105,13 +101,13 @@ def test_quality_resumes(data, network, tmp_path, monkeypatch, capsys):
         assert all(0 <= numbers[name] <= 1 for name in numbers if name != "fit")
 
     again = here("quality", monkeypatch, capsys, *command)
-    assert again.out == done.stdout
+    assert again.out == done.out
     assert f"All {len(found)} results came from" in again.err
 
     kept = sorted((tmp_path / "results").iterdir())
     kept[0].unlink()
     kept[1].with_suffix(".json.1.tmp").write_text('{"key": {"ta')
-    broken_off = here("quality", monkeypatch, capsys, *command)
+    broken_off = here("quality", monkeypatch, capsys, *command, "--jobs", 1)
     assert f"1 results computed, {len(found) - 1} from" in broken_off.err
     new = json.loads((tmp_path / "quality.json").read_text())["results"]
     for entry in (*found, *new):  # except for times

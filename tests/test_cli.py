@@ -213,7 +213,7 @@ def test_score_errors(pictures, capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_command_says_how_to_resume(command, tmp_path, number):
-    command = [*command, "--n-steps", "100", "--checkpoint-minutes", "0.0001"]
+    command = [*command, "--n-steps", "40", "--checkpoint-minutes", "0.0001"]
     start = [sys.executable, "-m", "fewshot_ad.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*start, *command], stderr=subprocess.PIPE, text=True, env=environment)
@@ -226,7 +226,7 @@ def test_interrupted_command_says_how_to_resume(command, tmp_path, number):
     assert number.name in said
     assert "Traceback" not in said
     assert cli.main([*command, "--resume"]) == 0
-    assert load_student(tmp_path / "student.safetensors")[1]["settings"]["n_steps"] == 100
+    assert load_student(tmp_path / "student.safetensors")[1]["settings"]["n_steps"] == 40
 
 
 @pytest.fixture(scope="module")

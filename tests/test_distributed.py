@@ -146,12 +146,14 @@ def test_regions_round_trip_through_a_table(fitted, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
+def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    paths = write_images(tmp_path / "images", 10)
+    paths = write_images(tmp_path / "images", 11)
     for path, height in zip(paths[2:5], (20, 12, 30), strict=True):  # one and a half batches
         Image.open(path).crop((0, 0, 40, height)).save(path)
     Path(paths[8]).write_bytes(b"no image")
+    Image.new("RGB", (50, 50)).save(paths[10])
+    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 2000)
     source = ray.data.from_items([{"path": path, "other": 1} for path in paths[::-1]])
     out = tmp_path / "scores"
     found = distributed.score(fitted, source, num_actors=1, batch_size=4, maps=True, out=out).take_all()
@@ -169,18 +171,12 @@ def test_a_dataset_to_parquet_with_maps(ray, fitted, tmp_path):
         np.testing.assert_array_equal(np.float32(stored[i]["data"]).reshape(stored[i]["shape"]), one)
     assert found[8]["map"].shape == (32, 32)
     assert np.isnan(found[8]["map"]).all()
+    assert "more than the limit of 2000" in found[10]["error"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "scores"]
     with pytest.raises(ValueError, match=r"scores' already exists"):
         distributed.score(fitted, source, out=out)
     with pytest.raises(ImageError, match="paths are expected in 'path'"):
         distributed.score(fitted, source.drop_columns(["path"]))
-
-
-@pytest.mark.slow
-def test_max_pixels_of_the_caller_applies(ray, fitted, tmp_path, monkeypatch):
-    monkeypatch.setattr(fewshot_ad.images, "MAX_PIXELS", 1000)
-    rows = distributed.score(fitted, write_images(tmp_path / "images", 2), num_actors=1).take_all()
-    assert all("more than the limit of 1000" in row["error"] for row in rows)
 
 
 @pytest.mark.slow

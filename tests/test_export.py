@@ -215,7 +215,7 @@ def test_file_has_no_paths_and_is_deterministic(toy, normal, tmp_path):
     folder.mkdir()
     for i, image in enumerate(normal[:2]):
         Image.fromarray(image).save(folder / f"{i}.png")
-    changed = {"evidence": "ssd", "student__decoder_blocks": (1, 0, 0), "aspect": "square"}
+    changed = {"evidence": "ssd", "student__decoder_blocks": (1, 0, 0), "image_size": (32, 32)}
     det = make_detector(**{**toy, **changed}).fit(sorted(folder.iterdir()))
     det.export(folder / "model.onnx")
     content = (folder / "model.onnx").read_bytes()
@@ -326,17 +326,16 @@ def test_example_with_closed_output(tmp_path):
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("task", "n_shots", "backbone"),
-    [
-        ("skin_ham10000", 1, "compact"), ("odir_glaucoma", 4, "mobilenetv2_100"),
-    ],
-)  # fmt: skip
-def test_on_real_images(real_data, request, tmp_path, task, n_shots, backbone):
+    ("task", "n_shots", "backbone", "aspect"),
+    [("skin_ham10000", 1, "compact", "keep"), ("odir_glaucoma", 4, "mobilenetv2_100", "square")],
+)
+def test_on_real_images(real_data, request, tmp_path, task, n_shots, backbone, aspect):
     """The hardest scores, and another network; benchmarks/export_parity.py covers all tasks."""
     weights = request.getfixturevalue("real_weights") if backbone != "compact" else None
     good, bad = (images.files(real_data / task / kind) for kind in ("good", "bad"))
     good = [good[i] for i in np.random.default_rng(0).permutation(len(good))]  # skin images, with scores up to 16
-    det = DualDistillationDetector(backbone, weights=weights, precision="float32", random_state=0).fit(good[:n_shots])
+    options = {"weights": weights, "aspect": aspect, "precision": "float32", "random_state": 0}
+    det = DualDistillationDetector(backbone, **options).fit(good[:n_shots])
     det.export(tmp_path / "model.onnx")
     batches = [np.asarray(Image.open(path).convert("RGB"))[None] for path in (*good[n_shots : n_shots + 4], *bad[:4])]
     assert_same(det, tmp_path / "model.onnx", batches)

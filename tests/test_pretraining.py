@@ -340,13 +340,13 @@ def test_student_of_another_teacher_is_refused(run, toy, normal, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_times(run, tmp_path):
     def start() -> multiprocessing.Process:
-        options = {"n_steps": 400, "checkpoint_minutes": 1e-4, "resume": True}
+        options = {"n_steps": 200, "checkpoint_minutes": 1e-4, "resume": True}
         process = multiprocessing.get_context("fork").Process(target=run, kwargs=options)
         process.start()
         return process
 
     began = time.monotonic()
-    whole = run(out=tmp_path / "whole.safetensors", n_steps=400)
+    whole = run(out=tmp_path / "whole.safetensors", n_steps=200)
     duration = time.monotonic() - began
     rng = np.random.default_rng()
     steps = []
@@ -360,7 +360,7 @@ def test_killed_at_random_times(run, tmp_path):
             partial = checkpoints.load(tmp_path / "student.safetensors.partial", "fewshot_ad pretraining 1", "")
             steps.append(len(partial[1]["training"]["curve"]))
     assert len(set(steps)) > 1  # each run resumed where the last was killed
-    assert same(run(n_steps=400, resume=True), whole)
+    assert same(run(n_steps=200, resume=True), whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student.safetensors", "whole.safetensors"]
 
 

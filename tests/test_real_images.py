@@ -37,7 +37,7 @@ def test_scores_do_not_depend_on_the_batch(real_data, real_weights, two_threads,
     det = DualDistillationDetector(
         "mobilenetv2_100",
         weights=real_weights,
-        student=Student(n_steps=1),
+        student=Student(n_steps=1, decoder_blocks=(1, 1, 1)),
         precision=precision,
         evidence=evidence,
         augment=False,

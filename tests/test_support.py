@@ -347,12 +347,13 @@ def test_each_scoring_call_uses_one_state(make, normal, tmp_path):
             np.ascontiguousarray(found).tobytes() for found in (decision, maps, weights, told, det.predict(queries))
         )
 
+    options = {"student__n_steps": 2, "student__decoder_blocks": (1, 0, 0), "image_size": (32, 32)}
     possible = [set() for _ in range(5)]
     for plan in ("a", "a+", "b", "c"):
-        for i, found in enumerate(answers(fit(make(student__n_steps=2, image_size=(32, 32)), plan))):
+        for i, found in enumerate(answers(fit(make(**options), plan))):
             possible[i].add(found)
 
-    det = make(student__n_steps=2, image_size=(32, 32)).fit(plans["a"])
+    det = make(**options).fit(plans["a"])
     end, errors, counted = time.monotonic() + SECONDS, [], [0] * 9
 
     def guarded(index, step):

@@ -46,13 +46,13 @@ def run(script: str, *arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def distil(photographs, tmp_path_factory):
-    """Distil a network of half a million parameters from one with random weights, for 200 steps in all."""
+    """Distil a network of half a million parameters from one with random weights, for 100 steps in all."""
     folder = tmp_path_factory.mktemp("teacher")
     teacher = write_random_weights("test_resnet", folder / "large.safetensors")
 
     def call(out: str, *more: object) -> Path:
         path = folder / out
-        options = ("--network", "lcnet_035", "--steps", 200, "--batch", 4, "--size", 32, "--rendered", 10)
+        options = ("--network", "lcnet_035", "--steps", 100, "--batch", 4, "--size", 32, "--rendered", 10)
         run("distill_teacher", photographs, "--teacher", "test_resnet", teacher, *options, "--out", path, *more)
         return path
 
@@ -62,12 +62,12 @@ def distil(photographs, tmp_path_factory):
 def test_distillation_resumes(distil):
     whole = distil("whole.safetensors")
     curve = json.loads(whole.with_suffix(".curve.json").read_text())
-    assert [row[0] for row in curve] == [100, 200]
+    assert [row[0] for row in curve] == [50, 100]
     assert curve[-1][1] < 0.8 * curve[0][1]
     det = DualDistillationDetector("lcnet_035", weights=whole, image_size=32, evidence="patch").fit(stripes(4))
     assert np.isfinite(det.score_samples(stripes(2, seed=1))).all()
 
-    stopped = distil("stopped.safetensors", "--stop", 120)
+    stopped = distil("stopped.safetensors", "--stop", 60)
     assert not same(stopped, whole)
     assert same(distil("stopped.safetensors"), whole)
     assert stopped.with_suffix(".curve.json").read_text() == whole.with_suffix(".curve.json").read_text()

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 STRIDES = (4, 8, 16, 32)
 # Stage weights in the first two terms: stride 16 is the hardest to imitate, and matters most.
 SHARES = (0.15, 0.15, 0.6, 0.1)
+INTERVAL = 50  # steps between two points of the loss curve
 SAMPLE = 128  # positions whose similarities are compared, in each picture and stage
 
 
@@ -197,9 +198,9 @@ def main() -> None:
         optimizer.step()
         step += 1
         sums += loss.item(), copied.item(), related.item()
-        if step % 100 == 0:
-            curve.append([step, *(sums / 100).round(5).tolist()])
-            rate = 100 * args.batch / (time.monotonic() - last_told)
+        if step % INTERVAL == 0:
+            curve.append([step, *(sums / INTERVAL).round(5).tolist()])
+            rate = INTERVAL * args.batch / (time.monotonic() - last_told)
             print(
                 f"{step:6d} loss {curve[-1][1]:.4f} copied {curve[-1][2]:.4f} related {curve[-1][3]:.5f} {rate:.0f}/s",
                 flush=True,
