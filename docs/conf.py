@@ -62,6 +62,7 @@ sphinx_gallery_conf = {
     "reset_argv": "gallery.arguments",
     "reset_modules": ("matplotlib", "gallery.limit_time"),
     "reset_modules_order": "both",
+    "parallel": True,  # in as many processes as sphinx-build -j says
     "capture_repr": (),
     "download_all_examples": False,
     "show_signature": False,

@@ -99,6 +99,7 @@ def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
+@pytest.mark.slow
 def test_graph_equals_the_detector(fitted, exported, normal, anomalous):
     queries = np.concatenate([normal[3:7], anomalous[:4]])
     few, large = queries[3:5], tiled(queries[3:5], 6, 6)
@@ -113,6 +114,7 @@ def test_graph_equals_the_detector(fitted, exported, normal, anomalous):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -210,6 +212,7 @@ def test_means_are_computed_axis_by_axis(exported):
     assert {len(found) for found in axes} == {1}
 
 
+@pytest.mark.slow
 def test_file_has_no_paths_and_is_deterministic(toy, normal, tmp_path):
     folder = tmp_path / "secret folder"
     folder.mkdir()

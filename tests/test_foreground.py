@@ -175,6 +175,7 @@ def test_model_file(det, tmp_path):
     np.testing.assert_array_equal(loaded.score_samples(scenes(2)), det.score_samples(scenes(2)))
 
 
+@pytest.mark.slow
 def test_graph(network, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
