@@ -58,7 +58,7 @@ def toy(tmp_path_factory) -> dict:
         "backbone": "toy_resnet",
         "weights": path,
         "image_size": 32,
-        "student": Student(n_steps=3, batch_size=4),
+        "student": Student(decoder_blocks=(1, 1, 1), n_steps=3, batch_size=4),
         "random_state": 0,
     }
 
