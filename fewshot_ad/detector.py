@@ -954,7 +954,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         super().__setstate__(state)
 
     def _repr_html_inner(self) -> str:
-        """Put a summary of the fitted state above scikit-learn's diagram."""
+        """Show a summary of the fitted state above scikit-learn's diagram."""
         # This method is private in scikit-learn, and may disappear.
         inner = getattr(super(), "_repr_html_inner", lambda: f"<pre>{html.escape(repr(self))}</pre>")
         return summary(vars(self).get("fitted_")) + inner()

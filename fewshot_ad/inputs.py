@@ -59,7 +59,7 @@ def open_detector(
 def open_session(
     paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
 ) -> tuple[Session, Sequence[Path]]:
-    """Do the same as `open_detector`, but return a session; a model file is read without scikit-learn."""
+    """Open a session in the same way as `open_detector`; a model file is read without scikit-learn."""
     model = _model(paths, support)
     stored = None if model is None else _parameters(model)
     if model is None or stored is None or SAVED - stored:

@@ -53,7 +53,7 @@ def drift(
     listed = [list_given(some) for some in (given, reference) if some is not None]
     of_kind = [[item for item, _ in one.items] for one in listed]
     done = compare(session.fitted, *map(statistics, of_kind))
-    found = {
+    result = {
         "drifted": done.drifted, "p_value": done.p_value, "statistic": done.statistic, "n_images": done.n_images,
         "n_support": done.n_support, "n_reference": done.n_reference,
         "statistics": {name: one._asdict() for name, one in done.statistics.items()},
@@ -63,7 +63,7 @@ def drift(
     lines += [
         f"{name:<12}{one.support:>9.3g}{one.new:>9.3g}{one.p_value:>9.2g}" for name, one in done.statistics.items()
     ]
-    return Outcome("\n".join([done.text, *lines]), found, len(failed), say_failed(failed, sum(map(len, of_kind))))
+    return Outcome("\n".join([done.text, *lines]), result, len(failed), say_failed(failed, sum(map(len, of_kind))))
 
 
 def calibrate(

@@ -67,7 +67,7 @@ def is_rows(X: Any) -> bool:
     Parameters
     ----------
     X : object
-        What a user passed to `fit` or to a scoring method.
+        Input of `fit` or of a scoring method.
 
     Returns
     -------

@@ -268,7 +268,7 @@ def remove_leftovers(path: Path, age: float = 0.0) -> None:
 
 @contextlib.contextmanager
 def explain_disk_full(path: Path, needed: int) -> Iterator[None]:
-    """Say how many bytes were needed if the disk is full."""
+    """Raise an error with the number of bytes that are needed if the disk is full."""
     try:
         yield
     except OSError as error:

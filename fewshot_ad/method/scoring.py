@@ -78,13 +78,13 @@ class Expert:
         shapes = tuple(m.shape[2:] for m in query)
         if torch.compiler.is_compiling():  # a graph's shapes may be symbolic, and its tensors must not be kept
             return self._in_shapes(shapes)
-        known = self._prepared.get(shapes)
-        if known is None:
+        cached = self._prepared.get(shapes)
+        if cached is None:
             with torch.inference_mode():
-                known = self._prepared[shapes] = self._in_shapes(shapes)
+                cached = self._prepared[shapes] = self._in_shapes(shapes)
             while len(self._prepared) > _SHAPES:
                 self._prepared.popitem(last=False)
-        return known
+        return cached
 
     def _in_shapes(self, shapes: Sequence[Sequence[int]]) -> Shown:
         levels = zip(*self.maps, strict=True)
