@@ -91,7 +91,7 @@ class Drift:
         further = f" and {self.n_reference} reference" if self.n_reference else ""
         one, here = self.statistics[self.statistic], f"the {self.n_support} support{further} images"
         whose = "normal images" if self.n_reference else "the support"
-        differ = f"p = {self.p_value:.2g}; {self.statistic} {one.new:.3g}, of {whose} {one.support:.3g}"
+        differ = f"p = {self.p_value:.2g}; {self.statistic} {one.new:.3g}, compared with {one.support:.3g} in {whose}"
         if self.drifted:
             return f"Drift: {self.n_images} images, as a whole, differ from {here} ({differ})."
         return f"No drift: {self.n_images} images, as a whole, are like {here} ({differ})."

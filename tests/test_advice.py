@@ -615,7 +615,7 @@ def test_out_of_memory_in_training(make, normal, monkeypatch):
     quietly(lambda: det.set_params(student__batch_size=2, image_size=16).fit(normal[:4]))
 
 
-@follows("images. Lower image_size, or take a smaller backbone.")
+@follows("images. Lower image_size, or use a smaller backbone.")
 def test_out_of_memory_in_the_teacher(make, normal, monkeypatch, tmp_path):
     forward = teacher.Backbone.forward
 
@@ -627,14 +627,14 @@ def test_out_of_memory_in_the_teacher(make, normal, monkeypatch, tmp_path):
     monkeypatch.setattr(teacher.Backbone, "forward", small_only)
     name = "toy_resnet"
     with pytest.warns(UserWarning, match="Memory ran out"):
-        refusal(lambda: make().fit(normal[:3]), "Lower image_size, or take a smaller backbone", error=MemoryError)
+        refusal(lambda: make().fit(normal[:3]), "Lower image_size, or use a smaller backbone", error=MemoryError)
     quietly(lambda: make(image_size=16).fit(normal[:3]))
     name = "test_resnet"
     weights = write_random_weights(name, tmp_path / "w.safetensors")
     quietly(lambda: make(backbone=name, weights=weights).fit(normal[:3]))
 
 
-@follows("Lower image_size, take a smaller backbone, or free memory.")
+@follows("Lower image_size, use a smaller backbone, or free memory.")
 def test_out_of_memory_in_building(toy, monkeypatch, tmp_path):
     create = timm.create_model
 
@@ -780,7 +780,7 @@ def test_replaced_weights(make, normal, anomalous, tmp_path, how):
 # ---- files
 
 
-@follows("Pass force=True to replace it, or another name", "is a folder. Name a file in it", "Make it first")
+@follows("Pass force=True to replace it, or another name", "is a folder. Name a file in it", "Create it first")
 def test_destination_that_exists(make, normal, tmp_path):
     det = make().fit(normal[:2])
     path = tmp_path / "m.fsad"
@@ -790,12 +790,12 @@ def test_destination_that_exists(make, normal, tmp_path):
     det.save(tmp_path / "other.fsad")
     said = refusal(lambda: det.save(tmp_path), "Name a file in it")
     det.save(said.partition("for instance ")[2])
-    refusal(lambda: det.save(tmp_path / "new" / "m.fsad"), "Make it first")
+    refusal(lambda: det.save(tmp_path / "new" / "m.fsad"), "Create it first")
     (tmp_path / "new").mkdir()
     det.save(tmp_path / "new" / "m.fsad")
 
 
-@follows("Choose another folder or name", "are free. Make room, or write elsewhere", "are still valid. Make room")
+@follows("Choose another folder or name", "are free. Free space, or write elsewhere", "are still valid. Free space")
 def test_destination_without_permission_or_space(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     (tmp_path / "other").mkdir()
@@ -812,7 +812,7 @@ def test_destination_without_permission_or_space(make, normal, tmp_path, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints.os, "replace", full)
-        refusal(lambda: det.save(tmp_path / "m.fsad"), "Make room, or write elsewhere")
+        refusal(lambda: det.save(tmp_path / "m.fsad"), "Free space, or write elsewhere")
         det.save(tmp_path / "other" / "m.fsad")
     det.save(tmp_path / "m.fsad")
 
@@ -1208,8 +1208,8 @@ def test_out_of_memory_while_scoring(make, normal, monkeypatch):
 # ---- all of it
 
 _VERBS = (
-    "check choose continue convert copy correct download export fetch fit fix free give import install leave let "
-    "lower make mend name open pass put raise read remove rename replace resize save score set take use write"
+    "check choose continue convert copy correct create download export fetch fit fix free give import install leave "
+    "let lower make mend name open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"

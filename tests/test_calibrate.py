@@ -216,7 +216,7 @@ def test_best_f1_of_a_detector(det, both):
     assert f1_score(y, det.predict(X), pos_label=-1) == pytest.approx(det.calibration_.f1)
 
 
-# ---- what cannot be calibrated on
+# ---- unusable images
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 0.51, 1.0, np.nan, "0.05", None, True])
@@ -270,7 +270,7 @@ def test_advice_about_images(det, images):
 
 def test_support_images_are_left_out(det, images):
     normal = images[0]
-    with pytest.warns(SupportWarning, match="image 1, image 3 are in the support, and not calibrated on"):
+    with pytest.warns(SupportWarning, match="image 1, image 3 are in the support, and left out: calibration"):
         det.calibrate([normal[8], normal[0], normal[9], normal[2], *normal[10:30]], false_alarm_rate=0.1)
     assert det.calibration_.n_normal == 22
     assert det.offset_ == copy.copy(det).calibrate(normal[8:30], false_alarm_rate=0.1).offset_

@@ -102,12 +102,12 @@ def test_summary():
 @pytest.mark.parametrize(
     ("corrupt", "reason"),
     [
-        (lambda mask: Image.new("L", (10, 10)).save(mask), "a mask of another size than its image"),
+        (lambda mask: Image.new("L", (10, 10)).save(mask), "a mask that differs in size from its image"),
         (lambda mask: mask.write_bytes(b"no picture"), "a mask that cannot be read"),
         (lambda mask: mask.write_bytes(mask.read_bytes()[:60]), "a mask that cannot be read"),
         (lambda mask: Image.new("L", (40, 40)).save(mask), "a mask without an anomalous pixel"),
-        (lambda mask: mask.rename(mask.with_name("9.png")), "a mask of no image"),
-        (lambda mask: mask.rename(mask.with_name("7.png")), "a mask of another size than its image"),
+        (lambda mask: mask.rename(mask.with_name("9.png")), "a mask without an image"),
+        (lambda mask: mask.rename(mask.with_name("7.png")), "a mask that differs in size from its image"),
     ],
 )
 def test_invalid_mask_is_named_before_scoring(det, root, corrupt, reason, monkeypatch):
@@ -297,7 +297,7 @@ def test_images_unreadable_by_one_detector_are_left_out():
                      for values in ([4.0, 1.0, 2.0, 3.0], [4.0, np.nan, 2.0, 3.0]))  # fmt: skip
     assert evaluation.Pairs(np.arange(4), y, [whole, whole]).auroc == [0.5, 0.5]
     assert evaluation.Pairs(np.arange(4), y, [whole, broken]).auroc == [1, 1]
-    with pytest.raises(ValueError, match="lacks readable images of one kind"):
+    with pytest.raises(ValueError, match="lacks readable images of one class"):
         evaluation.Pairs(np.arange(2), y[1:3], [broken[1:3], whole[1:3]])
 
 

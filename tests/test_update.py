@@ -68,7 +68,7 @@ def test_history_is_kept_and_shown(model, new, capsys):
     assert (second["added"], second["n_support"]) == (["4.png", "5.png"], 6)
     assert cli.main(["info", str(model)]) == 0
     assert re.search(
-        r"^history: \S+Z added 3.png; 4 support images since \(.*\), \S+Z added 4", capsys.readouterr().out, re.M
+        r"^history: \S+Z added 3.png; 4 support images in total \(.*\), \S+Z added 4", capsys.readouterr().out, re.M
     )
     det = load(model)
     for change in (lambda: det, lambda: det.partial_fit(np.full((1, 40, 40, 3), 90, np.uint8))):
@@ -143,7 +143,7 @@ def test_model_without_support_images(fitted, new, tmp_path, capsys):
     before = (tmp_path / "without.fsad").read_bytes()
     assert run(tmp_path / "without.fsad", new[0]) == 2
     said = capsys.readouterr().err
-    assert "holds no support images, and cannot be added to. Do not pass --no-keep-support to fit" in said
+    assert "without support images, so no images can be added to it. Do not pass --no-keep-support to fit" in said
     assert (tmp_path / "without.fsad").read_bytes() == before
     fit = ["fit", str(new[0].parent), "-o", str(tmp_path / "with.fsad"), "--image-size", "32", "--quiet"]
     assert cli.main(fit) == 0

@@ -196,5 +196,5 @@ def _owner(mask: Path, kind: str | None, images: list[Entry], named: dict[str, l
     raise MaskError(
         f"The mask {mask} belongs to no image: there is no image called {' or '.join(stems)}"
         f"{'' if kind is None else f' in {kind}/'}. Rename or remove the mask.",
-        "a mask of no image",
+        "a mask without an image",
     )

@@ -252,7 +252,7 @@ def _of_images(masks: Sequence[Path], images: Sequence[Path], ending: str, wrong
         image = named.get(mask.stem.removesuffix(ending))
         if image is None or image in matched:
             what = "belongs to no image" if image is None else f"is a second one of {image}"
-            reason = "a mask of no image" if image is None else "a second mask of an image"
+            reason = "a mask without an image" if image is None else "a second mask of an image"
             wrong(mask, MaskError(f"The mask {mask} {what}. Rename or remove it.", reason))
         else:
             matched[image] = mask

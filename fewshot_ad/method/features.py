@@ -288,7 +288,7 @@ def _in_halves(function: _Forward, chunk: torch.Tensor) -> list[torch.Tensor]:
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"Memory ran out with batches of {half} images. Lower image_size, or take a smaller backbone."
+                f"Memory ran out with batches of {half} images. Lower image_size, or use a smaller backbone."
             ) from error
         raise
     return [torch.cat(level) for level in zip(*halves, strict=True)]

@@ -26,7 +26,7 @@ _HOOKED = Lock()
 _WAYS = (
     "Pass the path of a safetensors file in timm's naming for this network, or weights=None to use the backbone's own."
 )
-_ONE_SHAPE = "It takes images of one shape only: pass aspect='square', or image_size=(H, W)."
+_ONE_SHAPE = "It accepts images of one shape only: pass aspect='square', or image_size=(H, W)."
 _FILE = "Pass weights=FILE, a safetensors file in timm's naming for this network."
 
 
@@ -157,7 +157,7 @@ def build_backbone(
         if is_out_of_memory(error):
             raise no_memory(name, asked(fixed)) from error
         raise ValueError(
-            f"{name!r} does not take image_size={image_size}"
+            f"{name!r} does not accept image_size={image_size}"
             + (f": {error}" if fixed is not None else f" with aspect='keep': {error}. {_ONE_SHAPE}")
         ) from error
     stored = _tensor_names(weights) if weights is not None else None
@@ -269,7 +269,7 @@ def _create(name: str, shape: tuple[int, int] | None, *, seed: int | None = _INI
 def no_memory(name: str, request: str) -> OutOfMemoryError:
     """Return the error for a teacher that does not fit into memory; `request` is from `geometry.asked`."""
     return OutOfMemoryError(
-        f"Memory ran out while building {name!r} for {request}. Lower image_size, take a smaller backbone, "
+        f"Memory ran out while building {name!r} for {request}. Lower image_size, use a smaller backbone, "
         "or free memory."
     )
 

@@ -70,7 +70,7 @@ def extend_support(session: Session, X: Any, y: Any) -> Extended:
     before = session.fitted
     if before.images is None:
         raise ValueError(
-            "This detector was loaded from a file that holds no support images, and cannot be added to. Save the "
+            "This detector was loaded from a file without support images, so no images can be added to it. Save the "
             "detector with support=True where it was fitted, or fit again on all images."
         )
     items, options = session.items(X)

@@ -298,7 +298,7 @@ def _collect(tasks: Any, geometry: Geometry, features: Path) -> dict[str, tuple[
             warn(line, ImageSkippedWarning)
         named = {name: images.frames(listing.files) for name, listing in listed.items()}
     if not named:
-        raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
+        raise ImageError(f"{tasks} holds no tasks: it needs one sub-folder of normal images per task.")
     return {name: (items, _stamp(items, geometry)) for name, items in named.items()}
 
 
