@@ -104,7 +104,7 @@ class Statistics:
     Attributes
     ----------
     values : ndarray of shape (n, 6), float64
-        In the order of `LIGHT`, then the anomaly score.
+        Statistics in the order of `LIGHT`, then the anomaly score.
     hashes : list of str
         `image_hash` of each.
     """
@@ -121,7 +121,7 @@ def describe(session: Session, X: Any, on_error: OnError | None = None) -> Stati
     session : Session
     X : images
     on_error : {"raise", "skip"} or callable, optional
-        In place of the session's own.
+        Replacement for the session's `on_error`.
 
     Returns
     -------

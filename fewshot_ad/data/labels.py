@@ -32,7 +32,7 @@ def read_normal(
         +1 for normal, -1 for anomalous images.
     on_error : {"raise", "skip"} or callable
     options : dict
-        For `images.load_each`.
+        Options for `images.load_each`.
     rows : bool, optional
         Whether the items are rows of a table. For these, scikit-learn's tools pass targets of other tasks as y.
     n_drawn : int, optional

@@ -15,7 +15,7 @@ _TIFF_NEEDED = {
 _EXIF, _ADOBE, _JFIF = b"Exif\0\0", b"Adobe", b"JFIF\0"
 
 
-def mended(data: bytes) -> bytes | None:
+def without_metadata(data: bytes) -> bytes | None:
     """Remove the metadata from a file.
 
     Parameters
@@ -30,7 +30,7 @@ def mended(data: bytes) -> bytes | None:
     """
     try:
         if data.startswith(PNG_HEAD):
-            kept = [whole for kind, _, whole in png_chunks(data) if kind in _PNG_NEEDED]
+            kept = [chunk for kind, _, chunk in png_chunks(data) if kind in _PNG_NEEDED]
             return PNG_HEAD + b"".join(kept)
         if data.startswith(b"\xff\xd8\xff"):
             return _jpeg(data)
@@ -42,7 +42,7 @@ def mended(data: bytes) -> bytes | None:
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """List a PNG's chunks: kind, body, and the whole with length and checksum."""
+    """List the chunks of a PNG: kind, body, and complete bytes with length and checksum."""
     chunks, at = [], len(PNG_HEAD)
     while at + 8 <= len(data):
         (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]

@@ -26,7 +26,7 @@ def palette(header: Any, pydicom: Any, source: Source) -> tuple[np.ndarray, int]
     Parameters
     ----------
     header : Dataset
-        With the palette's descriptors and data, whole or in segments.
+        Header with the palette's descriptors and data, complete or in segments.
     pydicom : module
         Used to expand segments.
     source : Source

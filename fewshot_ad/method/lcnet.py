@@ -124,7 +124,7 @@ def build_lcnet(
     Returns
     -------
     Backbone
-        On the CPU, float32, its parameters frozen.
+        The teacher, on the CPU, in float32, with frozen parameters.
 
     Raises
     ------

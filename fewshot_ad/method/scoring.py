@@ -49,7 +49,7 @@ class Expert:
     Attributes
     ----------
     student : StudentNetwork
-        In eval mode.
+        The student, in eval mode.
     seen : torch.Tensor of bool
         (K,): whether the student was trained on the support image. It is not used for queries that leave one of these
         out.
@@ -161,11 +161,11 @@ class Memory:
     experts : tuple of Expert
         Their evidence is averaged; empty if no student is needed.
     bank : PatchBank or None
-        For `patch_evidence`.
+        Memory bank of `patch_evidence`.
     embeddings : torch.Tensor or None
-        For `embedding_evidence`.
+        Embeddings of `embedding_evidence`.
     subspaces : Subspaces or None
-        For `subspace_evidence`.
+        Subspaces of `subspace_evidence`.
     """
 
     experts: tuple[Expert, ...] = ()
@@ -217,7 +217,7 @@ class Scorer:
     extract : FeatureExtractor
         Extractor of the teacher's features.
     memory : Memory
-        On the device and in the number format of `extract`.
+        Memory on the device and in the dtype of `extract`.
     weights : dict of str to float
         Weight of each kind of evidence in the score, divided by its scale.
     reduction : Reduction

@@ -122,7 +122,7 @@ def build_backbone(
     Returns
     -------
     Backbone
-        On the CPU, float32, its parameters frozen.
+        The teacher, on the CPU, in float32, with frozen parameters.
 
     Raises
     ------

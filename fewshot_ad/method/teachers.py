@@ -43,7 +43,7 @@ def load_teacher(
     Returns
     -------
     teacher : Backbone
-        On the runtime's device, its batch norms folded into the convolutions.
+        The teacher on the runtime's device, with batch norms folded into convolutions.
     fingerprint : str
         sha256 of the weights in the file.
     """
