@@ -319,7 +319,7 @@ def test_init_of_another_teacher_or_form_is_refused(make, toy, normal, tmp_path)
         make(init=tmp_path / "none.safetensors").fit(normal[:4])
 
 
-@pytest.mark.parametrize(("evidence", "reason"), [("patch", "trains none"), ("ssd", "for that support only")])
+@pytest.mark.parametrize(("evidence", "reason"), [("patch", "trains none"), ("ssd", "for this support only")])
 def test_student_trained_on_the_support_is_not_saved(make, normal, tmp_path, evidence, reason):
     with pytest.raises(ValueError, match=reason):
         make(evidence=evidence).fit(normal[:4]).save_student(tmp_path / "student.safetensors")
