@@ -223,8 +223,8 @@ def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[tor
 def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
     if not isinstance(auxiliary, Mapping) or not auxiliary:
         raise ValueError(
-            f"auxiliary={auxiliary!r:.80} was given; it must be a mapping of task names to normal images, with at least "
-            "one task."
+            f"auxiliary={auxiliary!r:.80} was given; it must be a mapping of task names to normal images, with at "
+            "least one task."
         )
     options: dict[str, Any] = {"geometry": extract.teacher.geometry, "value_range": settings.value_range}
     options["n_workers"] = extract.runtime.workers
