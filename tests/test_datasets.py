@@ -140,7 +140,7 @@ def test_mask_of_a_rotated_photograph(tmp_path):
     assert names(tmp_path, load_folder(tmp_path).masks) == [None, "masks/2.png"]
 
 
-# ---- refusals
+# ---- errors
 
 
 def test_no_folder(tmp_path):

@@ -46,7 +46,7 @@ def fitted(toy, normal) -> DualDistillationDetector:
     return DualDistillationDetector(**toy).fit(normal[:4])
 
 
-# ---- what comes out
+# ---- results
 
 
 def test_shapes_types_and_signs(fitted, normal, anomalous):
@@ -405,7 +405,7 @@ def test_labelled_rows_are_left_out(make, normal, anomalous):
         make().fit(mixed, [1, 1])
 
 
-# ---- small, odd and bad supports
+# ---- small, unusual and invalid supports
 
 
 @pytest.mark.parametrize("evidence", EVIDENCE, ids=str)

@@ -213,7 +213,7 @@ def test_masks_of_training_images_are_left_out(tmp_path):
     assert ("masks", "masks of training images") in [(path.name, why) for path, why in load_folder(root).skipped]
 
 
-# ---- trees that nearly fit: what is said, and that doing so helps
+# ---- incomplete layouts: errors, and their advice
 
 
 def test_good_and_ok(tmp_path):
