@@ -71,7 +71,7 @@ def parse_evidence(
     return weights, [part for part in parts if part]
 
 
-def without_idle(
+def without_zero_weights(
     evidence: str | Sequence[str] | Mapping[str, float], student_weight: float | None, embedding_weight: float | None
 ) -> str | tuple[str, ...] | dict[str, float]:
     """Leave out the components whose weight is 0, which need not be computed.
