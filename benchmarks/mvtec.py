@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from fewshot_ad import DualDistillationDetector
 from fewshot_ad.data.datasets import ImageFolder, load_folder
 from fewshot_ad.data.layouts import categories
-from fewshot_ad.data.listing import say_left_out
+from fewshot_ad.data.listing import left_out_messages
 from fewshot_ad.draws import N_ANOMALOUS, N_NORMAL
 from fewshot_ad.exceptions import FewShotADError, SupportWarning
 
@@ -159,7 +159,7 @@ def entries(args: argparse.Namespace, store: Store) -> list[Entry]:
     with tqdm(total=len(chosen) * len(args.shots) * args.draws, unit="result", file=sys.stderr) as bar:
         for root in chosen:
             folder = load_folder(root, on_error="skip")
-            for line in say_left_out(folder.skipped):
+            for line in left_out_messages(folder.skipped):
                 print(f"{root.name}: {line}", file=sys.stderr)
             pictures, features = Pictures(), Uncached() if args.low_memory else Features()
             for n_shots in args.shots:

@@ -48,7 +48,7 @@ class FittedAttribute(Generic[_T]):
 
 
 # How to obtain `predict_proba` and `classes_`.
-BOTH_KINDS = (
+NEEDS_BOTH_CLASSES = (
     ": it needs normal and anomalous images. Call calibrate(X, y) after fit; and since clones are not calibrated, "
     "pass FrozenEstimator(det) to scikit-learn's meta-estimators."
 )
@@ -60,11 +60,11 @@ def classes(fitted: FittedSupport) -> np.ndarray | None:
     return None if calibration is None or calibration.logistic is None else np.array([-1, 1])
 
 
-def saw_both_kinds(det: object) -> bool:
+def check_both_classes(det: object) -> bool:
     """Check that a detector was calibrated on normal and anomalous images; else raise an error that says how."""
     fitted = vars(det).get("fitted_")
     if fitted is None or classes(fitted) is None:
-        raise AttributeError(f"predict_proba is not available{BOTH_KINDS}")
+        raise AttributeError(f"predict_proba is not available{NEEDS_BOTH_CLASSES}")
     return True
 
 

@@ -18,7 +18,7 @@ from .files.checkpoints import check_destination
 from .history import from_json
 from .inputs import check_existence, fit_on, list_given, list_labelled, open_detector, open_session
 from .map_files import write_maps
-from .outcome import Outcome, plain, say_failed
+from .outcome import Outcome, failure_message, plain
 from .regions import Region
 from .session import Session
 from .tables import THRESHOLD, Row, Table, import_parquet
@@ -168,7 +168,7 @@ def map(
         f"wrote {len(written)} files to {out}",
         {"written": written, "failed": failed, "left_out": plain(listed.left_out)},
         len(failed),
-        say_failed(failed, len(done)),
+        failure_message(failed, len(done)),
     )
 
 
@@ -198,7 +198,7 @@ def report(
     }  # fmt: skip
     text = f"wrote {out} ({size / 1e6:.1f} MB): {len(items) - len(unreadable)} of {len(items)} images"
     failed = {name: f"{name} {reason}" for name, reason in unreadable}
-    return Outcome(text, result, len(unreadable), say_failed(failed, len(items)))
+    return Outcome(text, result, len(unreadable), failure_message(failed, len(items)))
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from . import __version__, drift
-from .attributes import BOTH_KINDS, FittedAttribute, classes, saw_both_kinds, summary
+from .attributes import NEEDS_BOTH_CLASSES, FittedAttribute, check_both_classes, classes, summary
 from .doubts import doubts
 from .drift import Drift
 from .embedding import count_columns, embed
@@ -709,7 +709,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         """
         return pvalues(self.session(), X)
 
-    @available_if(saw_both_kinds)  # type: ignore[untyped-decorator]
+    @available_if(check_both_classes)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict class probabilities; available only after `calibrate` with images of both classes.
 
@@ -909,7 +909,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
     patches_ = FittedAttribute[torch.Tensor | None](lambda f: f.patches and f.patches.features)
     embeddings_ = FittedAttribute[torch.Tensor | None](lambda f: f.embeddings)
     calibration_ = FittedAttribute[Calibration](lambda f: f.calibration, may_lack=True)
-    classes_ = FittedAttribute[np.ndarray](classes, may_lack=True, hint=BOTH_KINDS)
+    classes_ = FittedAttribute[np.ndarray](classes, may_lack=True, hint=NEEDS_BOTH_CLASSES)
     teacher_fingerprint_ = FittedAttribute[str](lambda f: f.teacher_fingerprint)
     row_range_ = FittedAttribute[tuple[float, float] | None](lambda f: f.table and f.table.value_range)
     n_features_in_ = FittedAttribute[int](lambda f: f.table and f.table.n_features, may_lack=True)
@@ -954,7 +954,7 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         super().__setstate__(state)
 
     def _repr_html_inner(self) -> str:
-        """Put a summary of the fitted state above scikit-learn's diagram."""
+        """Show a summary of the fitted state above scikit-learn's diagram."""
         # This method is private in scikit-learn, and may disappear.
         inner = getattr(super(), "_repr_html_inner", lambda: f"<pre>{html.escape(repr(self))}</pre>")
         return summary(vars(self).get("fitted_")) + inner()

@@ -37,10 +37,10 @@ _PLACED, _UNPLACED = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.7"
 _SERIES_NUMBER = 900
 
 
-def anomalous(found: Explanation) -> np.ndarray:
+def anomalous(explanation: Explanation) -> np.ndarray:
     """Return the mask of an image's regions, (H, W) bool, in pixels of the original image."""
-    values = enlarged(torch.from_numpy(found.faded)[None], found.original_size)[0].numpy()
-    return values > half_height(values) if found.decision < 0 else np.zeros_like(values, bool)
+    values = enlarged(torch.from_numpy(explanation.faded)[None], explanation.original_size)[0].numpy()
+    return values > half_height(values) if explanation.decision < 0 else np.zeros_like(values, bool)
 
 
 class Writer:
@@ -69,14 +69,14 @@ class Writer:
         self._pydicom = import_extra("pydicom", Source(str(items[0])))
         self._series: dict[str, tuple[str, int]] = {}
 
-    def __call__(self, index: int, found: Explanation) -> bytes:
+    def __call__(self, index: int, explanation: Explanation) -> bytes:
         """Create the object of an image.
 
         Parameters
         ----------
         index : int
             Index of the image in the items.
-        found : Explanation
+        explanation : Explanation
             Explanation of the image.
 
         Returns
@@ -98,7 +98,7 @@ class Writer:
                 f"ds = pydicom.dcmread(path); ds.{missing[0]} = ...; ds.save_as(path), or use --format pictures."
             )
         try:
-            made = self._make(item, header, found)
+            made = self._make(item, header, explanation)
             data = io.BytesIO()
             made.save_as(data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # highdicom's errors for unusual headers
@@ -108,14 +108,14 @@ class Writer:
             ) from error
         return data.getvalue()
 
-    def _make(self, item: Any, header: Any, found: Explanation) -> Any:
+    def _make(self, item: Any, header: Any, explanation: Explanation) -> Any:
         frame = item.index if isinstance(item, Frame) else None
         place = {name: _of_frame(header, frame or 0, name, group) for name, group in _GEOMETRY.items()}
         reference = header.get("FrameOfReferenceUID")
         placed = bool(reference) and all(place.values())
         source = self._stand_in(header, place if placed else {})
         make = self._segmentation if self._form == "dicom-seg" else self._parametric_map
-        made = make(source, found, placed)
+        made = make(source, explanation, placed)
         _refer(made, header.SOPClassUID, frame)
         if reference and not placed:
             made.FrameOfReferenceUID = reference
@@ -156,7 +156,7 @@ class Writer:
             "device_serial_number": "0", "specific_character_set": "ISO_IR 192",
         }  # fmt: skip
 
-    def _segmentation(self, source: Any, found: Explanation, placed: bool) -> Any:
+    def _segmentation(self, source: Any, explanation: Explanation, placed: bool) -> Any:
         hd = self._highdicom
         codes = import_extra("pydicom.sr.codedict", Source("segmentation")).codes
         algorithm = hd.AlgorithmIdentificationSequence(
@@ -167,15 +167,15 @@ class Writer:
             1, "anomalous", abnormal, abnormal, "AUTOMATIC", algorithm_identification=algorithm
         )
         return hd.seg.Segmentation(
-            pixel_array=anomalous(found).astype(np.uint8)[None], segmentation_type="BINARY",
+            pixel_array=anomalous(explanation).astype(np.uint8)[None], segmentation_type="BINARY",
             segment_descriptions=[segment], omit_empty_frames=False, series_description="Anomalous regions",
             **self._common(source),
         )  # fmt: skip
 
-    def _parametric_map(self, source: Any, found: Explanation, placed: bool) -> Any:
+    def _parametric_map(self, source: Any, explanation: Explanation, placed: bool) -> Any:
         hd = self._highdicom
         codes = import_extra("pydicom.sr.codedict", Source("parametric map")).codes
-        values = enlarged(torch.from_numpy(found.map)[None], found.original_size).numpy()
+        values = enlarged(torch.from_numpy(explanation.map)[None], explanation.original_size).numpy()
         low, high = float(values.min()), float(values.max())
         meaning = hd.pm.RealWorldValueMapping(
             "1", "anomaly map, high = anomalous", codes.UCUM.NoUnits, (low, high), slope=1.0, intercept=0.0

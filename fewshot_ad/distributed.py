@@ -14,7 +14,7 @@ import numpy as np
 from . import images
 from .cluster import connect, settle
 from .data.formats import Frame
-from .data.listing import list_images, say_left_out
+from .data.listing import left_out_messages, list_images
 from .exceptions import ImageError, ImageSkippedWarning, warn
 from .files import checkpoints
 from .regions import Region
@@ -177,7 +177,7 @@ def list_files(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] 
             raise ImageError(f"{source} is not a folder. Pass a folder of images, or a list of paths.")
         listing = list_images(Path(source), below=True)
         files: Sequence[Any] = listing.files
-        for message in say_left_out(listing.left_out):
+        for message in left_out_messages(listing.left_out):
             warn(message, ImageSkippedWarning)
     else:
         files = source

@@ -8,7 +8,7 @@ import numpy as np
 
 from .support import FittedSupport
 
-# A support image that scores at least so many times the median is an outlier. On eleven tasks with four images this
+# A support image that scores at least this many times the median is an outlier. On eleven tasks with four images this
 # warns in 1 of 33 draws of normal images, and for 1 of 8 anomalous images among three normal (docs/experiments.md).
 _OUTLIER = 2.5
 # An image with a smaller range of values was constant before it was resized.

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from .data.datasets import ImageFolder, load_folder, read_mask
-from .data.listing import LeftOut, say_left_out
+from .data.listing import LeftOut, left_out_messages
 from .exceptions import ImageError, ImageSkippedWarning, warn
 from .metrics import aupro, average_precision, f1_max, recall_at
 from .scored import Scored
@@ -107,7 +107,7 @@ def _truth(folder: ImageFolder, tested: np.ndarray) -> dict[int, np.ndarray]:
             folder.skipped.append((mask, "a mask without an anomalous pixel"))
             continue
         truth[i] = small
-    messages = list(say_left_out(folder.skipped))
+    messages = list(left_out_messages(folder.skipped))
     maskless = [str(folder.paths[i]) for i in tested.tolist() if folder.y[i] == -1 and i not in truth]
     if maskless and any(folder.masks):
         more = f" and {len(maskless) - 5} more" if len(maskless) > 5 else ""

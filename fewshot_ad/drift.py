@@ -91,7 +91,7 @@ class Drift:
         further = f" and {self.n_reference} reference" if self.n_reference else ""
         one, here = self.statistics[self.statistic], f"the {self.n_support} support{further} images"
         whose = "normal images" if self.n_reference else "the support"
-        differ = f"p = {self.p_value:.2g}; {self.statistic} {one.new:.3g}, of {whose} {one.support:.3g}"
+        differ = f"p = {self.p_value:.2g}; {self.statistic} {one.new:.3g}, compared with {one.support:.3g} in {whose}"
         if self.drifted:
             return f"Drift: {self.n_images} images, as a whole, differ from {here} ({differ})."
         return f"No drift: {self.n_images} images, as a whole, are like {here} ({differ})."
@@ -104,7 +104,7 @@ class Statistics:
     Attributes
     ----------
     values : ndarray of shape (n, 6), float64
-        In the order of `LIGHT`, then the anomaly score.
+        Statistics in the order of `LIGHT`, then the anomaly score.
     hashes : list of str
         `image_hash` of each.
     """
@@ -121,7 +121,7 @@ def describe(session: Session, X: Any, on_error: OnError | None = None) -> Stati
     session : Session
     X : images
     on_error : {"raise", "skip"} or callable, optional
-        In place of the session's own.
+        Replacement for the session's `on_error`.
 
     Returns
     -------

@@ -266,7 +266,7 @@ def compare(
     Raises
     ------
     ImageError, ValueError
-        As for `evaluate`; or a number is below 1, or a draw lacks readable images of one kind.
+        As for `evaluate`; or a number is below 1, or a draw lacks readable images of one class.
 
     Examples
     --------
@@ -330,7 +330,7 @@ class Pairs:
         readable = np.isfinite(scores).all(0)
         self.normal, self.anomalous = (np.flatnonzero(readable & (y == kind)) for kind in (1, -1))
         if not len(self.normal) or not len(self.anomalous):
-            raise ValueError("A draw lacks readable images of one kind, and cannot be compared.")
+            raise ValueError("A draw lacks readable images of one class, and cannot be compared.")
         # 1 if a pair is ranked correctly, 1/2 if it is tied: the mean is the AUROC.
         ranked = [
             (np.sign(one[self.normal] - one[self.anomalous][:, None]) + 1) / 2 for one in scores
@@ -350,7 +350,7 @@ def bootstrap(pairs: Sequence[Pairs], n_resamples: int) -> tuple[float, np.ndarr
     for i, pair in enumerate(pairs):
         anomalous, normal = (of_kind[i] for of_kind in counts)
         n_pairs = anomalous.sum(1) * normal.sum(1)
-        # A resample that lacks images of one kind in this draw says nothing about the draw.
+        # A resample that lacks images of one class in this draw is ignored for the draw.
         weight = chosen[:, i] * (n_pairs > 0)
         gained += weight * ((anomalous @ pair.gain) * normal).sum(1) / np.maximum(n_pairs, 1)
         counted += weight

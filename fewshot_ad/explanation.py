@@ -263,7 +263,7 @@ class Gallery:
 
 def explain(
     scorer: Scorer,
-    read: QueryResult,
+    result: QueryResult,
     loaded: Loaded,
     offset: float,
     best: Callable[[torch.Tensor], Match | None],
@@ -275,7 +275,7 @@ def explain(
     ----------
     scorer : Scorer
         Scorer of the detector.
-    read : QueryResult
+    result : QueryResult
         Its result for the image.
     loaded : Loaded
         The image.
@@ -291,10 +291,10 @@ def explain(
     Explanation
     """
     size = loaded.image.shape[1:]
-    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.image_scores(read.evidence)[0])
+    fused, score = scorer.fuse(result.evidence)[0], -float(scorer.image_scores(result.evidence)[0])
     faded = scorer.reduction.fade(fused)
     spot = highest(faded.numpy())
-    weights, decision = read.weights.numpy().astype(np.float64), score - offset
+    weights, decision = result.weights.numpy().astype(np.float64), score - offset
     return Explanation(
         score=score,
         decision=decision,
@@ -305,8 +305,8 @@ def explain(
         support_weights=weights,
         support_index=int(weights.argmax()),
         hot_spot=spot,
-        matches=best(patch_at(read.maps, size, spot, scorer.layers).cpu()),
-        patch_size=size[0] / scorer.layers.middle(read.maps).shape[2],
+        matches=best(patch_at(result.maps, size, spot, scorer.layers).cpu()),
+        patch_size=size[0] / scorer.layers.middle(result.maps).shape[2],
         faded=faded.numpy().astype(np.float32),
         level=threshold_of(scorer, fused, decision),
     )
@@ -318,10 +318,10 @@ def threshold_of(scorer: Scorer, fused: torch.Tensor, decision: float) -> float:
 
 
 def regions_in(
-    scorer: Scorer, read: QueryResult, loaded: Loaded, offset: float, min_area: float = 0, level: float | None = None
+    scorer: Scorer, result: QueryResult, loaded: Loaded, offset: float, min_area: float = 0, level: float | None = None
 ) -> list[Region]:
     """Find the regions of an image from its scoring result; see `DualDistillationDetector.regions`."""
-    fused, score = scorer.fuse(read.evidence)[0], -float(scorer.image_scores(read.evidence)[0])
+    fused, score = scorer.fuse(result.evidence)[0], -float(scorer.image_scores(result.evidence)[0])
     threshold, size = threshold_of(scorer, fused, score - offset), (loaded.height, loaded.width)
     return _regions(scorer.reduction.fade(fused).float(), size, score, score - offset, threshold, min_area, level)
 

@@ -38,7 +38,7 @@ class Addition:
     def __str__(self) -> str:
         """Return one line of text."""
         named = ", ".join(self.added)
-        return f"{self.date} added {named}; {self.n_support} support images since (fewshot-ad {self.version})"
+        return f"{self.date} added {named}; {self.n_support} support images in total (fewshot-ad {self.version})"
 
 
 def addition(added: Iterable[str], n_support: int) -> Addition:

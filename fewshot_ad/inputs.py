@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .data import datasets, images, layouts
-from .data.listing import SUFFIXES, LeftOut, list_images, say_left_out
+from .data.listing import SUFFIXES, LeftOut, left_out_messages, list_images
 from .exceptions import FewShotADError, ImageError, ImageSkippedWarning, warn
 from .explanation import moved_offset
 from .files import model_file
@@ -59,7 +59,7 @@ def open_detector(
 def open_session(
     paths: Sequence[Path], support: Sequence[Path] | None, settings: dict[str, Any]
 ) -> tuple[Session, Sequence[Path]]:
-    """Do the same as `open_detector`, but return a session; a model file is read without scikit-learn."""
+    """Open a session in the same way as `open_detector`; a model file is read without scikit-learn."""
     model = _model(paths, support)
     stored = None if model is None else _parameters(model)
     if model is None or stored is None or SAVED - stored:
@@ -130,7 +130,7 @@ def list_given(paths: Sequence[Path]) -> Listed:
         listing = list_images(path, below=True)
         files += [(file, file.relative_to(path)) for file in listing.files]
         left_out += listing.left_out
-    messages = list(say_left_out(left_out))
+    messages = list(left_out_messages(left_out))
     if not files:
         raise ImageError("; ".join([f"There are no images in {', '.join(str(path) for path in paths)}", *messages]))
     for message in messages:
@@ -155,7 +155,7 @@ def list_labelled(paths: Sequence[Path]) -> tuple[list[Any], list[int] | None, L
         *folder.skipped,
         *((path, "a training image") for path in folder.paths if path not in labels),
     ]
-    for message in say_left_out(left_out):
+    for message in left_out_messages(left_out):
         warn(message, ImageSkippedWarning)
     items = images.frames(labels)
     return items, [labels[Path(item.path if isinstance(item, images.Frame) else item)] for item in items], left_out

@@ -100,7 +100,7 @@ class LabelledDetector(OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            There are labels other than +1 and -1, or too few images of one kind.
+            There are labels other than +1 and -1, or too few images of one class.
         """
         items = list(X)
         check_consistent_length(items, y)

@@ -121,7 +121,7 @@ class SyntheticAnomalyScorer(BaseEstimator):
     Parameters
     ----------
     n_views : int, default=4
-        Number of slightly augmented views of each image; each is scored as it is and corrupted.
+        Number of slightly augmented views of each image; each is scored with and without a corrupted region.
     random_state : int, RandomState instance or None, default=0
         Seed of the views and the corrupted regions. An integer gives every candidate the same ones.
 

@@ -36,6 +36,6 @@ def plain(left_out: LeftOut) -> list[dict[str, str]]:
     return [{"path": str(path), "reason": reason} for path, reason in left_out]
 
 
-def say_failed(failed: dict[str, str], n_images: int) -> str:
+def failure_message(failed: dict[str, str], n_images: int) -> str:
     """List the images that failed, and their number; "" if there are none."""
     return "\n".join([*failed.values(), f"{len(failed)} of {n_images} images failed"]) if failed else ""

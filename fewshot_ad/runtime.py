@@ -59,7 +59,7 @@ class Runtime:
 
 
 def resolve_runtime(device: str | torch.device, precision: str, workers: int = 1) -> Runtime:
-    """Turn the parameters `device` and `precision` into a `Runtime`.
+    """Resolve the parameters `device` and `precision` to a `Runtime`.
 
     Parameters
     ----------

@@ -107,8 +107,8 @@ class Session:
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Score images, (n_samples,) float64; high = normal."""
-        found = self._collect(X, lambda scorer, one, _: -float(scorer.image_scores(one.evidence)[0]), np.nan)
-        return np.array(found, np.float64)
+        scores = self._collect(X, lambda scorer, one, _: -float(scorer.image_scores(one.evidence)[0]), np.nan)
+        return np.array(scores, np.float64)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Score images against the threshold, (n_samples,) float64; below 0 = anomaly."""

@@ -1,4 +1,4 @@
-"""Every parameter of a detector, and what it accepts: one table, for the estimator, pretraining and files alike."""
+"""Rules for the parameters of a detector: one table for the estimator, pretraining and files."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def _is_window(value: Any) -> bool:
 
 
 def _is_shape(value: Any) -> bool:
-    whole = _is_sequence(value) and all(integer(1).holds(n) for n in value)
-    return whole and (len(value) == 2 or (len(value) == 3 and value[2] in (1, 3)))
+    integers = _is_sequence(value) and all(integer(1).holds(n) for n in value)
+    return integers and (len(value) == 2 or (len(value) == 3 and value[2] in (1, 3)))
 
 
 def _is_blocks(value: Any) -> bool:
-    whole = _is_sequence(value) and len(value) == 3 and all(integer(0).holds(n) for n in value)
-    return whole and value[0] > 0 and (value[1] > 0 or value[2] == 0)
+    integers = _is_sequence(value) and len(value) == 3 and all(integer(0).holds(n) for n in value)
+    return integers and value[0] > 0 and (value[1] > 0 or value[2] == 0)
 
 
 def _is_layers(value: Any) -> bool:

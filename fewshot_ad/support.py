@@ -254,39 +254,39 @@ def build(
     FittedSupport
     """
     hashes = tuple(map(image_hash, support))
-    least = _reduction(settings).foreground
-    described = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches, least)
+    threshold = _reduction(settings).foreground
+    described = describe_support(support, extract, kinds(evidence), settings.augment, settings.max_patches, threshold)
     shown = tuple(add_support_maps(expert, support, extract) for expert in experts)
 
-    def make_memory(description: Description, own: torch.Tensor) -> tuple[Memory, Subspaces | None]:
-        subspaces = None if description.moments is None else find_subspaces(description.moments, own)
-        held = description.patches, description.embeddings, subspaces
-        return prepare_memory(shown, *held, len(support), extract.runtime), subspaces
+    def make_memory(description: Description, excluded: torch.Tensor) -> tuple[Memory, Subspaces | None]:
+        subspaces = None if description.moments is None else find_subspaces(description.moments, excluded)
+        parts = description.patches, description.embeddings, subspaces
+        return prepare_memory(shown, *parts, len(support), extract.runtime), subspaces
 
     held_out = views.random_views(support, _HELD_OUT_VIEWS, np.random.default_rng(held_out_seed))
 
-    def measure(memory: Memory, own: torch.Tensor) -> _Measured:
+    def measure(memory: Memory, excluded: torch.Tensor) -> _Measured:
         def scorer(lam: float, scales: Mapping[str, float]) -> Scorer:
             return Scorer(extract, memory, _weights(evidence, lam, scales), _reduction(settings))
 
-        return _measure(settings, evidence, scorer, support, held_out, own)
+        return _measure(settings, evidence, scorer, support, held_out, excluded)
 
     groups = list(range(len(support)))
-    own = _copies(support, hashes, groups)
+    excluded = _copies(support, hashes, groups)
     if table is None and (similar := similar_pairs(support)).sum() > len(support):
         # A coreset may lack the patches of a near-duplicate: all patches of the unaugmented images are used.
-        whole = describe_support(support, extract, kinds(evidence), False, _COMPARED, least)
+        full = describe_support(support, extract, kinds(evidence), False, _COMPARED, threshold)
         extract.keep(held_out)
-        found = measure(make_memory(whole, own)[0], own)
-        of_views = found.of_views.reshape(len(support), -1).mean(1)
-        ratios = np.divide(found.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
+        full_measured = measure(make_memory(full, excluded)[0], excluded)
+        of_views = full_measured.of_views.reshape(len(support), -1).mean(1)
+        ratios = np.divide(full_measured.scores, of_views, out=np.ones_like(of_views), where=of_views != 0)
         groups = near_duplicates(similar, ratios)
-        own = _copies(support, hashes, groups)
-    memory, subspaces = make_memory(described, own)
-    measured = measure(memory, own)
+        excluded = _copies(support, hashes, groups)
+    memory, subspaces = make_memory(described, excluded)
+    measured = measure(memory, excluded)
     scores = measured.scores
     scores.flags.writeable = False
-    if own.any():
+    if excluded.any():
         distinct = one_of_each(scores, groups)
         offset = calibration.offset(distinct if settings.contamination == "auto" else scores, settings.contamination)
         predictive = calibration.predictive(distinct)
@@ -319,22 +319,22 @@ def _measure(
     scorer: Callable[[float, Mapping[str, float]], Scorer],
     support: Sequence[torch.Tensor],
     held_out: Sequence[torch.Tensor],
-    own: torch.Tensor,
+    excluded: torch.Tensor,
 ) -> _Measured:
-    """Score the support and its held-out views, each against the support images that `own` (K, K) does not exclude."""
+    """Score the support and its held-out views, each against the support images that are not `excluded`, (K, K)."""
     lam = float(settings.lam)
     plain = scorer(lam, {})
-    of_views = plain.read_all(held_out, own.repeat_interleave(_HELD_OUT_VIEWS, 0))
+    of_views = plain.read_all(held_out, excluded.repeat_interleave(_HELD_OUT_VIEWS, 0))
     scales = _scales(settings, evidence, lam, plain, of_views)
     final = scorer(lam, scales)
-    anomaly_scores = final.score(final.read_all(support, own)), final.score(of_views)
+    anomaly_scores = final.score(final.read_all(support, excluded)), final.score(of_views)
     return _Measured(scales, *(-scores.double().numpy() for scores in anomaly_scores))
 
 
 def _reduction(settings: Settings) -> Reduction:
     sigma, border = float(settings.blur_sigma), float(settings.border_weight)
-    least = foreground.threshold(settings.foreground)
-    return Reduction(settings.aggregation, sigma, border, float(settings.contrast), settings.upsampling, least)
+    threshold = foreground.threshold(settings.foreground)
+    return Reduction(settings.aggregation, sigma, border, float(settings.contrast), settings.upsampling, threshold)
 
 
 def _weights(

@@ -13,7 +13,7 @@ from .explanation import relative_score
 from .files import calibration_entry
 from .files.checkpoints import check_destination
 from .inputs import check_existence, list_given, open_session
-from .outcome import Outcome, plain, say_failed
+from .outcome import Outcome, failure_message, plain
 from .runtime import own_torch_state
 
 
@@ -53,7 +53,7 @@ def drift(
     listed = [list_given(some) for some in (given, reference) if some is not None]
     of_kind = [[item for item, _ in one.items] for one in listed]
     done = compare(session.fitted, *map(statistics, of_kind))
-    found = {
+    result = {
         "drifted": done.drifted, "p_value": done.p_value, "statistic": done.statistic, "n_images": done.n_images,
         "n_support": done.n_support, "n_reference": done.n_reference,
         "statistics": {name: one._asdict() for name, one in done.statistics.items()},
@@ -63,7 +63,7 @@ def drift(
     lines += [
         f"{name:<12}{one.support:>9.3g}{one.new:>9.3g}{one.p_value:>9.2g}" for name, one in done.statistics.items()
     ]
-    return Outcome("\n".join([done.text, *lines]), found, len(failed), say_failed(failed, sum(map(len, of_kind))))
+    return Outcome("\n".join([done.text, *lines]), result, len(failed), failure_message(failed, sum(map(len, of_kind))))
 
 
 def calibrate(
@@ -103,4 +103,4 @@ def calibrate(
         "left_out": plain([entry for listed in by_kind for entry in listed.left_out]),
     }  # fmt: skip
     text = f"wrote {out}: the threshold is {float(relative_score(det.offset_, before)):.2f} times the previous one\n"
-    return Outcome(text + threshold_from(det.fitted_), result, len(failed), say_failed(failed, len(items)))
+    return Outcome(text + threshold_from(det.fitted_), result, len(failed), failure_message(failed, len(items)))

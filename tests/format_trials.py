@@ -66,8 +66,8 @@ def outcome(trial: Trial) -> tuple[str, np.ndarray | None, str]:
             image = images.load(data, 0, Geometry(SIDE))
         except (ImageError, MissingExtraError) as error:
             return "refused", None, str(error)
-    said = [str(warning.message) for warning in caught if warning.category.__module__.startswith("fewshot_ad")]
-    return "warned" if said else "read", image.numpy(), " ".join(said)
+    message = [str(warning.message) for warning in caught if warning.category.__module__.startswith("fewshot_ad")]
+    return "warned" if message else "read", image.numpy(), " ".join(message)
 
 
 def _rgb(values: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def _png(bits: int, kind: int) -> Callable[[np.ndarray], bytes]:
     return make
 
 
-# --- what Pillow writes
+# --- formats that Pillow writes
 
 
 def _pillow(kind: str, mode: str = "L", **options: Any) -> Callable[[np.ndarray], bytes]:

@@ -153,8 +153,8 @@ def test_fully_transparent_image(normal, tmp_path):
 @follows("Remove it or pass on_error='skip'.", "does not exist. Pass the path of an image file.")
 def test_unreadable_image(make, normal, tmp_path):
     paths = save_pictures(tmp_path, normal[:3])
-    said = refusal(lambda: make().fit([*paths, tmp_path / "none.png"]), "Remove it or pass on_error='skip'.")
-    assert "Pass the path of an image file" in said
+    message = refusal(lambda: make().fit([*paths, tmp_path / "none.png"]), "Remove it or pass on_error='skip'.")
+    assert "Pass the path of an image file" in message
     expected = make().fit(paths).offset_
     with pytest.warns(UserWarning, match="Skipped"):
         assert make(on_error="skip").fit([*paths, tmp_path / "none.png"]).offset_ == expected
@@ -296,9 +296,9 @@ def test_damaged_element_is_corrected(tmp_path, name):
     else:
         data = whole[: place + 8] + b"\xff" * length + whole[place + 8 + length :]
     kept = pydicom.dcmread(io.BytesIO(whole))[name].value
-    said = refusal(lambda: read([data]))
+    message = refusal(lambda: read([data]))
     if name in ("WindowCenter", "RescaleSlope", "Rows"):
-        assert "Correct it with pydicom" in said
+        assert "Correct it with pydicom" in message
     ds = pydicom.dcmread(io.BytesIO(data))
     ds[name] = pydicom.DataElement(tag, pydicom.datadict.dictionary_VR(tag), kept)
     ds.save_as(tmp_path / "a.dcm")
@@ -554,8 +554,8 @@ def test_support_of_identical_or_outlying_images(make, normal):
     again = np.clip(normal[0].astype(int) + 1, 0, 255).astype(np.uint8)
     warning_of(lambda: make().fit([*normal[:3], again]), "pass different images")
     quietly(lambda: make().fit(normal[:3]))
-    odd = corrupted(normal[3:4])[0] ^ 255
-    warning_of(lambda: make().fit([*normal[:3], odd]), "fit without it")
+    outlier = corrupted(normal[3:4])[0] ^ 255
+    warning_of(lambda: make().fit([*normal[:3], outlier]), "fit without it")
     quietly(lambda: make().fit(normal[:3]))
 
 
@@ -574,8 +574,8 @@ def test_available_device(make, normal, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if device == "cuda" and torch.backends.cuda.is_built() and torch.cuda.device_count():
         pytest.skip("there is one")
-    said = refusal(lambda: make(device=device).fit(normal[:2]), "cannot be used here", error=ValueError)
-    named = re.findall(r"'([^']*)'", said.rpartition("Pass ")[2])
+    message = refusal(lambda: make(device=device).fit(normal[:2]), "cannot be used here", error=ValueError)
+    named = re.findall(r"'([^']*)'", message.rpartition("Pass ")[2])
     assert named
     for name in named:
         make(device=name).fit(normal[:2])
@@ -584,8 +584,8 @@ def test_available_device(make, normal, monkeypatch, device):
 @follows("Lower learning_rate (now", "precision='float32'")
 def test_diverging_loss(make, normal, monkeypatch):
     det = make(evidence="ssd", student__learning_rate=1e30, student__n_steps=60, precision="float32")
-    said = refusal(lambda: det.fit(normal[:4]), "Lower learning_rate (now 1e+30)", error=TrainingError)
-    assert "precision=" not in said  # the precision is float32 already
+    message = refusal(lambda: det.fit(normal[:4]), "Lower learning_rate (now 1e+30)", error=TrainingError)
+    assert "precision=" not in message  # the precision is float32 already
     det.set_params(student__learning_rate=1e-3, student__n_steps=3).fit(normal[:4])
     backward = loop.Training._backward
 
@@ -615,7 +615,7 @@ def test_out_of_memory_in_training(make, normal, monkeypatch):
     quietly(lambda: det.set_params(student__batch_size=2, image_size=16).fit(normal[:4]))
 
 
-@follows("images. Lower image_size, or take a smaller backbone.")
+@follows("images. Lower image_size, or use a smaller backbone.")
 def test_out_of_memory_in_the_teacher(make, normal, monkeypatch, tmp_path):
     forward = teacher.Backbone.forward
 
@@ -627,14 +627,14 @@ def test_out_of_memory_in_the_teacher(make, normal, monkeypatch, tmp_path):
     monkeypatch.setattr(teacher.Backbone, "forward", small_only)
     name = "toy_resnet"
     with pytest.warns(UserWarning, match="Memory ran out"):
-        refusal(lambda: make().fit(normal[:3]), "Lower image_size, or take a smaller backbone", error=MemoryError)
+        refusal(lambda: make().fit(normal[:3]), "Lower image_size, or use a smaller backbone", error=MemoryError)
     quietly(lambda: make(image_size=16).fit(normal[:3]))
     name = "test_resnet"
     weights = write_random_weights(name, tmp_path / "w.safetensors")
     quietly(lambda: make(backbone=name, weights=weights).fit(normal[:3]))
 
 
-@follows("Lower image_size, take a smaller backbone, or free memory.")
+@follows("Lower image_size, use a smaller backbone, or free memory.")
 def test_out_of_memory_in_building(toy, monkeypatch, tmp_path):
     create = timm.create_model
 
@@ -664,8 +664,8 @@ def test_image_size_for_patches(tmp_path):
 
 @follows("Pass layers='auto' or a tuple of these, or the name of a transformer as backbone")
 def test_last_layer_of_a_network_without_tokens(make, normal, tmp_path):
-    said = refusal(lambda: make(layers="last").fit(normal[:3]), "stages 1 to 4", error=ValueError)
-    assert "tuple of these" in said
+    message = refusal(lambda: make(layers="last").fit(normal[:3]), "stages 1 to 4", error=ValueError)
+    assert "tuple of these" in message
     weights = write_random_weights("toy_dinov3", tmp_path / "w.safetensors")
     for changed in ({"layers": "auto"}, {"layers": (1, 4)}, {"backbone": "toy_dinov3", "weights": weights}):
         make(**{"layers": "last", **changed}).fit(normal[:3])
@@ -680,8 +680,8 @@ def test_too_few_layers_for_a_student(make, normal):
 
 
 def test_missing_layers(make, normal, capsys, tmp_path):
-    said = refusal(lambda: make(layers=(3, 9)).fit(normal[:3]), "choice is layers=(3, 4)", error=ValueError)
-    assert "has stages 1 to 4" in said
+    message = refusal(lambda: make(layers=(3, 9)).fit(normal[:3]), "choice is layers=(3, 4)", error=ValueError)
+    assert "has stages 1 to 4" in message
     make(layers=(3, 4)).fit(normal[:3])
     for i, image in enumerate(normal[:2]):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
@@ -725,15 +725,15 @@ def test_weights_from_the_hub(toy, tmp_path, monkeypatch, wrong):
     else:
         save_file({k: v * np.nan if v.is_floating_point() else v for k, v in tensors.items()}, cached)
     monkeypatch.setattr(teacher, "cached_weights", lambda *_: cached)
-    said = refusal(lambda: build_backbone("toy_resnet", 32), "Pass weights=FILE", error=WeightsNotFoundError)
-    assert "weights=None" not in said
+    message = refusal(lambda: build_backbone("toy_resnet", 32), "Pass weights=FILE", error=WeightsNotFoundError)
+    assert "weights=None" not in message
     build_backbone("toy_resnet", 32, weights=toy["weights"])
 
 
 @follows("Pass a name from timm.list_models(), or import the module that registers it.")
 def test_unknown_network(make, normal):
-    said = refusal(lambda: make(backbone="toy_resnet_of_mine").fit(normal[:2]), "timm.list_models()")
-    assert "weights=" not in said
+    message = refusal(lambda: make(backbone="toy_resnet_of_mine").fit(normal[:2]), "timm.list_models()")
+    assert "weights=" not in message
     assert "toy_resnet" in timm.list_models()
     make(backbone="toy_resnet").fit(normal[:2])
 
@@ -747,8 +747,8 @@ def test_unknown_network(make, normal):
 @follows("Pass one of these names.")
 def test_unknown_tag(tmp_path):
     weights = write_random_weights("resnet18", tmp_path / "w.safetensors")
-    said = refusal(lambda: build_backbone("resnet18.mine", 32, weights=weights), "Pass one of these names")
-    named = re.search(r"only (\S+), ", said)[1]
+    message = refusal(lambda: build_backbone("resnet18.mine", 32, weights=weights), "Pass one of these names")
+    named = re.search(r"only (\S+), ", message)[1]
     build_backbone(named, 32, weights=weights)
 
 
@@ -780,7 +780,7 @@ def test_replaced_weights(make, normal, anomalous, tmp_path, how):
 # ---- files
 
 
-@follows("Pass force=True to replace it, or another name", "is a folder. Name a file in it", "Make it first")
+@follows("Pass force=True to replace it, or another name", "is a folder. Name a file in it", "Create it first")
 def test_destination_that_exists(make, normal, tmp_path):
     det = make().fit(normal[:2])
     path = tmp_path / "m.fsad"
@@ -788,14 +788,14 @@ def test_destination_that_exists(make, normal, tmp_path):
     refusal(lambda: det.save(path), "Pass force=True to replace it, or another name")
     det.save(path, force=True)
     det.save(tmp_path / "other.fsad")
-    said = refusal(lambda: det.save(tmp_path), "Name a file in it")
-    det.save(said.partition("for instance ")[2])
-    refusal(lambda: det.save(tmp_path / "new" / "m.fsad"), "Make it first")
+    message = refusal(lambda: det.save(tmp_path), "Name a file in it")
+    det.save(message.partition("for instance ")[2])
+    refusal(lambda: det.save(tmp_path / "new" / "m.fsad"), "Create it first")
     (tmp_path / "new").mkdir()
     det.save(tmp_path / "new" / "m.fsad")
 
 
-@follows("Choose another folder or name", "are free. Make room, or write elsewhere", "are still valid. Make room")
+@follows("Choose another folder or name", "are free. Free space, or write elsewhere", "are still valid. Free space")
 def test_destination_without_permission_or_space(make, normal, tmp_path, monkeypatch):
     det = make().fit(normal[:2])
     (tmp_path / "other").mkdir()
@@ -812,7 +812,7 @@ def test_destination_without_permission_or_space(make, normal, tmp_path, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints.os, "replace", full)
-        refusal(lambda: det.save(tmp_path / "m.fsad"), "Make room, or write elsewhere")
+        refusal(lambda: det.save(tmp_path / "m.fsad"), "Free space, or write elsewhere")
         det.save(tmp_path / "other" / "m.fsad")
     det.save(tmp_path / "m.fsad")
 
@@ -1205,11 +1205,11 @@ def test_out_of_memory_while_scoring(make, normal, monkeypatch):
     assert not any(one.error for one in again)
 
 
-# ---- all of it
+# ---- all advice
 
 _VERBS = (
-    "check choose continue convert copy correct download export fetch fit fix free give import install leave let "
-    "lower make mend name open pass put raise read remove rename replace resize save score set take use write"
+    "check choose continue convert copy correct create download export fetch fit fix free give import install leave "
+    "let lower make mend name open pass put raise read remove rename replace resize save score set take use write"
 ).split()
 _IMPERATIVE = re.compile(
     rf"(?:^|[.?:] )(?:{'|'.join(verb.capitalize() for verb in _VERBS)})\b"

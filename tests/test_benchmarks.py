@@ -322,7 +322,7 @@ def test_blur_across_images_leaks_labels():
     assert 1 > scores[0] > scores[1] > scores[2] > 0
 
 
-# ---- the field's protocol
+# ---- the usual few-shot protocol
 
 
 @pytest.mark.parametrize("make", [layouts.ad, layouts.ad2, layouts.loco, layouts.visa, layouts.realiad])

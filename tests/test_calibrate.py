@@ -127,7 +127,7 @@ def test_pvalue_at_the_automatic_threshold(toy, images, base):
         assert fitted.pvalue(np.array([0.0, 1.0])).tolist() == pytest.approx([1, 1])
 
 
-# ---- what is moved, and what is said
+# ---- threshold, p-values and recall
 
 
 def test_only_the_threshold_changes(base, det, images):
@@ -216,7 +216,7 @@ def test_best_f1_of_a_detector(det, both):
     assert f1_score(y, det.predict(X), pos_label=-1) == pytest.approx(det.calibration_.f1)
 
 
-# ---- what cannot be calibrated on
+# ---- unusable images
 
 
 @pytest.mark.parametrize("rate", [0, -0.1, 0.51, 1.0, np.nan, "0.05", None, True])
@@ -270,7 +270,7 @@ def test_advice_about_images(det, images):
 
 def test_support_images_are_left_out(det, images):
     normal = images[0]
-    with pytest.warns(SupportWarning, match="image 1, image 3 are in the support, and not calibrated on"):
+    with pytest.warns(SupportWarning, match="image 1, image 3 are in the support, and left out: calibration"):
         det.calibrate([normal[8], normal[0], normal[9], normal[2], *normal[10:30]], false_alarm_rate=0.1)
     assert det.calibration_.n_normal == 22
     assert det.offset_ == copy.copy(det).calibrate(normal[8:30], false_alarm_rate=0.1).offset_
@@ -298,7 +298,7 @@ def test_inverted_labels(det, both):
         det.calibrate(X, y, false_alarm_rate=0.2)  # as it says
 
 
-# ---- what becomes of it
+# ---- files and updates
 
 
 def test_calibration_is_saved(det, both, images, tmp_path):
@@ -314,8 +314,8 @@ def test_calibration_is_saved(det, both, images, tmp_path):
         np.testing.assert_array_equal(again.predict_proba(X), det.predict_proba(X))
         np.testing.assert_array_equal(again.classes_, [-1, 1])
         assert (again.fitted_.calibration_images is not None) == support
-    told = model_file.describe(path)["calibration"]
-    assert told == json.loads(json.dumps(entry(det.calibration_)))
+    described = model_file.describe(path)["calibration"]
+    assert described == json.loads(json.dumps(entry(det.calibration_)))
     assert "calibrated (conformal) on 20 normal and 8 anomalous images" in det._repr_html_()
     assert pickle.loads(pickle.dumps(det)).calibration_ == det.calibration_
 
@@ -522,17 +522,17 @@ def folders(base, images, tmp_path, monkeypatch):
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     status = cli.main([*arguments, "--quiet"])
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    message = capsys.readouterr()
+    return status, message.out, message.err
 
 
 def test_command(base, folders, images, both, capsys):
     before = (folders / "m.fsad").read_bytes()
-    status, _, said = run(capsys, "calibrate", "m.fsad", "fresh")
-    assert (status, "m.fsad exists. Pass --force" in said) == (2, True)
+    status, _, message = run(capsys, "calibrate", "m.fsad", "fresh")
+    assert (status, "m.fsad exists. Pass --force" in message) == (2, True)
     arguments = ["calibrate", "m.fsad", "fresh", "--bad", "bad", "--false-alarm-rate", "0.1"]
-    status, out, said = run(capsys, *arguments, "-o", "c.fsad")
-    assert (status, said) == (0, "")
+    status, out, message = run(capsys, *arguments, "-o", "c.fsad")
+    assert (status, message) == (0, "")
     expected = copy.copy(base).calibrate(*both, false_alarm_rate=0.1)
     assert (
         "times the previous one\ncalibrated (conformal) on 20 normal and 8 anomalous images: false alarms 0.095" in out
@@ -553,19 +553,19 @@ def test_command(base, folders, images, both, capsys):
 def test_command_errors(folders, capsys):
     (folders / "fresh" / "broken.png").write_bytes(b"nothing")
     (folders / "support" / "00.png").rename(folders / "fresh" / "known.png")
-    status, out, said = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--json")
+    status, out, message = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--json")
     assert status == 1
     assert list(json.loads(out)["failed"]) == ["fresh/broken.png".replace("/", "\\" if "\\" in out else "/")]
-    assert "known.png is in the support" in said
+    assert "known.png is in the support" in message
     assert json.loads(out)["calibration"]["n_normal"] == 20
-    status, _, said = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--false-alarm-rate", "0.01")
-    assert "at least 99 normal images, or --false-alarm-rate 0.048." in said
+    status, _, message = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--false-alarm-rate", "0.01")
+    assert "at least 99 normal images, or --false-alarm-rate 0.048." in message
     assert run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--false-alarm-rate", "0.048")[0] == 1
     for wrong in ("0.7", "0", "nan"):
-        status, _, said = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--false-alarm-rate", wrong)
-        assert (status, "--false-alarm-rate" in said) == (2, True)
-    status, _, said = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--goal", "f1")
-    assert (status, "Name them after --bad." in said) == (2, True)
+        status, _, message = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--false-alarm-rate", wrong)
+        assert (status, "--false-alarm-rate" in message) == (2, True)
+    status, _, message = run(capsys, "calibrate", "m.fsad", "fresh", "--force", "--goal", "f1")
+    assert (status, "Name them after --bad." in message) == (2, True)
     assert run(capsys, "calibrate", "m.fsad", "fresh", "--bad", "bad", "--force", "--goal", "f1")[0] == 1
     assert run(capsys, "calibrate", "m.fsad", "nowhere", "--force")[0] == 2
     assert run(capsys, "calibrate", "fresh/00.png", "fresh", "-o", "c.fsad")[0] == 2

@@ -453,7 +453,7 @@ def test_evaluate(pictures, capsys):
     assert [entry["path"] for entry in json.loads(said)["left_out"]] == [str(pictures / "task" / "bad" / "notes.txt")]
 
 
-# ---- what is left out
+# ---- files that are left out
 
 
 def test_evaluate_several_tasks_against_other_parameters(pictures, capsys):

@@ -140,7 +140,7 @@ def test_mask_of_a_rotated_photograph(tmp_path):
     assert names(tmp_path, load_folder(tmp_path).masks) == [None, "masks/2.png"]
 
 
-# ---- refusals
+# ---- errors
 
 
 def test_no_folder(tmp_path):
@@ -284,8 +284,8 @@ def test_invalid_masks_are_skipped(tmp_path):
     assert [mask for mask in names(tmp_path, found.masks) if mask] == ["masks/2.png"]
     assert {path.name: reason for path, reason in found.skipped} == {
         "2_mask.png": "a second mask of an image",
-        "9.png": "a mask of no image",
-        "3.png": "a mask of another size than its image",
+        "9.png": "a mask without an image",
+        "3.png": "a mask that differs in size from its image",
         "4.png": "a mask that cannot be read",
         "5": "a folder without a mask",
         "6.png": "a mask that could belong to several images",

@@ -21,16 +21,16 @@ def by_name(trial: Trial) -> str:
 
 
 def check(trial: Trial, near: float) -> None:
-    kind, image, said = outcome(trial)
+    kind, image, message = outcome(trial)
     if kind == "refused":
-        assert "Accepted" in said or "accepted" in said
+        assert "Accepted" in message or "accepted" in message
         return
     off = np.abs(image - expected_of(trial)).max()
     assert off <= near, f"{off} from its place"
     assert (image[:, 0] == 0).all() if near < 1e-3 else (image[:, 0] < 0.01).all()
     n_steps = abs((trial.white - trial.black) / trial.steps)
     if kind == "read" and near < 1e-3 and 1 < n_steps < 2**23:  # the precision of float32
-        assert (np.diff(image[0, :: format_trials.SIDE // 4, 0]) > 0).all(), "neighbours are told apart"
+        assert (np.diff(image[0, :: format_trials.SIDE // 4, 0]) > 0).all(), "neighbouring values must differ"
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=by_name)

@@ -46,7 +46,7 @@ def fitted(toy, normal) -> DualDistillationDetector:
     return DualDistillationDetector(**toy).fit(normal[:4])
 
 
-# ---- what comes out
+# ---- results
 
 
 def test_shapes_types_and_signs(fitted, normal, anomalous):
@@ -319,7 +319,7 @@ def test_init_of_another_teacher_or_form_is_refused(make, toy, normal, tmp_path)
         make(init=tmp_path / "none.safetensors").fit(normal[:4])
 
 
-@pytest.mark.parametrize(("evidence", "reason"), [("patch", "trains none"), ("ssd", "for that support only")])
+@pytest.mark.parametrize(("evidence", "reason"), [("patch", "trains none"), ("ssd", "for this support only")])
 def test_student_trained_on_the_support_is_not_saved(make, normal, tmp_path, evidence, reason):
     with pytest.raises(ValueError, match=reason):
         make(evidence=evidence).fit(normal[:4]).save_student(tmp_path / "student.safetensors")
@@ -405,7 +405,7 @@ def test_labelled_rows_are_left_out(make, normal, anomalous):
         make().fit(mixed, [1, 1])
 
 
-# ---- small, odd and bad supports
+# ---- small, unusual and invalid supports
 
 
 @pytest.mark.parametrize("evidence", EVIDENCE, ids=str)

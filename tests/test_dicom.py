@@ -136,18 +136,18 @@ def test_files_without_header_are_read(tmp_path, syntax, name):
 
 
 def test_compressed_pixels_without_a_transfer_syntax():
-    said = refusal(headerless(dicom_bytes(GREY, uid.RLELossless)))
-    assert "TransferSyntaxUID (0002,0010)" in said
-    assert "compressed" in said
+    message = refusal(headerless(dicom_bytes(GREY, uid.RLELossless)))
+    assert "TransferSyntaxUID (0002,0010)" in message
+    assert "compressed" in message
 
 
 def test_wrong_transfer_syntax(tmp_path):
     path = tmp_path / "a.dcm"
     whole = dicom_bytes(GREY, uid.RLELossless, **WINDOW)
     path.write_bytes(whole.replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.1\0"))
-    said = refusal(path)
-    assert "compressed pixels, but TransferSyntaxUID (0002,0010)" in said
-    assert "Set it with pydicom" in said
+    message = refusal(path)
+    assert "compressed pixels, but TransferSyntaxUID (0002,0010)" in message
+    assert "Set it with pydicom" in message
     ds = pydicom.dcmread(path)
     ds.file_meta.TransferSyntaxUID = uid.RLELossless
     ds.save_as(path)
@@ -167,9 +167,9 @@ def test_missing_transfer_syntax():
 def test_files_that_are_not_dicom(tmp_path, content):
     path = tmp_path / "a.dcm"
     path.write_bytes(content)
-    said = refusal(path)
-    assert str(path) in said
-    assert "not a DICOM file" in said
+    message = refusal(path)
+    assert str(path) in message
+    assert "not a DICOM file" in message
 
 
 # --- missing, empty and damaged elements
@@ -195,13 +195,13 @@ def test_missing_element_is_named(tmp_path, name, how, n_frames):
     whole = dicom_bytes(values, **WINDOW, **({} if n_frames == 1 else {"NumberOfFrames": 2}))
     kept = pydicom.dcmread(io.BytesIO(whole))[name].value
     path.write_bytes(altered(whole, name) if how == "missing" else altered(whole, **{name: None}))
-    said = refusal(frames(path)[0])
-    assert f"{name} ({pydicom.datadict.tag_for_keyword(name) >> 16:04X}," in said
-    assert "without pixel data" not in said
+    message = refusal(frames(path)[0])
+    assert f"{name} ({pydicom.datadict.tag_for_keyword(name) >> 16:04X}," in message
+    assert "without pixel data" not in message
     ds = pydicom.dcmread(path)  # literally the advice
     setattr(ds, name, kept)
     ds.save_as(path)
-    assert f"ds = pydicom.dcmread(path); ds.{name} = ...; ds.save_as(path)" in said
+    assert f"ds = pydicom.dcmread(path); ds.{name} = ...; ds.save_as(path)" in message
     assert_near(read(frames(path)[0]), unit(GREY, 0, 255), 0.003)
 
 
@@ -217,11 +217,11 @@ def test_planar_colours(planar):
 
 
 def test_no_pixel_data():
-    said = refusal(altered(dicom_bytes(GREY), "PixelData"))
-    assert "without pixel data. Leave it out" in said
+    message = refusal(altered(dicom_bytes(GREY), "PixelData"))
+    assert "without pixel data. Leave it out" in message
     assert refusal(altered(dicom_bytes(GREY), PixelData=b"")).endswith("without pixel data. Leave it out.")
-    said = refusal(altered(dicom_bytes(GREY), "PixelData", "Rows", "Columns"))
-    assert "without an image (Secondary Capture Image Storage). Leave it out" in said
+    message = refusal(altered(dicom_bytes(GREY), "PixelData", "Rows", "Columns"))
+    assert "without an image (Secondary Capture Image Storage). Leave it out" in message
 
 
 @pytest.mark.parametrize(
@@ -270,9 +270,9 @@ def test_invalid_number_is_named(name):
         pydicom.tag.Tag(name).to_bytes(4, "big")[1::-1] + pydicom.tag.Tag(name).to_bytes(4, "big")[:1:-1]
     )
     length = int.from_bytes(data[place + 6 : place + 8], "little")
-    said = refusal(data[: place + 8] + b"x" * length + data[place + 8 + length :])
-    assert name in said
-    assert "Correct it with pydicom" in said
+    message = refusal(data[: place + 8] + b"x" * length + data[place + 8 + length :])
+    assert name in message
+    assert "Correct it with pydicom" in message
     ds = pydicom.dcmread(io.BytesIO(data[: place + 8] + b"x" * length + data[place + 8 + length :]))
     setattr(ds, name, {"RescaleSlope": 1, "RescaleIntercept": 0, "NumberOfFrames": 1, **WINDOW}[name])
     mended = io.BytesIO()
@@ -513,8 +513,8 @@ def test_unused_bits_are_not_read(bits, signed):
 @pytest.mark.filterwarnings("ignore:::pydicom")
 def test_impossible_elements_are_named(name):
     spaced = "".join(f" {c}" if c.isupper() else c for c in name).strip()
-    said = refusal(altered(dicom_bytes(GREY), **{name: 77})).replace("per", "Per")
-    assert spaced in said
+    message = refusal(altered(dicom_bytes(GREY), **{name: 77})).replace("per", "Per")
+    assert spaced in message
 
 
 def test_kind_of_a_file(tmp_path):

@@ -249,9 +249,9 @@ def test_output_is_not_scored(model, study, capsys):
 def test_source_that_is_not_dicom(model, study, tmp_path, capsys):
     Image.fromarray(grey(1)[0]).save(study / "x.png")
     assert run(model, study, "--format", "dicom-seg", "-o", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert f"{study / 'x.png'} is not a DICOM file, but the objects of --format dicom-seg refer to one" in said
-    assert "Name only DICOM files, or use --format pictures." in said
+    message = capsys.readouterr().err
+    assert f"{study / 'x.png'} is not a DICOM file, but the objects of --format dicom-seg refer to one" in message
+    assert "Name only DICOM files, or use --format pictures." in message
     assert not (tmp_path / "out").exists()
     assert run(model, study, "-o", tmp_path / "out") == 0
     assert run(model, *study.glob("*.dcm"), "--format", "dicom-seg", "-o", tmp_path / "out") == 0
@@ -283,9 +283,9 @@ def test_required_elements(model, study, tmp_path, name, capsys):
     bad = study / "0.dcm"
     bad.write_bytes(without(bad.read_bytes(), name))
     assert run(model, study, "--format", "dicom-seg", "-o", tmp_path / "out", "--json") == 1
-    said = capsys.readouterr()
-    assert f"{bad} lacks {name}, which a DICOM object that refers to it needs. Set it with pydicom" in said.err
-    assert list(json.loads(said.out)["failed"]) == [str(bad)]
+    message = capsys.readouterr()
+    assert f"{bad} lacks {name}, which a DICOM object that refers to it needs. Set it with pydicom" in message.err
+    assert list(json.loads(message.out)["failed"]) == [str(bad)]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["1.dcm.seg.dcm"]
     ds = pydicom.dcmread(bad)
     setattr(ds, name, "1.2.826.0.1.99")
@@ -299,9 +299,9 @@ def test_sources_that_highdicom_refuses(model, study, tmp_path, capsys):
     bad = study / "0.dcm"
     bad.write_bytes(ct(grey(1)[0], PatientSex="X"))
     assert run(model, study, "--format", "dicom-pmap", "-o", tmp_path / "out") == 1
-    said = capsys.readouterr().err
-    assert f"{bad}: no dicom-pmap can be created for it: " in said
-    assert "Fix that with pydicom, or use --format pictures." in said
+    message = capsys.readouterr().err
+    assert f"{bad}: no dicom-pmap can be created for it: " in message
+    assert "Fix that with pydicom, or use --format pictures." in message
     bad.write_bytes(ct(grey(1)[0], PatientSex="O"))
     assert run(model, study, "--format", "dicom-pmap", "-o", tmp_path / "out", "--force") == 0
 

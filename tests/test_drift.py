@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is an outlier among", "ignore:
 def det(normal) -> DualDistillationDetector:
     return DualDistillationDetector(image_size=32, evidence=("patch", "embedding"), random_state=0).fit(
         normal[:6]
-    )  # two are alike
+    )  # two are identical
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_statistics_use_students_t():
 
 
 def test_order_does_not_matter(det, fresh):
-    first, again, turned = det.drift(fresh), det.drift(fresh), det.drift(fresh[::-1])
+    first, again, backwards = det.drift(fresh), det.drift(fresh), det.drift(fresh[::-1])
     assert first == again
-    assert turned.p_value == pytest.approx(first.p_value, rel=1e-9)
+    assert backwards.p_value == pytest.approx(first.p_value, rel=1e-9)
     with pytest.raises(FrozenInstanceError):
         first.drifted = True
 
@@ -146,8 +146,8 @@ def test_single_support_image(det, normal, fresh, tmp_path):
     loaded = DualDistillationDetector.load(tmp_path / "m.fsad")
     with pytest.raises(ValueError, match="nothing to compare with: the support is a single image") as caught:
         loaded.drift(fresh)
-    said = "Save the detector with support=True where it was fitted, fit on several images, or pass normal images as"
-    assert f"{said} reference." in str(caught.value)
+    message = "Save the detector with support=True where it was fitted, fit on several images, or pass normal images as"
+    assert f"{message} reference." in str(caught.value)
     assert not loaded.drift(fresh, reference=normal[6:]).drifted
     one.save(tmp_path / "with.fsad", support=True)
     assert DualDistillationDetector.load(tmp_path / "with.fsad").drift(fresh) == found
@@ -170,7 +170,7 @@ def test_reference_adds_normal_images(det, normal, fresh):
     assert np.log(found.statistics["brightness"].support) == pytest.approx(mean)
     assert found.statistics["brightness"].new == det.drift(fresh).statistics["brightness"].new
     assert f"the 5 support and {len(normal) - 6} reference images (p = " in found.text
-    assert "of normal images" in found.text
+    assert "in normal images" in found.text
 
 
 def test_reference_detects_smaller_differences():
@@ -287,10 +287,10 @@ def run(*words: object) -> int:
 
 def test_command(det, folder, fresh, capsys):
     assert run(folder / "m.fsad", folder / "new") == 0
-    said = capsys.readouterr().out.splitlines()
+    message = capsys.readouterr().out.splitlines()
     expected = det.drift(sorted((folder / "new").iterdir()))
-    assert said[0] == expected.text
-    assert [line.split()[0] for line in said[2:]] == ["statistic", *LIGHT, SCORE]
+    assert message[0] == expected.text
+    assert [line.split()[0] for line in message[2:]] == ["statistic", *LIGHT, SCORE]
     assert run(folder / "m.fsad", folder / "bright", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["drifted"]
@@ -301,9 +301,9 @@ def test_command(det, folder, fresh, capsys):
 def test_command_with_a_reference(det, folder, capsys):
     expected = det.drift(sorted((folder / "new").iterdir()), reference=sorted((folder / "more").iterdir()))
     assert run(folder / "m.fsad", folder / "new", "--reference", folder / "more") == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == expected.text
-    assert said[2].split() == ["statistic", "normal", "new", "p"]
+    message = capsys.readouterr().out.splitlines()
+    assert message[0] == expected.text
+    assert message[2].split() == ["statistic", "normal", "new", "p"]
     (folder / "more" / "x.png").write_bytes(b"no image")
     assert run(folder / "m.fsad", folder / "new", "--reference", folder / "more", "--json") == 1
     found = json.loads(capsys.readouterr().out)
@@ -317,9 +317,9 @@ def test_command_leaves_out_unreadable_images(folder, capsys):
     broken = folder / "new" / "x.png"
     broken.write_bytes(b"no image")
     assert run(folder / "m.fsad", folder / "new") == 1
-    said = capsys.readouterr()
-    assert said.out.startswith("No drift: 10 images")
-    assert f"{broken} could not be read" in said.err
+    message = capsys.readouterr()
+    assert message.out.startswith("No drift: 10 images")
+    assert f"{broken} could not be read" in message.err
     assert run(folder / "m.fsad", *sorted((folder / "new").iterdir())[:4]) == 2
     assert "there are 4. Pass more of them." in capsys.readouterr().err
 

@@ -102,12 +102,12 @@ def test_summary():
 @pytest.mark.parametrize(
     ("corrupt", "reason"),
     [
-        (lambda mask: Image.new("L", (10, 10)).save(mask), "a mask of another size than its image"),
+        (lambda mask: Image.new("L", (10, 10)).save(mask), "a mask that differs in size from its image"),
         (lambda mask: mask.write_bytes(b"no picture"), "a mask that cannot be read"),
         (lambda mask: mask.write_bytes(mask.read_bytes()[:60]), "a mask that cannot be read"),
         (lambda mask: Image.new("L", (40, 40)).save(mask), "a mask without an anomalous pixel"),
-        (lambda mask: mask.rename(mask.with_name("9.png")), "a mask of no image"),
-        (lambda mask: mask.rename(mask.with_name("7.png")), "a mask of another size than its image"),
+        (lambda mask: mask.rename(mask.with_name("9.png")), "a mask without an image"),
+        (lambda mask: mask.rename(mask.with_name("7.png")), "a mask that differs in size from its image"),
     ],
 )
 def test_invalid_mask_is_named_before_scoring(det, root, corrupt, reason, monkeypatch):
@@ -118,13 +118,13 @@ def test_invalid_mask_is_named_before_scoring(det, root, corrupt, reason, monkey
     left_out: list = []
     with monkeypatch.context() as patch:
         patch.setattr(DualDistillationDetector, "fit", lambda *_: 1 / 0)
-        with pytest.warns(ImageSkippedWarning) as said, pytest.raises(ZeroDivisionError):
+        with pytest.warns(ImageSkippedWarning) as message, pytest.raises(ZeroDivisionError):
             evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1)
-    assert any(f"left out: 1 ({reason})" in str(warning.message) for warning in said)
-    assert any("2 of 5 anomalous images have no mask" in str(warning.message) for warning in said)
+    assert any(f"left out: 1 ({reason})" in str(warning.message) for warning in message)
+    assert any("2 of 5 anomalous images have no mask" in str(warning.message) for warning in message)
     with pytest.warns(ImageSkippedWarning, match=re.escape(reason)):
         (row,) = evaluation.evaluate(det, root, n_shots=(2,), n_seeds=1, left_out=left_out)
-    assert [said for _, said in left_out] == [reason]
+    assert [message for _, message in left_out] == [reason]
     assert row["n_anomalous"] == 5
     assert row["image_auroc"] is not None
     assert row["pixel_auroc"] > 0.5
@@ -164,7 +164,7 @@ def test_unreadable_images_are_named(det, root):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"n_shots": (-1,)}, "n_shots=-1 was given"), ({"n_shots": (2, 0)}, "n_shots=0 was given"),
         ({"n_shots": ()}, r"n_shots=\(\) was given"), ({"n_shots": 4}, "n_shots=4 was given"),
@@ -173,8 +173,8 @@ def test_unreadable_images_are_named(det, root):
         ({"n_seeds": 1.0}, "n_seeds=1.0 was given"), ({"n_seeds": None}, "n_seeds=None was given"),
     ],
 )  # fmt: skip
-def test_invalid_numbers(det, root, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_numbers(det, root, options, message):
+    with pytest.raises(ValueError, match=message):
         evaluation.evaluate(det, root, **options)
 
 
@@ -297,7 +297,7 @@ def test_images_unreadable_by_one_detector_are_left_out():
                      for values in ([4.0, 1.0, 2.0, 3.0], [4.0, np.nan, 2.0, 3.0]))  # fmt: skip
     assert evaluation.Pairs(np.arange(4), y, [whole, whole]).auroc == [0.5, 0.5]
     assert evaluation.Pairs(np.arange(4), y, [whole, broken]).auroc == [1, 1]
-    with pytest.raises(ValueError, match="lacks readable images of one kind"):
+    with pytest.raises(ValueError, match="lacks readable images of one class"):
         evaluation.Pairs(np.arange(2), y[1:3], [broken[1:3], whole[1:3]])
 
 

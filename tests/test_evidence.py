@@ -41,13 +41,13 @@ def test_parse_evidence(evidence, lam, weights, parts):
     ],
 )
 def test_zero_weights_are_left_out(evidence, student, embedding, left):
-    assert evidence_.without_idle(evidence, student, embedding) == left
+    assert evidence_.without_zero_weights(evidence, student, embedding) == left
 
 
 def test_no_weight_is_an_error():
     with pytest.raises(ValueError, match="Give one of them a weight above 0"):
-        evidence_.without_idle(("ssd", "embedding"), 0, 0)
-    assert evidence_.without_idle(("ssd", "embedding"), 0, 0.1) == ("embedding",)
+        evidence_.without_zero_weights(("ssd", "embedding"), 0, 0)
+    assert evidence_.without_zero_weights(("ssd", "embedding"), 0, 0.1) == ("embedding",)
 
 
 @pytest.mark.parametrize("evidence", ["sdd", (), {}, {"ssd": 0}, {"ssd": -1.0}, {"ssd": np.nan}, ("patch", "x")])

@@ -205,7 +205,7 @@ def test_explanations_are_frozen(fitted, anomalous):
         e.score = 0.0
 
 
-# ---- the picture to look at
+# ---- pictures
 
 
 @pytest.mark.parametrize("aspect", ["keep", "square"])
@@ -306,9 +306,9 @@ def test_picture_of_an_image_that_can_be_read_once(fitted, anomalous):
 
 def test_second_reading_does_not_warn(fitted, anomalous):
     transparent = np.dstack([anomalous[0], np.zeros((40, 40), np.uint8)])
-    with pytest.warns(ImageWarning, match="fully transparent") as said:
+    with pytest.warns(ImageWarning, match="fully transparent") as message:
         fitted.explain([transparent])
-    assert len(said) == 1
+    assert len(message) == 1
 
 
 def test_pictures_of_rows(toy, normal, anomalous):
@@ -343,7 +343,7 @@ def test_boxes_are_in_pixels_of_the_picture(fitted, anomalous):
     assert dataclasses.replace(e, matches=None).match_box is None
 
 
-# ---- the scale for people
+# ---- relative scores
 
 
 def test_relative_score_agrees_with_predict(fitted, normal, anomalous):

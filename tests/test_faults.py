@@ -173,7 +173,7 @@ def test_killed_in_pretrain(toy, tmp_path):
     }
 
 
-# ---- short of memory
+# ---- out of memory
 
 
 def limited(function: Callable[[], object], megabytes: int) -> int:
@@ -247,7 +247,7 @@ def test_scored_rows_are_kept_when_memory_runs_out(folder, network, monkeypatch)
     assert cli.main(command) == 2  # not one image
 
 
-# ---- many at once
+# ---- concurrency
 
 
 @pytest.fixture

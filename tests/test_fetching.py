@@ -164,8 +164,8 @@ def test_weights_with_another_tag(hub, tmp_path, monkeypatch):
     content = write_random_weights(network, tmp_path / "w.safetensors").read_bytes()
     hub.put(second, content)
     found = fetch_weights(second, tmp_path)
-    said = refusal(lambda: build_backbone(first, 64, weights=found.file), repr(first), repr(second), str(found.file))
-    assert f"Name {second!r} as the backbone, or use the weights of {first!r}." in said
+    message = refusal(lambda: build_backbone(first, 64, weights=found.file), repr(first), repr(second), str(found.file))
+    assert f"Name {second!r} as the backbone, or use the weights of {first!r}." in message
     refusal(lambda: build_backbone(network, 64, weights=found.file), f"{first!r}, the default of {network!r}")
     refusal(lambda: build_backbone("lcnet_050", 64, weights=found.file), repr(second), "'lcnet_050.")
     named = build_backbone(second, 64, weights=found.file)
@@ -180,17 +180,17 @@ def test_weights_with_another_tag_in_a_command(hub, normal, tmp_path, capsys):
     Image.fromarray(normal[0]).save(tmp_path / "0.png")
     command = ["fit", str(tmp_path / "0.png"), "-o", str(tmp_path / "m.fsad"), "--image-size", "160x160", "--quiet"]
     assert cli.main([*command, "--weights", str(file), "--backbone", "test_vit2"]) == 2
-    said = capsys.readouterr().err
-    assert "another network than the backbone's: 'test_vit.r160_in1k', not 'test_vit2.r160_in1k'" in said
-    assert "Name 'test_vit.r160_in1k' as the backbone" in said
+    message = capsys.readouterr().err
+    assert "another network than the backbone's: 'test_vit.r160_in1k', not 'test_vit2.r160_in1k'" in message
+    assert "Name 'test_vit.r160_in1k' as the backbone" in message
 
 
 def test_offline_error_is_immediate(off_line, tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "_look_up", lambda _: pytest.fail("timm was imported, which takes seconds"))
     began = time.monotonic()
-    said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), NAME, "Name or service not known")
+    message = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), NAME, "Name or service not known")
     assert time.monotonic() - began < 5
-    assert f"Run `fewshot-ad weights {NAME} --to DIR` on a machine with network access" in said
+    assert f"Run `fewshot-ad weights {NAME} --to DIR` on a machine with network access" in message
     assert not (tmp_path / "w").exists()
 
 
@@ -199,10 +199,10 @@ def test_offline_advice_works(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     command = ["weights", NAME, "--to", str(tmp_path / "elsewhere"), "--quiet"]
     assert cli.main(command) == 2
-    said = capsys.readouterr().err
-    assert "HF_HUB_OFFLINE is set" in said
-    assert "pass its path with --weights FILE" in said
-    name = re.search(r"copy DIR/(\S+) here", said)[1]
+    message = capsys.readouterr().err
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "pass its path with --weights FILE" in message
+    name = re.search(r"copy DIR/(\S+) here", message)[1]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert cli.main(command) == 0
     shutil.rmtree(constants.HF_HUB_CACHE)
@@ -222,11 +222,11 @@ def test_cached_weights_need_no_network(hub, tmp_path, monkeypatch):
 
 def test_file_differs_from_the_hub(hub, cache, tmp_path):
     path = hub.put(NAME, write_random_weights(NAME, tmp_path / "w.safetensors").read_bytes(), digest="0" * 64)
-    said = refusal(
+    message = refusal(
         lambda: fetch_weights(NAME, tmp_path / "out"), "differs from the file in the hub: sha256", "not 00000"
     )
     assert list((tmp_path / "out").iterdir()) == []
-    damaged = Path(re.match(r"(\S+) differs from", said)[1])
+    damaged = Path(re.match(r"(\S+) differs from", message)[1])
     assert damaged.is_file()
     damaged.unlink()
     hub.sums[path] = hashlib.sha256(hub.files[path]).hexdigest()
@@ -297,8 +297,8 @@ def test_weights_outside_a_repository(hub, tmp_path, monkeypatch):
 
 def test_gated_weights(hub, tmp_path, monkeypatch):
     hub.gated = True
-    said = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), "terms must be accepted", f"{hub.url}/timm/{NAME}")
-    assert "set the environment variable HF_TOKEN" in said
+    message = refusal(lambda: fetch_weights(NAME, tmp_path / "w"), "terms must be accepted", f"{hub.url}/timm/{NAME}")
+    assert "set the environment variable HF_TOKEN" in message
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     fetch_weights(NAME, tmp_path / "w")
 

@@ -581,20 +581,20 @@ def test_files_are_listed_by_ending(tmp_path):
 def test_missing_package_is_named(tmp_path, monkeypatch, name, module):
     path = write_several(tmp_path, name)
     monkeypatch.setitem(sys.modules, module, None)
-    said = rf"{name} needs {module}.*fewshot-ad\[medical\]"
+    message = rf"{name} needs {module}.*fewshot-ad\[medical\]"
     for use in (read, lambda item: list(load_each([item], "raise", geometry=Geometry(8)))):
-        with pytest.raises(MissingExtraError, match=said):
+        with pytest.raises(MissingExtraError, match=message):
             use(path)
     # Other formats work without it.
     Image.fromarray(GREY).save(tmp_path / "b.png")
     both = [path, tmp_path / "b.png"]
     assert frames(both) == both
-    with pytest.warns(ImageSkippedWarning, match=said):
+    with pytest.warns(ImageSkippedWarning, match=message):
         assert [image is None for _, image in load_each(both, "skip", geometry=Geometry(8))] == [True, False]
-    told = {}
-    list(load_each(both, told.__setitem__, geometry=Geometry(8)))
-    assert list(told) == [0]
-    assert re.search(said, str(told[0]))
+    errors = {}
+    list(load_each(both, errors.__setitem__, geometry=Geometry(8)))
+    assert list(errors) == [0]
+    assert re.search(message, str(errors[0]))
 
 
 # --- damaged files
@@ -627,7 +627,7 @@ def test_damaged_files_raise_image_errors(tmp_path, name):
             except ImageError as error:
                 refused.append(str(error))
     assert len(refused) >= 15
-    assert all(str(path) in said for said in refused)
+    assert all(str(path) in message for message in refused)
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless], ids=lambda uid: uid.name)

@@ -93,7 +93,7 @@ def test_tool_detects_failures(fuzz, tmp_path, monkeypatch):
     assert said["PNG-0-3.png.txt"] == "over 3 s"
 
 
-# ---- what was found
+# ---- regressions
 
 
 def refused(path: Path, *words: str) -> None:

@@ -120,7 +120,7 @@ def test_full_scale_of_a_table(X, white):
     assert full_scale(X) == white
 
 
-# --- what is accepted
+# --- accepted inputs
 
 
 def _stack(dtype, *channels: int) -> np.ndarray:
@@ -350,7 +350,7 @@ def test_float_tiff(tmp_path):
     assert_same(path, GREY)
 
 
-# --- what is refused
+# --- errors
 
 
 def assert_refused(X, *words: str, **options) -> None:
@@ -505,7 +505,7 @@ def test_postscript_is_not_opened(tmp_path):
     assert_refused(path, str(path), "cannot identify", "Accepted", "PNG")
 
 
-# --- advice, followed
+# --- advice in errors
 
 
 def test_advice_about_a_folder(tmp_path):

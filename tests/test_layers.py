@@ -40,7 +40,7 @@ def test_numbers():
 
 
 @pytest.mark.parametrize(
-    ("strides", "asked", "said"),
+    ("strides", "asked", "message"),
     [
         (RESNET, (4, 5, 7), r"layers=\(4, 5, 7\) was given, but 'net' has stages 1 to 4\. .* choice is layers=\(4,\)"),
         (CONVNEXT, (0, 2), r"'net' has stages 1 to 4\. .* choice is layers=\(1, 2\)"),
@@ -48,8 +48,8 @@ def test_numbers():
         (RESNET, "last", r"layers='last' was given, but 'net' has no tokens: it is not a plain transformer"),
     ],
 )
-def test_missing_layers(strides, asked, said):
-    with pytest.raises(ValueError, match=said):
+def test_missing_layers(strides, asked, message):
+    with pytest.raises(ValueError, match=message):
         choose("net", asked, strides)
 
 

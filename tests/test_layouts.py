@@ -213,7 +213,7 @@ def test_masks_of_training_images_are_left_out(tmp_path):
     assert ("masks", "masks of training images") in [(path.name, why) for path, why in load_folder(root).skipped]
 
 
-# ---- trees that nearly fit: what is said, and that doing so helps
+# ---- incomplete layouts: errors, and their advice
 
 
 def test_good_and_ok(tmp_path):
@@ -242,7 +242,7 @@ def test_masks_without_images(tmp_path):
         root = make(tmp_path / make.__name__)
         write(root, mask, picture=MASK)
         refusal(root, f"{root / mask} belongs to no image. Rename or remove it.")
-        assert (root / mask, "a mask of no image") in load_folder(root, on_error="skip").skipped
+        assert (root / mask, "a mask without an image") in load_folder(root, on_error="skip").skipped
         (root / mask).unlink()
         assert None in load_folder(root).masks
     root = tmp_path / "dagm"
@@ -310,7 +310,7 @@ def test_masks_of_another_size(make, tmp_path):
     found = load_folder(root, on_error="skip")
     assert found.masks[-1] is None
     assert found.y[-1] == -1
-    assert (mask, "a mask of another size than its image") in found.skipped
+    assert (mask, "a mask that differs in size from its image") in found.skipped
 
 
 def test_realiad_without_its_list(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fewshot_ad.data import images, listing
 from fewshot_ad.data.geometry import Geometry
-from fewshot_ad.data.listing import list_images, say_left_out
+from fewshot_ad.data.listing import left_out_messages, list_images
 
 needs_links = pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
 
@@ -149,7 +149,7 @@ def test_file_without_permissions(tmp_path, monkeypatch):
 
 def test_one_line_per_reason():
     left_out = [(f"{i}.txt", "not an image") for i in range(7)] + [("b", "hidden")]
-    assert list(say_left_out(left_out)) == [
+    assert list(left_out_messages(left_out)) == [
         "left out: 7 (not an image): 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more",
         "left out: 1 (hidden): b",
     ]

@@ -72,7 +72,7 @@ def refusal(path, read=load) -> str:
     return str(caught.value)
 
 
-# ---- the same after loading
+# ---- equality after loading
 
 
 @pytest.mark.parametrize(
@@ -536,9 +536,9 @@ def test_patches_with_invalid_owners(forged, owner):
     assert "its patches are not those of 4 support images" in refusal(path)
 
 
-@pytest.mark.parametrize(("value", "said"), [(float("nan"), "not finite"), (1e30, "longer than 1")])
-def test_patches_with_invalid_values(forged, value, said):
-    assert said in refusal(forged(replaced("patches", lambda t: torch.full_like(t, value))))
+@pytest.mark.parametrize(("value", "message"), [(float("nan"), "not finite"), (1e30, "longer than 1")])
+def test_patches_with_invalid_values(forged, value, message):
+    assert message in refusal(forged(replaced("patches", lambda t: torch.full_like(t, value))))
 
 
 def test_wrong_checksum(saved, tmp_path):
@@ -548,7 +548,7 @@ def test_wrong_checksum(saved, tmp_path):
     assert "altered or damaged" in refusal(tmp_path / "model.fsad")
 
 
-# ---- what is said of it
+# ---- descriptions
 
 
 def test_describe_reads_only_the_header(fitted, saved, tmp_path):

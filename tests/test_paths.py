@@ -65,9 +65,9 @@ def test_unusual_names_in_a_table(model, tmp_path, capsys):
 @needs_odd_names
 def test_messages_escape_control_characters(model, tmp_path, capsys):
     assert cli.main(["score", str(model), str(tmp_path / "\x1b[2Jgone.png")]) == 2
-    said = capsys.readouterr().err
-    assert r"\x1b[2Jgone.png does not exist" in said
-    assert "\x1b" not in said
+    message = capsys.readouterr().err
+    assert r"\x1b[2Jgone.png does not exist" in message
+    assert "\x1b" not in message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have UTF-8 names alone")
@@ -126,6 +126,6 @@ def test_name_too_long_for_outputs(model, tmp_path, capsys):
     name = "n" * 250 + ".png"
     write(tmp_path / "new" / name)
     assert cli.main(["map", str(model), str(tmp_path / "new"), "-o", str(tmp_path / "maps"), "--quiet"]) == 2
-    said = capsys.readouterr().err
-    assert "too long" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "too long" in message
+    assert "Traceback" not in message

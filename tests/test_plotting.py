@@ -155,8 +155,11 @@ def test_masks_are_outlined_on_the_map(fitted, queries, tmp_path):
         (left, top), (right, bottom) = path.get_extents().min, path.get_extents().max
         assert (left, right, top, bottom) == pytest.approx((4.5, 39.5, 9.5, 19.5), abs=0.51)
         assert row[1].get_xlim() == (-0.5, 39.5)
-    for masks, said in (([None], "1 masks were given for 3 images"), ([np.zeros(5)] * 3, r"A mask has shape \(5,\)")):
-        with pytest.raises(ValueError, match=said):
+    for masks, message in (
+        ([None], "1 masks were given for 3 images"),
+        ([np.zeros(5)] * 3, r"A mask has shape \(5,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
             AnomalyMapDisplay.from_estimator(fitted, queries[:3], masks=masks)
     none = AnomalyMapDisplay.from_estimator(fitted, queries[:3], masks=[None] * 3)
     assert [len(row[1].collections) for row in none.axes_] == before
@@ -443,13 +446,13 @@ def test_curves_mark_the_threshold(fitted, queries, display, tmp_path):
 
 @pytest.mark.parametrize("display", [RocCurveDisplay, PrecisionRecallDisplay])
 @pytest.mark.parametrize(
-    ("y", "scores", "said"),
+    ("y", "scores", "message"),
     [
         ([1, 1], [0, 1], "normal and anomalous images"), ([-1, 1], [0, np.nan], "normal and anomalous images"),
         ([-1, 1], [np.nan, np.nan], "None of the 2 images has a score"), (None, [0, 1], "y=None was given"),
         ([0, 1], [0, 1], "accepted are"), ([1, -1, 1], [0, 1], "inconsistent numbers of samples"),
     ],
 )  # fmt: skip
-def test_curve_errors(display, y, scores, said):
-    with pytest.raises(ValueError, match=said):
+def test_curve_errors(display, y, scores, message):
+    with pytest.raises(ValueError, match=message):
         display.from_scores(y, scores)

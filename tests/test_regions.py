@@ -203,7 +203,7 @@ def test_nonnegative_offsets(fitted, anomalous, offset):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"min_area": -1}, "min_area=-1 was given; it must be a number of pixels, 0 or more"),
         ({"min_area": np.nan}, "min_area=nan"), ({"min_area": np.inf}, "min_area=inf"), ({"min_area": "5"}, "'5'"),
@@ -212,10 +212,10 @@ def test_nonnegative_offsets(fitted, anomalous, offset):
         ({"level": "1"}, "level='1'"), ({"level": False}, "level=False"),
     ],
 )  # fmt: skip
-def test_invalid_options(fitted, normal, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_options(fitted, normal, options, message):
+    with pytest.raises(ValueError, match=message):
         fitted.regions(["nowhere.png"], **options)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         fitted.explain(normal[:1])[0].find_regions(**options)
     check_options(np.float32(3), np.int64(2))
 

@@ -307,14 +307,14 @@ def no_work(monkeypatch):
 def test_invalid_destination_is_reported_first(det, paths, tmp_path):
     taken = tmp_path / "taken.html"
     taken.write_text("before")
-    for out, said in {
+    for out, message in {
         taken: "exists. Pass force=True",
         tmp_path / "none" / "report.html": "there is no folder",
         tmp_path: "is a folder",
         taken / "report.html": "there is no folder",
         tmp_path / ("x" * 300): "cannot be written",
     }.items():
-        with pytest.raises(OutputError, match=said):
+        with pytest.raises(OutputError, match=message):
             write(det, paths, out)
     assert [path.name for path in tmp_path.iterdir()] == ["taken.html"]
     assert taken.read_text() == "before"
@@ -340,12 +340,12 @@ def test_full_disk_is_reported_first(det, paths, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("no_work")
 def test_invalid_arguments_are_reported_first(det, paths, tmp_path):
-    for arguments, said in {
+    for arguments, message in {
         "y": ({"y": [1, 2] + [1] * 9}, r"accepted are \+1 normal"),
         "length": ({"y": [1]}, "inconsistent numbers of samples"),
         "side": ({"max_side": 0}, "max_side=0 was given"),
     }.values():
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             write(det, paths, tmp_path / "report.html", **arguments)
     with pytest.raises(ImageError, match="no images"):
         write(det, [], tmp_path / "report.html")

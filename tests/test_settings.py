@@ -90,8 +90,8 @@ def test_invalid_values_are_reported_first(normal, name, value):
     det = make_detector(**{name: value})  # the constructors only store
     with pytest.raises(ValueError, match=rf"^{name}=") as caught:
         det.fit(normal[:2])
-    said = str(caught.value)
-    assert f"{name}={value!r} was given; it must be {RULES[name].accepted}." == said
+    message = str(caught.value)
+    assert f"{name}={value!r} was given; it must be {RULES[name].accepted}." == message
     assert not vars(det).keys() & {"fitted_"}
 
 
@@ -140,7 +140,7 @@ def test_unknown_name():
         check({"colour": 1})
 
 
-# ---- a changed parameter acts at the next fit
+# ---- changed parameters take effect at the next fit
 
 
 CHANGES = {
@@ -216,7 +216,7 @@ def test_call_parameters_take_effect_at_once(toy, fitted, anomalous, tmp_path, c
         det.set_params(device="cpu", on_error="never").score_samples(anomalous)
 
 
-# ---- the student's own
+# ---- parameters of the student
 
 
 def test_defaults_agree():

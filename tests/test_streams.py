@@ -228,9 +228,9 @@ def test_text_mode_is_refused(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png())
     with path.open(encoding="latin-1") as file:
-        said = refusal(file)
-    assert "open(path, 'rb')" in said
-    assert "str when read, not bytes" in said
+        message = refusal(file)
+    assert "open(path, 'rb')" in message
+    assert "str when read, not bytes" in message
     with open(path, "rb") as file:
         read([file])
 
@@ -259,9 +259,9 @@ def test_other_readable_objects(tmp_path):
 def test_closed_file():
     file = io.BytesIO(png())
     file.close()
-    said = refusal(file)
-    assert "closed" in said
-    assert "image 3" in said
+    message = refusal(file)
+    assert "closed" in message
+    assert "image 3" in message
 
 
 def test_async_upload():
@@ -276,9 +276,9 @@ def test_async_upload():
 def test_several_images_in_memory(tmp_path):
     data = io.BytesIO()
     tifffile.imwrite(data, np.stack([GREY] * 3), photometric="minisblack", metadata=None)
-    said = refusal(data)
-    assert "contains 3 images" in said
-    assert "Write it to a file, and pass fewshot_ad.images.frames(paths)" in said
+    message = refusal(data)
+    assert "contains 3 images" in message
+    assert "Write it to a file, and pass fewshot_ad.images.frames(paths)" in message
     path = tmp_path / "a.tif"
     path.write_bytes(data.getvalue())
     assert read(frames([path])).shape == (3, 3, 8, 8)
@@ -293,9 +293,9 @@ def test_named_pipe_does_not_block(tmp_path):
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
     assert frames([path]) == [path]
-    said = refusal(path)
-    assert "is a pipe or a device, not a regular file" in said
-    assert "empty" not in said
+    message = refusal(path)
+    assert "is a pipe or a device, not a regular file" in message
+    assert "empty" not in message
     with pytest.raises(ImageError, match="is a pipe"):
         size_of(path)
 

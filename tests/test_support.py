@@ -235,7 +235,7 @@ def test_partial_fit_of_known_images_changes_nothing(make, normal):
     np.testing.assert_array_equal(det.support_[3], make().fit(normal[4:6]).support_[0])
 
 
-# ---- pickles and pictures
+# ---- pickles and notebook summaries
 
 
 def test_pickle_of_another_release(make, normal, anomalous, monkeypatch):
@@ -279,7 +279,7 @@ def test_teacher_lifetime(make, normal, anomalous):
     dets[0].score_samples(anomalous[:1])
 
 
-# ---- the caller's own
+# ---- state and warnings of the caller
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -322,7 +322,7 @@ def test_only_fit_warns_about_the_support(make, normal, tmp_path):
         make(evidence="patch").fit(scans[:2])
 
 
-# ---- many at once
+# ---- concurrency
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_history_is_kept_and_shown(model, new, capsys):
     assert (second["added"], second["n_support"]) == (["4.png", "5.png"], 6)
     assert cli.main(["info", str(model)]) == 0
     assert re.search(
-        r"^history: \S+Z added 3.png; 4 support images since \(.*\), \S+Z added 4", capsys.readouterr().out, re.M
+        r"^history: \S+Z added 3.png; 4 support images in total \(.*\), \S+Z added 4", capsys.readouterr().out, re.M
     )
     det = load(model)
     for change in (lambda: det, lambda: det.partial_fit(np.full((1, 40, 40, 3), 90, np.uint8))):
@@ -89,9 +89,9 @@ def test_known_images_change_nothing(model, new, tmp_path, capsys):
     assert run(model, new[0], new[0]) == 0  # repeated images count once
     before = model.read_bytes(), model.stat().st_mtime_ns
     assert run(model, new[0]) == 0
-    said = capsys.readouterr()
-    assert f"{model} is unchanged: nothing was added to its 4 support images" in said.out
-    assert "already in the support" in said.err
+    message = capsys.readouterr()
+    assert f"{model} is unchanged: nothing was added to its 4 support images" in message.out
+    assert "already in the support" in message.err
     assert (model.read_bytes(), model.stat().st_mtime_ns) == before
     assert run(model, new[0], "-o", tmp_path / "copy.fsad") == 0
     assert "a copy of" in capsys.readouterr().out
@@ -121,9 +121,9 @@ def test_json(model, new, capsys):
 def test_unreadable_images_are_left_out(model, new, capsys):
     new[1].write_bytes(b"no image")
     assert run(model, *new) == 1
-    said = capsys.readouterr()
-    assert "added 3.png, 5.png" in said.out
-    assert f"Skipped: {new[1]} could not be read" in said.err
+    message = capsys.readouterr()
+    assert "added 3.png, 5.png" in message.out
+    assert f"Skipped: {new[1]} could not be read" in message.err
     before = model.read_bytes()
     assert run(model, new[1]) == 2  # nothing to add at all
     assert "None of the 1 images could be read" in capsys.readouterr().err
@@ -142,8 +142,8 @@ def test_model_without_support_images(fitted, new, tmp_path, capsys):
     fitted.save(tmp_path / "without.fsad")
     before = (tmp_path / "without.fsad").read_bytes()
     assert run(tmp_path / "without.fsad", new[0]) == 2
-    said = capsys.readouterr().err
-    assert "holds no support images, and cannot be added to. Do not pass --no-keep-support to fit" in said
+    message = capsys.readouterr().err
+    assert "holds no support images, so no images can be added to it. Do not pass --no-keep-support to fit" in message
     assert (tmp_path / "without.fsad").read_bytes() == before
     fit = ["fit", str(new[0].parent), "-o", str(tmp_path / "with.fsad"), "--image-size", "32", "--quiet"]
     assert cli.main(fit) == 0

@@ -97,33 +97,33 @@ def load_folder(root: str | os.PathLike[str], *, on_error: str = "raise") -> Ima
         skipped.append((mask, error.reason))
 
     layout = find(root, wrong, skipped)
-    found = [] if layout is None else layout.entries
-    if layout is None or all(entry.anomalous for entry in found):
+    listed = [] if layout is None else layout.entries
+    if layout is None or all(entry.anomalous for entry in listed):
         if layout is None and (several := [str(folder.relative_to(root)) for folder in categories(root)]):
             named = f"{', '.join(several[:10])}{' and others' * (len(several) > 10)}"
             raise ImageError(f"{root} contains several folders of labelled images: {named}. Pass one of them.")
-        there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries(root)[:10]) or "nothing"
+        contents = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries(root)[:10]) or "nothing"
         lacks = "no good/" if layout is None else f"no image in {layout.sought}"
         raise ImageError(
-            f"{root} holds {lacks}; normal images are expected there. {root} contains: {there}. Accepted: {LAYOUTS}."
+            f"{root} holds {lacks}; normal images are expected there. {root} contains: {contents}. Accepted: {LAYOUTS}."
         )
-    masks = _own_masks(found, wrong)
+    masks = _check_masks(listed, wrong)
     for folder in layout.mask_folders:
-        _find_masks(folder, found, masks, skipped, wrong)
+        _find_masks(folder, listed, masks, skipped, wrong)
     return ImageFolder(
-        [entry.path for entry in found],
-        np.array([-1 if entry.anomalous else 1 for entry in found]),
+        [entry.path for entry in listed],
+        np.array([-1 if entry.anomalous else 1 for entry in listed]),
         masks,
-        [entry.kind if entry.anomalous else "good" for entry in found],
-        np.array([entry.train for entry in found]),
+        [entry.kind if entry.anomalous else "good" for entry in listed],
+        np.array([entry.train for entry in listed]),
         skipped,
     )
 
 
-def _own_masks(found: list[Entry], wrong: Wrong) -> list[Path | None]:
+def _check_masks(images: list[Entry], wrong: Wrong) -> list[Path | None]:
     """Check the masks that the layout assigns to images."""
-    masks: list[Path | None] = [None] * len(found)
-    for i, entry in enumerate(found):
+    masks: list[Path | None] = [None] * len(images)
+    for i, entry in enumerate(images):
         if entry.mask is not None:
             try:
                 check_size(entry.mask, entry.path)
@@ -133,20 +133,20 @@ def _own_masks(found: list[Entry], wrong: Wrong) -> list[Path | None]:
     return masks
 
 
-def _find_masks(folder: Path, found: list[Entry], masks: list[Path | None], skipped: LeftOut, wrong: Wrong) -> None:
+def _find_masks(folder: Path, images: list[Entry], masks: list[Path | None], skipped: LeftOut, wrong: Wrong) -> None:
     """Assign the masks in a folder to images; each mask must belong to exactly one."""
     named: dict[str, list[int]] = {}
-    for i, entry in enumerate(found):
+    for i, entry in enumerate(images):
         if not entry.train:
             named.setdefault(entry.path.stem, []).append(i)
-    for mask, kind in _mask_files(folder, {entry.kind for entry in found}, named, skipped):
+    for mask, kind in _mask_files(folder, {entry.kind for entry in images}, named, skipped):
         try:
-            i = _owner(mask, kind, found, named)
+            i = _owner(mask, kind, images, named)
             if masks[i] is not None:
                 raise MaskError(
-                    f"{found[i].path} has two masks: {masks[i]} and {mask}. Remove one.", "a second mask of an image"
+                    f"{images[i].path} has two masks: {masks[i]} and {mask}. Remove one.", "a second mask of an image"
                 )
-            check_size(mask, found[i].path)
+            check_size(mask, images[i].path)
             masks[i] = mask
         except MaskError as error:
             wrong(mask, error)
@@ -177,15 +177,15 @@ def _is_shown(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _owner(mask: Path, kind: str | None, found: list[Entry], named: dict[str, list[int]]) -> int:
+def _owner(mask: Path, kind: str | None, images: list[Entry], named: dict[str, list[int]]) -> int:
     """Find the image that a mask belongs to: an anomalous one before a normal one of the same name."""
-    own = mask.name if mask.is_dir() else mask.stem
-    stems = list(dict.fromkeys((own, own.removesuffix("_mask"))))
+    name = mask.name if mask.is_dir() else mask.stem
+    stems = list(dict.fromkeys((name, name.removesuffix("_mask"))))
     for stem in stems:
-        of_kind = [i for i in named.get(stem, []) if kind in (None, found[i].kind)]
-        fits = [i for i in of_kind if found[i].anomalous] or of_kind
+        of_kind = [i for i in named.get(stem, []) if kind in (None, images[i].kind)]
+        fits = [i for i in of_kind if images[i].anomalous] or of_kind
         if len(fits) > 1:
-            several = " and ".join(str(found[i].path) for i in fits[:3])
+            several = " and ".join(str(images[i].path) for i in fits[:3])
             raise MaskError(
                 f"The mask {mask} could belong to {several}. Put the masks of each kind into a folder of that name, "
                 "and give all images of a kind different names.",
@@ -196,5 +196,5 @@ def _owner(mask: Path, kind: str | None, found: list[Entry], named: dict[str, li
     raise MaskError(
         f"The mask {mask} belongs to no image: there is no image called {' or '.join(stems)}"
         f"{'' if kind is None else f' in {kind}/'}. Rename or remove the mask.",
-        "a mask of no image",
+        "a mask without an image",
     )

@@ -88,13 +88,13 @@ def _content(picture: Any, source: Source | None) -> bytes:
 
 def _decode_png(picture: Any, data: bytes, n_channels: int) -> np.ndarray:
     """Decode 16 bits per channel: high and low bytes as separate pictures."""
-    found = np.empty((picture.height, picture.width, 2 * n_channels), np.uint8)
+    values = np.empty((picture.height, picture.width, 2 * n_channels), np.uint8)
     planes = _png_planes(data, picture.width, picture.height, 2 * n_channels, "interlace" in picture.info)
     for i, plane in enumerate(planes):
         with Image.open(io.BytesIO(plane)) as single:
             # High bytes come first in a file, and second in most machines.
-            found[..., i ^ 1 if sys.byteorder == "little" else i] = np.asarray(single)
-    return _with_colours(found.view(np.uint16))
+            values[..., i ^ 1 if sys.byteorder == "little" else i] = np.asarray(single)
+    return _with_colours(values.view(np.uint16))
 
 
 def _png_planes(data: bytes, width: int, height: int, n_bytes: int, interlaced: bool) -> Iterator[bytes]:
@@ -169,7 +169,7 @@ def full_alpha(values: np.ndarray, white: float) -> np.ndarray:
     Returns
     -------
     ndarray
-        Of the same shape and dtype.
+        Array of the same shape and dtype.
     """
     if values.ndim < 3 or values.shape[-1] != 4 or values.dtype.kind != "u" or white == np.iinfo(values.dtype).max:
         return values

@@ -67,7 +67,7 @@ def is_rows(X: Any) -> bool:
     Parameters
     ----------
     X : object
-        What a user passed to `fit` or to a scoring method.
+        Input of `fit` or of a scoring method.
 
     Returns
     -------
@@ -256,7 +256,7 @@ def picture(item: Any, index: int, size: FigureSize, **options: Any) -> torch.Te
         Position in the input, for messages.
     size : FigureSize
     **options
-        Passed on to `load`.
+        Passed to `load`.
 
     Returns
     -------
@@ -321,13 +321,13 @@ def load_each(
     items : sequence
         From `as_items`.
     on_error : {"raise", "skip"} or callable
-        With "skip" an `ImageSkippedWarning` names each unreadable image; a callable receives its position and error.
+        "skip" names each unreadable image in an `ImageSkippedWarning`; a callable receives its position and error.
     only : sequence of int, optional
         Positions of the images to read; by default all.
     n_workers : int, optional
         Threads that read.
     **options
-        Passed on to `load`.
+        Passed to `load`.
 
     Yields
     ------

@@ -32,7 +32,7 @@ def read_normal(
         +1 for normal, -1 for anomalous images.
     on_error : {"raise", "skip"} or callable
     options : dict
-        For `images.load_each`.
+        Options for `images.load_each`.
     rows : bool, optional
         Whether the items are rows of a table. For these, scikit-learn's tools pass targets of other tasks as y.
     n_drawn : int, optional
@@ -69,9 +69,9 @@ def read_normal(
                 f"set n_support to at most {len(chosen)}."
             )
         chosen = np.random.default_rng(seed).permutation(chosen).tolist()
-    read = images.load_each(items, on_error, only=chosen, **options)
+    each = images.load_each(items, on_error, only=chosen, **options)
     # In the order of the draw, so that the next image replaces one that cannot be read.
-    loaded = list(itertools.islice(((i, one.image) for i, one in read if one is not None), n_drawn))
+    loaded = list(itertools.islice(((i, one.image) for i, one in each if one is not None), n_drawn))
     loaded.sort(key=lambda one: one[0])
     if not loaded:
         raise ImageError(f"None of the {len(chosen)} images could be read: there is nothing to fit on.")

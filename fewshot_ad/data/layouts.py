@@ -96,8 +96,8 @@ def is_labelled(root: Path) -> bool:
 
 def categories(root: Path) -> list[Path]:
     """List the sub-folders, or their sub-folders, that each have a layout: the categories of a data set."""
-    own = [folder for folder in _folders(root) if _reader(folder) is not None]
-    return own or [inner for folder in _folders(root) for inner in _folders(folder) if _reader(inner) is not None]
+    direct = [folder for folder in _folders(root) if _reader(folder) is not None]
+    return direct or [inner for folder in _folders(root) for inner in _folders(folder) if _reader(inner) is not None]
 
 
 def _reader(root: Path) -> Callable[[Path, Wrong, LeftOut], Found] | None:
@@ -123,14 +123,14 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """List what is in a folder, by name."""
+    """List the entries of a folder, by name."""
     return sorted(folder.iterdir())
 
 
 def _parts(root: Path) -> list[tuple[Path, bool]]:
     """List the parts of a data set, training first, and whether each is for training."""
-    found = [(folder, _PARTS[folder.name.lower()]) for folder in _folders(root) if folder.name.lower() in _PARTS]
-    return sorted(found, key=lambda part: not part[1])
+    parts = [(folder, _PARTS[folder.name.lower()]) for folder in _folders(root) if folder.name.lower() in _PARTS]
+    return sorted(parts, key=lambda part: not part[1])
 
 
 def _kinds(part: Path) -> list[Path]:
@@ -139,15 +139,15 @@ def _kinds(part: Path) -> list[Path]:
 
 def _images(folder: Path, skipped: LeftOut) -> list[Path]:
     """List the images directly in a folder."""
-    found = list_images(folder)
-    skipped += found.left_out
-    return found.files
+    listing = list_images(folder)
+    skipped += listing.left_out
+    return listing.files
 
 
-def _skip(found: Iterable[Path], used: Iterable[str], skipped: LeftOut) -> None:
+def _skip(candidates: Iterable[Path], used: Iterable[str], skipped: LeftOut) -> None:
     """Add everything except the folders that are used to `skipped`."""
     used = set(used)
-    for entry in found:
+    for entry in candidates:
         if entry.name not in used or not entry.is_dir():
             otherwise = _UNREAD.get(entry.name, f"not one of the folders {', '.join(sorted(used))}")
             skipped.append((entry, "hidden" if entry.name.startswith(".") else otherwise))
@@ -159,8 +159,8 @@ def _skip(found: Iterable[Path], used: Iterable[str], skipped: LeftOut) -> None:
 def _read_flat(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
     _skip(entries(root), {*MASK_FOLDERS, "good", "bad"}, skipped)
     kinds = [folder for folder in (root / "good", root / "bad") if folder.is_dir()]
-    found = [Entry(file, kind.name, kind.name == "bad", False) for kind in kinds for file in _images(kind, skipped)]
-    return Found(found, [root / name for name in MASK_FOLDERS if (root / name).is_dir()], str(root / "good"))
+    images = [Entry(file, kind.name, kind.name == "bad", False) for kind in kinds for file in _images(kind, skipped)]
+    return Found(images, [root / name for name in MASK_FOLDERS if (root / name).is_dir()], str(root / "good"))
 
 
 def _read_kinds(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
@@ -174,20 +174,20 @@ def _read_kinds(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
         )
     normal = "ok" if "ok" in names else "good"
     masks = [root / name for name in MASK_FOLDERS if (root / name).is_dir()]
-    found = []
+    images = []
     for part, train in parts:
-        own = [part / name for name in MASK_FOLDERS if (part / name).is_dir()]
-        masks += [] if train else own
+        mask_folders = [part / name for name in MASK_FOLDERS if (part / name).is_dir()]
+        masks += [] if train else mask_folders
         kinds = _kinds(part)
         for entry in entries(part):
-            if entry in own and train:
+            if entry in mask_folders and train:
                 skipped.append((entry, "masks of training images"))
-            elif entry not in kinds and entry not in own:
+            elif entry not in kinds and entry not in mask_folders:
                 hidden = entry.name.startswith(".")
                 skipped.append((entry, "hidden" if hidden else "a file beside folders of images"))
         for kind in sorted(kinds, key=lambda folder: (folder.name != normal, folder.name)):
-            found += [Entry(file, kind.name, kind.name != normal, train) for file in _images(kind, skipped)]
-    return Found(found, masks, " or ".join(str(part / normal) for part, _ in parts))
+            images += [Entry(file, kind.name, kind.name != normal, train) for file in _images(kind, skipped)]
+    return Found(images, masks, " or ".join(str(part / normal) for part, _ in parts))
 
 
 # ---- masks beside images, or in their own folder, that define which images are anomalous
@@ -197,7 +197,7 @@ def _read_dagm(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
     """Read parts whose anomalous images have a mask in Label/."""
     parts = _parts(root)
     _skip(entries(root), [part.name for part, _ in parts], skipped)
-    found: list[Entry] = []
+    labelled: list[Entry] = []
     for part, train in parts:
         label = _label_folder(part)
         if label is None:
@@ -209,8 +209,8 @@ def _read_dagm(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
         skipped += [(entry, reason) for entry, reason in list_images(part).left_out if entry != label]
         skipped += [left for left in list_images(label).left_out if left[0].suffix.lower() != ".txt"]
         masks = _of_images(list_images(label).files, images, _LABEL_END, wrong)
-        found += _by_label([(file, masks.get(file), file in masks, train) for file in images])
-    return Found(found, [], " or ".join(str(part) for part, _ in parts))
+        labelled += _by_label([(file, masks.get(file), file in masks, train) for file in images])
+    return Found(labelled, [], " or ".join(str(part) for part, _ in parts))
 
 
 def _label_folder(part: Path) -> Path | None:
@@ -221,7 +221,7 @@ def _read_kolektor(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
     """Read parts in which each image has a mask beside it, empty for normal images."""
     parts = _parts(root)
     _skip(entries(root), [part.name for part, _ in parts], skipped)
-    found: list[Entry] = []
+    all_labelled: list[Entry] = []
     for part, train in parts:
         files = _images(part, skipped)
         images = [file for file in files if not file.stem.endswith(_TRUTH_END)]
@@ -240,28 +240,28 @@ def _read_kolektor(root: Path, wrong: Wrong, skipped: LeftOut) -> Found:
                 wrong(masks.get(file, file), error)
                 continue
             labelled.append((file, masks[file] if anomalous else None, anomalous, train))
-        found += _by_label(labelled)
-    return Found(found, [], " or ".join(str(part) for part, _ in parts))
+        all_labelled += _by_label(labelled)
+    return Found(all_labelled, [], " or ".join(str(part) for part, _ in parts))
 
 
 def _of_images(masks: Sequence[Path], images: Sequence[Path], ending: str, wrong: Wrong) -> dict[Path, Path]:
     """Map images to their masks, which have the same name plus this ending."""
     named = {file.stem: file for file in images}
-    found: dict[Path, Path] = {}
+    matched: dict[Path, Path] = {}
     for mask in masks:
         image = named.get(mask.stem.removesuffix(ending))
-        if image is None or image in found:
+        if image is None or image in matched:
             what = "belongs to no image" if image is None else f"is a second one of {image}"
-            reason = "a mask of no image" if image is None else "a second mask of an image"
+            reason = "a mask without an image" if image is None else "a second mask of an image"
             wrong(mask, MaskError(f"The mask {mask} {what}. Rename or remove it.", reason))
         else:
-            found[image] = mask
-    return found
+            matched[image] = mask
+    return matched
 
 
 def _by_label(images: Iterable[tuple[Path, Path | None, bool, bool]]) -> list[Entry]:
-    found = [Entry(file, "bad" if bad else "good", bad, train, mask) for file, mask, bad, train in images]
-    return sorted(found, key=lambda entry: entry.anomalous)
+    labelled = [Entry(file, "bad" if bad else "good", bad, train, mask) for file, mask, bad, train in images]
+    return sorted(labelled, key=lambda entry: entry.anomalous)
 
 
 # ---- lists of images

@@ -135,7 +135,7 @@ def files(folder: Path, *, below: bool = False) -> list[Path]:
     return list_images(folder, below=below).files
 
 
-def say_left_out(left_out: Iterable[tuple[Path | str, str]]) -> Iterator[str]:
+def left_out_messages(left_out: Iterable[tuple[Path | str, str]]) -> Iterator[str]:
     """Yield one line for each reason: how many files were left out, and the names of some."""
     by_reason: dict[str, list[str]] = {}
     for path, reason in left_out:

@@ -43,7 +43,7 @@ def check_size(mask: Path, image: Path) -> None:
             raise MaskError(
                 f"The mask {file} is {size[0]} x {size[1]} pixels, but its image {image} is {expected[0]} x "
                 f"{expected[1]} (width x height). Resize the mask, or remove it.",
-                "a mask of another size than its image",
+                "a mask that differs in size from its image",
             )
 
 

@@ -15,7 +15,7 @@ _TIFF_NEEDED = {
 _EXIF, _ADOBE, _JFIF = b"Exif\0\0", b"Adobe", b"JFIF\0"
 
 
-def mended(data: bytes) -> bytes | None:
+def without_metadata(data: bytes) -> bytes | None:
     """Remove the metadata from a file.
 
     Parameters
@@ -30,7 +30,7 @@ def mended(data: bytes) -> bytes | None:
     """
     try:
         if data.startswith(PNG_HEAD):
-            kept = [whole for kind, _, whole in png_chunks(data) if kind in _PNG_NEEDED]
+            kept = [chunk for kind, _, chunk in png_chunks(data) if kind in _PNG_NEEDED]
             return PNG_HEAD + b"".join(kept)
         if data.startswith(b"\xff\xd8\xff"):
             return _jpeg(data)
@@ -42,13 +42,13 @@ def mended(data: bytes) -> bytes | None:
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
-    """List a PNG's chunks: kind, body, and the whole with length and checksum."""
-    found, at = [], len(PNG_HEAD)
+    """List the chunks of a PNG: kind, body, and complete bytes with length and checksum."""
+    chunks, at = [], len(PNG_HEAD)
     while at + 8 <= len(data):
         (length,), kind = struct.unpack_from(">I", data, at), data[at + 4 : at + 8]
-        found.append((kind, data[at + 8 : at + 8 + length], data[at : at + 12 + length]))
+        chunks.append((kind, data[at + 8 : at + 8 + length], data[at : at + 12 + length]))
         at += 12 + length
-    return found
+    return chunks
 
 
 def exif_is_cut(exif: bytes) -> bool:
@@ -84,7 +84,7 @@ def _jpeg(data: bytes) -> bytes:
 
 def _tiff(data: bytes) -> bytes:
     """Replace tags that are not needed by a single byte each; all offsets stay the same."""
-    found = bytearray(data)
+    repaired = bytearray(data)
     order = "<" if data[:2] == b"II" else ">"
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     visited: set[int] = set()
@@ -94,6 +94,6 @@ def _tiff(data: bytes) -> bytes:
         for entry in range(at + 2, at + 2 + 12 * n_entries, 12):
             tag = struct.unpack_from(f"{order}H", data, entry)[0]
             if tag not in _TIFF_NEEDED:
-                struct.pack_into(f"{order}HHI4s", found, entry, 65000, 1, 1, b"\0" * 4)
+                struct.pack_into(f"{order}HHI4s", repaired, entry, 65000, 1, 1, b"\0" * 4)
         (at,) = struct.unpack_from(f"{order}I", data, at + 2 + 12 * n_entries)
-    return bytes(found)
+    return bytes(repaired)

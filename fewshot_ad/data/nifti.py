@@ -115,8 +115,8 @@ class Nifti(File):
         chosen: list[Any] = [slice(None)] * 3
         chosen[self.places[self.axis]] = which
         chosen += [volume, *[0] * 3]
-        found = np.asanyarray(self.image.dataobj[tuple(chosen[: self.image.ndim])])
-        return found.reshape(*found.shape, *[1] * (3 - found.ndim))
+        values = np.asanyarray(self.image.dataobj[tuple(chosen[: self.image.ndim])])
+        return values.reshape(*values.shape, *[1] * (3 - values.ndim))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ _NAMES = ("Red", "Green", "Blue", "Alpha")
 
 
 def look_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
-    """Look values up in a table whose first entry belongs to `first`; values outside it get the first or last entry."""
+    """Look up values in a table whose first entry is for `first`; values outside it get the first or last entry."""
     at: np.ndarray = values.astype(np.int32 if values.dtype.itemsize < 4 else np.int64)
     at -= first
     np.clip(at, 0, len(table) - 1, out=at)
@@ -26,7 +26,7 @@ def palette(header: Any, pydicom: Any, source: Source) -> tuple[np.ndarray, int]
     Parameters
     ----------
     header : Dataset
-        With the palette's descriptors and data, whole or in segments.
+        Header with the palette's descriptors and data, complete or in segments.
     pydicom : module
         Used to expand segments.
     source : Source
@@ -102,21 +102,21 @@ def _entries(part: Any, name: str, header: Any, n_entries: int, depth: int, sour
         )
     order = "<" if header.original_encoding[1] else ">"
     if not isinstance(data, bytes):
-        found = np.atleast_1d(np.asarray(data, dtype=np.int64) & 0xFFFF).astype(np.uint16)
-        if len(found) * 2 in (n_entries, n_entries + 1) and depth <= 8:
-            found = found.astype(f"{order}u2").view(np.uint8)
+        entries = np.atleast_1d(np.asarray(data, dtype=np.int64) & 0xFFFF).astype(np.uint16)
+        if len(entries) * 2 in (n_entries, n_entries + 1) and depth <= 8:
+            entries = entries.astype(f"{order}u2").view(np.uint8)
     elif len(data) >= 2 * n_entries:
-        found = np.frombuffer(data[: 2 * n_entries], f"{order}u2").astype(np.uint16)
+        entries = np.frombuffer(data[: 2 * n_entries], f"{order}u2").astype(np.uint16)
     else:
-        found = np.frombuffer(data, np.uint8)
-        if order == ">" and len(found) % 2 == 0:
-            found = found.reshape(-1, 2)[:, ::-1].reshape(-1)
-    if len(found) < n_entries:
+        entries = np.frombuffer(data, np.uint8)
+        if order == ">" and len(entries) % 2 == 0:
+            entries = entries.reshape(-1, 2)[:, ::-1].reshape(-1)
+    if len(entries) < n_entries:
         raise ImageError(
-            f"{source} is damaged: {name} has {len(found)} entries, but {n_entries} are declared. Leave it out, or "
+            f"{source} is damaged: {name} has {len(entries)} entries, but {n_entries} are declared. Leave it out, or "
             "download it again."
         )
-    return found[:n_entries]
+    return entries[:n_entries]
 
 
 def _to_full_scale(table: np.ndarray, bits: int, dtype: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from .deep import decode_deep, is_narrowed
 from .geometry import Target
-from .mending import exif_is_cut, mended
+from .mending import exif_is_cut, without_metadata
 from .sources import File, Pixels, Source, full_range, no_data, upright
 
 # An explicit list: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.
@@ -43,14 +43,14 @@ class Picture(File):
 
     def __init__(self, source: Source, geometry: Target | None) -> None:
         self.source, self.geometry = source, geometry
-        self.mended = False
+        self._repaired = False
         self.picture: Any = None
         try:
             self.picture = self._open(source)
         except Image.DecompressionBombError:
             raise
         except Exception:
-            if not self._mend():
+            if not self._repair():
                 raise
         self.n_images = getattr(self.picture, "n_frames", 1) if self.picture.format in _SEVERAL else 1
 
@@ -66,7 +66,7 @@ class Picture(File):
         except (Image.DecompressionBombError, MemoryError):
             raise
         except Exception:
-            if not self._mend():
+            if not self._repair():
                 raise
             return self._read(index, value_range)
 
@@ -87,13 +87,13 @@ class Picture(File):
     def _open(self, source: Source) -> Image.Image:
         return Image.open(source.path or source.open(), formats=FORMATS)
 
-    def _mend(self) -> bool:
+    def _repair(self) -> bool:
         """Open the file again without its metadata, which may be the damaged part."""
-        if self.mended:
+        if self._repaired:
             return False
-        self.mended = True
+        self._repaired = True
         with self.source.open() as file:
-            data = mended(file.read())
+            data = without_metadata(file.read())
         if data is None:
             return False
         try:

@@ -27,7 +27,7 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
         In the order of `paths`: the path itself if the file holds one image, otherwise a `Frame` for each image. A file
         that cannot be read, or only with an extra, is one entry; loading it raises the error.
     """
-    found: list[Any] = []
+    items: list[Any] = []
     single = isinstance(paths, (str, os.PathLike, Frame)) or is_stream(paths)
     for path in cast(Any, [paths] if single else paths):
         n_images = 1
@@ -37,8 +37,8 @@ def frames(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Fra
                     n_images = file.n_images
             except Exception:  # readers raise all kinds of errors for damaged files; `load` explains them
                 n_images = 1
-        found += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
-    return found
+        items += [path] if n_images == 1 else [Frame(path, index) for index in range(n_images)]
+    return items
 
 
 def warn_of_mixed_series(items: Sequence[Any]) -> None:
@@ -68,11 +68,11 @@ def warn_of_mixed_series(items: Sequence[Any]) -> None:
     if len(kinds) < 2:
         return
     listed = "; ".join(f"{kind}, {width} x {height}" for kind, (width, height) in sorted(kinds)[:5])
-    most = max(kinds.values(), key=len)
-    others = [name for names in kinds.values() if names is not most for name in names]
+    usual = max(kinds.values(), key=len)
+    others = [name for names in kinds.values() if names is not usual for name in names]
     more = f" and {len(others) - 5} more" if len(others) > 5 else ""
     warn(
-        f"The support has {len(most) + len(others)} DICOM images of {len(kinds)} kinds ({listed}). A support of "
+        f"The support has {len(usual) + len(others)} DICOM images of {len(kinds)} kinds ({listed}). A support of "
         f"different modalities, photometric interpretations or sizes works poorly: pass images of one kind. Different "
         f"from most: {', '.join(others[:5])}{more}.",
         MixedSeriesWarning,

@@ -30,7 +30,7 @@ def rotated_and_mirrored(image: torch.Tensor, *, quarters: bool = True) -> list[
 
 
 def random_views(images: Iterable[torch.Tensor], n_views: int, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Make slightly changed views, as a second photograph of the same thing would be.
+    """Create slightly augmented views, like further photographs of the same object.
 
     Each is mirrored with probability 1/2, rotated by up to 10°, shifted by up to 5 %, scaled by 0.9 to 1.1, and
     changed in brightness and contrast by up to 10 %.

@@ -23,20 +23,20 @@ _SHARES = ("recall", "f1")
 Take = Callable[[str, tuple[int | None, ...], torch.dtype], torch.Tensor]
 
 
-def entry(found: Calibration) -> dict[str, Any]:
+def entry(calibrated: Calibration) -> dict[str, Any]:
     """Convert to the entry in a header: everything except the scores."""
-    return {name: value for name, value in asdict(found).items() if name != "normal_scores"}
+    return {name: value for name, value in asdict(calibrated).items() if name != "normal_scores"}
 
 
 def tensors(fitted: FittedSupport, with_images: bool) -> dict[str, torch.Tensor]:
     """Return the tensors of a calibration, if there is one."""
     if fitted.calibration is None:
         return {}
-    found = {_SCORES: torch.tensor(fitted.calibration.normal_scores, dtype=torch.float64)}
+    stored = {_SCORES: torch.tensor(fitted.calibration.normal_scores, dtype=torch.float64)}
     if with_images and fitted.calibration_images is not None:
         for kind, images in zip(_KINDS, fitted.calibration_images, strict=True):
-            found |= {f"calibration.{kind}.{i}": image for i, image in enumerate(images)}
-    return found
+            stored |= {f"calibration.{kind}.{i}": image for i, image in enumerate(images)}
+    return stored
 
 
 def is_entry(value: Any) -> bool:

@@ -191,7 +191,7 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
     if os.path.exists(path) and not force:
         raise OutputExistsError(f"{path} exists. Pass force=True to replace it, or another name")
     if not os.path.isdir(path.parent):
-        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Make it first")
+        raise OutputError(f"{path} cannot be written: there is no folder {path.parent}. Create it first")
     remove_leftovers(path, _ABANDONED)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -206,7 +206,7 @@ def check_destination(path: str | os.PathLike[str], *, force: bool, least: int =
     if free < least:
         raise DiskFullError(
             errno.ENOSPC,
-            f"{path} needs at least {least / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Make room, or write "
+            f"{path} needs at least {least / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Free space, or write "
             "elsewhere",
         )
 
@@ -268,7 +268,7 @@ def remove_leftovers(path: Path, age: float = 0.0) -> None:
 
 @contextlib.contextmanager
 def explain_disk_full(path: Path, needed: int) -> Iterator[None]:
-    """Say how many bytes were needed if the disk is full."""
+    """Raise an error with the number of bytes that are needed if the disk is full."""
     try:
         yield
     except OSError as error:
@@ -278,5 +278,5 @@ def explain_disk_full(path: Path, needed: int) -> Iterator[None]:
         raise DiskFullError(
             error.errno,
             f"The disk is full: {path} needs {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Earlier files "
-            "are still valid. Make room, or write elsewhere",
+            "are still valid. Free space, or write elsewhere",
         ) from error

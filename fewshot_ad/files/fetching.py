@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..exceptions import OutputError, WeightsNotFoundError
-from ..method.hub import OLDER, WEIGHTS_FORMAT, Probe, Source, locate, pretrained_config, quiet, whole_name
+from ..method.hub import OLDER, WEIGHTS_FORMAT, Probe, Source, locate, pretrained_config, quiet, tagged_name
 from ..method.packaged import PACKAGED
 from .checkpoints import check_destination, save, write_atomically
 
@@ -79,12 +79,12 @@ def fetch_weights(name: str, folder: str | os.PathLike[str], *, force: bool = Fa
     if name in PACKAGED:
         raise WeightsNotFoundError(f"{name!r} comes with the package: there is nothing to download.")
     if name.startswith("hf-hub:"):
-        raise _nothing_there(name)
+        raise _no_weights(name)
     probe = Probe(constants.ENDPOINT)
     if not _may_be_cached(name) and (problem := probe.problem()) is not None:  # before timm, which takes seconds
         raise _unreachable(name, problem)
     config, source = _look_up(name)
-    full_name, target = whole_name(name, config), Path(folder)
+    full_name, target = tagged_name(name, config), Path(folder)
     if not source.url.startswith(constants.ENDPOINT):
         probe = Probe(source.url)
     problem = probe.problem()
@@ -124,7 +124,7 @@ def _unreachable(name: str, problem: str) -> WeightsNotFoundError:
     )
 
 
-def _nothing_there(name: str) -> WeightsNotFoundError:
+def _no_weights(name: str) -> WeightsNotFoundError:
     return WeightsNotFoundError(
         f"timm has no weights of {name!r}. Pass a name from timm.list_pretrained(); for a repository "
         "(hf-hub:OWNER/NAME), copy the hub's cache instead (docs/offline.md)."
@@ -136,7 +136,7 @@ def _look_up(name: str) -> tuple[Any, Source]:
     config = pretrained_config(name)
     source = locate(config)
     if source is None:
-        raise _nothing_there(name)
+        raise _no_weights(name)
     return config, source
 
 

@@ -76,8 +76,8 @@ def predictive(scores: np.ndarray, of_views: bool = False) -> Predictive:
     Predictive
     """
     # An anomaly score near 0 means a near-duplicate in the support, which says nothing about the spread of normal ones.
-    least = max(_LEAST * float(np.median(-scores)), _TINY)
-    logs = np.log(np.maximum(-scores, least))
+    floor = max(_LEAST * float(np.median(-scores)), _TINY)
+    logs = np.log(np.maximum(-scores, floor))
     if of_views:
         mean, sd = OTHER_THAN_VIEWS
         return Predictive(float(logs.mean()) + mean, sd, np.inf)
@@ -325,8 +325,8 @@ def _logistic(normal: np.ndarray, anomalous: np.ndarray) -> tuple[float, float]:
     """Fit the log-odds of an anomaly over the logarithm of the anomaly score; never decreasing."""
     from sklearn.linear_model import LogisticRegression
 
-    least = max(_LEAST * float(np.median(-normal)), _TINY)
-    logs = np.log(np.maximum(-np.concatenate([normal, anomalous]), least))
+    floor = max(_LEAST * float(np.median(-normal)), _TINY)
+    logs = np.log(np.maximum(-np.concatenate([normal, anomalous]), floor))
     mean, sd = float(logs.mean()), max(float(logs.std()), PRIOR_SD)
     is_anomalous = np.repeat([0, 1], [len(normal), len(anomalous)])
     model = LogisticRegression().fit((logs[:, None] - mean) / sd, is_anomalous)

@@ -78,13 +78,13 @@ def thinned(patches: Patches, limit: int) -> Patches:
     Parameters
     ----------
     patches : Patches
-        On the CPU.
+        Patches on the CPU.
     limit : int
 
     Returns
     -------
     Patches
-        In their original order.
+        The selected patches, in their original order.
     """
     if len(patches) <= limit:
         return patches

@@ -34,7 +34,7 @@ def parse_evidence(
     ----------
     evidence : str, sequence of str, or mapping of str to float
         One kind; or several kinds, where "ssd" and "tsd" form one component, SSD + lam * TSD (the loss, at each
-        position), and each other kind a component by itself; or the weights of a sum of unscaled kinds.
+        position), and each other kind is a component; or the weights of a sum of unscaled kinds.
     lam : float
         Weight of TSD; inf is TSD alone.
 
@@ -71,7 +71,7 @@ def parse_evidence(
     return weights, [part for part in parts if part]
 
 
-def without_idle(
+def without_zero_weights(
     evidence: str | Sequence[str] | Mapping[str, float], student_weight: float | None, embedding_weight: float | None
 ) -> str | tuple[str, ...] | dict[str, float]:
     """Leave out the components whose weight is 0, which need not be computed.

@@ -54,9 +54,9 @@ class FeatureExtractor:
     Parameters
     ----------
     teacher : Backbone
-        On the runtime's device.
+        The teacher, on the runtime's device.
     fingerprint : str
-        Hash of its weights, part of the cache key.
+        Hash of the teacher's weights, part of the cache key.
     runtime : Runtime
     memory : joblib.Memory, optional
         Features are looked up and stored there, one entry for each distinct image.
@@ -89,7 +89,7 @@ class FeatureExtractor:
         Returns
         -------
         list of Maps
-            For each image the teacher's maps, (1, C_l, H_l, W_l), on the runtime's device.
+            The teacher's maps of each image, (1, C_l, H_l, W_l), on the runtime's device.
         """
         results: list[Maps] = [[] for _ in images]
         batches = in_batches(images, self.runtime.device)
@@ -288,7 +288,7 @@ def _in_halves(function: _Forward, chunk: torch.Tensor) -> list[torch.Tensor]:
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"Memory ran out with batches of {half} images. Lower image_size, or take a smaller backbone."
+                f"Memory ran out with batches of {half} images. Lower image_size, or use a smaller backbone."
             ) from error
         raise
     return [torch.cat(level) for level in zip(*halves, strict=True)]

@@ -18,9 +18,9 @@ def fold_batch_norms(model: nn.Module, images: torch.Tensor) -> int:
     Parameters
     ----------
     model : torch.nn.Module
-        In eval mode, returning a list of tensors.
+        A network in eval mode that returns a list of tensors.
     images : torch.Tensor
-        (N, 3, H, W), on the model's device and in its dtype.
+        Images (N, 3, H, W), on the model's device and in its dtype.
 
     Returns
     -------

@@ -71,8 +71,8 @@ def pretrained_config(name: str) -> Any:
         ) from error
 
 
-def whole_name(name: str, config: Any) -> str:
-    """Return a network's name with the tag of its training, if it has one; by default timm's first tag."""
+def tagged_name(name: str, config: Any) -> str:
+    """Return a network's name with the tag of its weights, if any; by default timm's first tag."""
     network, tag = name.partition(".")[0], getattr(config, "tag", None)
     return f"{network}.{tag}" if tag else network
 
@@ -95,7 +95,7 @@ def check_training(name: str, weights: str | os.PathLike[str]) -> None:
         stored = str(json.loads(metadata["header"])["backbone"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsNotFoundError(f"{weights} is damaged: its header does not name the network.") from error
-    asked = whole_name(name, pretrained_config(name))
+    asked = tagged_name(name, pretrained_config(name))
     if stored != asked:
         default = f", the default of {name!r}" if name != asked else ""
         what = "network" if stored.partition(".")[0] != asked.partition(".")[0] else "training"

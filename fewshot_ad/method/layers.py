@@ -86,26 +86,26 @@ def choose(name: str, asked: str | Sequence[int], strides: Sequence[int]) -> tup
     """
     tokens = is_plain(strides)
     first = 0 if tokens else next((i for i, stride in enumerate(strides) if stride >= _PYRAMID_STRIDES[0]), 0)
-    there = range(1 - first, len(strides) + 1 - first)
-    what = f"{'blocks' if tokens else 'stages'} {max(1, there[0])} to {there[-1]}"
+    available = range(1 - first, len(strides) + 1 - first)
+    what = f"{'blocks' if tokens else 'stages'} {max(1, available[0])} to {available[-1]}"
     if asked == "auto":
-        numbers = _upper_half(len(strides)) if tokens else tuple(there[i] for i in usual_stages(strides))
+        numbers = _upper_half(len(strides)) if tokens else tuple(available[i] for i in usual_stages(strides))
     elif asked == "last":
         if not tokens:
             raise ValueError(
                 f"layers='last' was given, but {name!r} has no tokens: it is not a plain transformer, and has {what}. "
                 "Pass layers='auto' or a tuple of these, or the name of a transformer as backbone."
             )
-        numbers = (there[-1],)
+        numbers = (available[-1],)
     else:
         numbers = tuple(sorted({int(number) for number in asked}))
-        if not set(numbers) <= set(there):
-            near = tuple(sorted({min(max(number, 1), there[-1]) for number in numbers}))
+        if not set(numbers) <= set(available):
+            near = tuple(sorted({min(max(number, 1), available[-1]) for number in numbers}))
             raise ValueError(
                 f"layers={tuple(asked)} was given, but {name!r} has {what}. The nearest fitting choice is "
                 f"layers={near}."
             )
-    return Layers(numbers, tokens), tuple(there.index(number) for number in numbers)
+    return Layers(numbers, tokens), tuple(available.index(number) for number in numbers)
 
 
 def _upper_half(depth: int) -> tuple[int, ...]:

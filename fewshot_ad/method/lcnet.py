@@ -124,7 +124,7 @@ def build_lcnet(
     Returns
     -------
     Backbone
-        On the CPU, float32, its parameters frozen.
+        The teacher, on the CPU, in float32, with frozen parameters.
 
     Raises
     ------
@@ -141,11 +141,11 @@ def build_lcnet(
     try:
         with torch.device("meta"):  # draws no weights, and so leaves the generator as it is
             model = LCNet(returned)
-        held = load_file(weights)
+        state = load_file(weights)
         model.load_state_dict(
             {
                 key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
-                for key, value in held.items()
+                for key, value in state.items()
             },
             assign=True,
         )

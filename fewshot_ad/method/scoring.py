@@ -49,7 +49,7 @@ class Expert:
     Attributes
     ----------
     student : StudentNetwork
-        In eval mode.
+        The student, in eval mode.
     seen : torch.Tensor of bool
         (K,): whether the student was trained on the support image. It is not used for queries that leave one of these
         out.
@@ -78,13 +78,13 @@ class Expert:
         shapes = tuple(m.shape[2:] for m in query)
         if torch.compiler.is_compiling():  # a graph's shapes may be symbolic, and its tensors must not be kept
             return self._in_shapes(shapes)
-        known = self._prepared.get(shapes)
-        if known is None:
+        cached = self._prepared.get(shapes)
+        if cached is None:
             with torch.inference_mode():
-                known = self._prepared[shapes] = self._in_shapes(shapes)
+                cached = self._prepared[shapes] = self._in_shapes(shapes)
             while len(self._prepared) > _SHAPES:
                 self._prepared.popitem(last=False)
-        return known
+        return cached
 
     def _in_shapes(self, shapes: Sequence[Sequence[int]]) -> Shown:
         levels = zip(*self.maps, strict=True)
@@ -161,11 +161,11 @@ class Memory:
     experts : tuple of Expert
         Their evidence is averaged; empty if no student is needed.
     bank : PatchBank or None
-        For `patch_evidence`.
+        Memory bank of `patch_evidence`.
     embeddings : torch.Tensor or None
-        For `embedding_evidence`.
+        Embeddings of `embedding_evidence`.
     subspaces : Subspaces or None
-        For `subspace_evidence`.
+        Subspaces of `subspace_evidence`.
     """
 
     experts: tuple[Expert, ...] = ()
@@ -217,7 +217,7 @@ class Scorer:
     extract : FeatureExtractor
         Extractor of the teacher's features.
     memory : Memory
-        On the device and in the number format of `extract`.
+        Memory on the device and in the dtype of `extract`.
     weights : dict of str to float
         Weight of each kind of evidence in the score, divided by its scale.
     reduction : Reduction

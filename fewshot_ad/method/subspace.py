@@ -66,7 +66,7 @@ def subspace_features(maps: Sequence[torch.Tensor], layers: Layers) -> torch.Ten
     Parameters
     ----------
     maps : list of torch.Tensor
-        The teacher's, (N, C_l, H_l, W_l).
+        The teacher's maps, (N, C_l, H_l, W_l).
     layers : Layers
 
     Returns

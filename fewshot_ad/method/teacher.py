@@ -26,7 +26,7 @@ _HOOKED = Lock()
 _WAYS = (
     "Pass the path of a safetensors file in timm's naming for this network, or weights=None to use the backbone's own."
 )
-_ONE_SHAPE = "It takes images of one shape only: pass aspect='square', or image_size=(H, W)."
+_ONE_SHAPE = "It accepts images of one shape only: pass aspect='square', or image_size=(H, W)."
 _FILE = "Pass weights=FILE, a safetensors file in timm's naming for this network."
 
 
@@ -97,11 +97,11 @@ def build_backbone(
     embedding: bool = True,
     layers: str | Sequence[int] = "auto",
 ) -> Backbone:
-    """Make a frozen teacher in eval mode.
+    """Build a frozen teacher in eval mode.
 
-    Pyramids give their stages at strides 4, 8 and 16 (paper, section 3) and, as embedding, the next deeper one.
-    Networks without these strides give their last three stages before the embedding. Plain transformers, whose blocks
-    share one stride, give tokens of blocks of their upper half, and the class token (`tokens.Tokens`).
+    Pyramids return their stages at strides 4, 8 and 16 (paper, section 3) and, as embedding, the next deeper one.
+    Networks without these strides return their last three stages before the embedding. Plain transformers, whose blocks
+    share one stride, return the tokens of blocks in their upper half, and the class token (`tokens.Tokens`).
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def build_backbone(
     Returns
     -------
     Backbone
-        On the CPU, float32, its parameters frozen.
+        The teacher, on the CPU, in float32, with frozen parameters.
 
     Raises
     ------
@@ -157,17 +157,17 @@ def build_backbone(
         if is_out_of_memory(error):
             raise no_memory(name, asked(fixed)) from error
         raise ValueError(
-            f"{name!r} does not take image_size={image_size}"
+            f"{name!r} does not accept image_size={image_size}"
             + (f": {error}" if fixed is not None else f" with aspect='keep': {error}. {_ONE_SHAPE}")
         ) from error
-    held = _tensor_names(weights) if weights is not None else None
+    stored = _tensor_names(weights) if weights is not None else None
     if weights is not None:
         check_training(name, weights)
     file = weights if weights is not None else cached_weights(name, pretrained_config(name))
     source = {"file": str(Path(file).expanduser()), "custom_load": False} if file is not None else None
     model = _of_layers(name, fixed, places, strides, embedding, pretrained=True, pretrained_cfg_overlay=source)
     ways = _WAYS if weights is not None else _FILE
-    missing = _missing(model, probe.state_dict(), held)
+    missing = _missing(model, probe.state_dict(), stored)
     if missing:
         raise WeightsNotFoundError(
             f"{weights or name} does not hold all weights of {name!r}: {len(missing)} are missing, among them "
@@ -269,21 +269,21 @@ def _create(name: str, shape: tuple[int, int] | None, *, seed: int | None = _INI
 def no_memory(name: str, request: str) -> OutOfMemoryError:
     """Return the error for a teacher that does not fit into memory; `request` is from `geometry.asked`."""
     return OutOfMemoryError(
-        f"Memory ran out while building {name!r} for {request}. Lower image_size, take a smaller backbone, "
+        f"Memory ran out while building {name!r} for {request}. Lower image_size, use a smaller backbone, "
         "or free memory."
     )
 
 
-def _missing(model: nn.Module, initial: dict[str, torch.Tensor], held: set[str] | None) -> list[str]:
+def _missing(model: nn.Module, initial: dict[str, torch.Tensor], stored: set[str] | None) -> list[str]:
     """List weights that still have their initial values and, if there is a file, are missing in it."""
     untouched = [
         key
         for key, value in model.state_dict().items()
         if value.is_floating_point() and torch.equal(value, initial.get(key, value.flatten()[0].expand_as(value)))
     ]
-    if held is None:  # vectors are initialised to ones or zeros, and training may not change them
+    if stored is None:  # vectors are initialised to ones or zeros, and training may not change them
         return [key for key in untouched if key in initial and initial[key].ndim >= 2]
-    return [key for key in untouched if _flat(key) not in held]
+    return [key for key in untouched if _flat(key) not in stored]
 
 
 def _flat(key: str) -> str:

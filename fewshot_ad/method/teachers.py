@@ -43,7 +43,7 @@ def load_teacher(
     Returns
     -------
     teacher : Backbone
-        On the runtime's device, its batch norms folded into the convolutions.
+        The teacher on the runtime's device, with batch norms folded into convolutions.
     fingerprint : str
         sha256 of the weights in the file.
     """
@@ -82,14 +82,14 @@ class TeacherCache:
 
     def find(self, key: Hashable, make: Callable[[], tuple[Backbone, str]]) -> tuple[Backbone, str]:
         """Return the teacher and fingerprint of a key, and build them with `make` if they are not cached."""
-        known = self._look_up(key)
-        if known is None:
+        cached = self._look_up(key)
+        if cached is None:
             with self._making:  # one thread at a time: others then find the same teacher
-                known = self._look_up(key)
-                if known is None:
-                    known = make()
-                    self._enter(key, *known)
-        return known
+                cached = self._look_up(key)
+                if cached is None:
+                    cached = make()
+                    self._enter(key, *cached)
+        return cached
 
     def clear(self) -> None:
         """Empty the cache; referenced teachers stay usable."""

@@ -23,7 +23,7 @@ class Tokens(FeatureGetterNet):  # type: ignore[misc]
     out_indices : sequence of int
         Blocks, counted from 0.
     **options
-        Passed on to timm's `FeatureGetterNet`.
+        Passed to timm's `FeatureGetterNet`.
 
     Attributes
     ----------

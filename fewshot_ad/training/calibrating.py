@@ -57,11 +57,11 @@ def calibrated(
     normal, anomalous = _score(session, _fresh(session, loaded, names, labels))
     if not len(normal.scores):
         raise ImageError(
-            f"None of the {labels.sum()} normal images can be calibrated on: they could not be read, or are in the "
+            f"None of the {labels.sum()} normal images can be used for calibration: they are unreadable, or in the "
             "support. Pass normal images that the detector was not fitted on."
         )
     if goal == "f1" and not len(anomalous.scores):
-        raise ImageError(f"None of the {(~labels).sum()} anomalous images could be read: goal='f1' needs some.")
+        raise ImageError(f"None of the {(~labels).sum()} anomalous images could be read: goal='f1' needs at least one.")
     return _take(session.fitted, normal, anomalous, float(rate), goal)
 
 
@@ -111,7 +111,7 @@ def _fresh(
                 "out the one that is labelled wrongly."
             )
     if in_support:
-        warn(f"{_some(in_support)} in the support, and not calibrated on: scores of fresh images are needed.")
+        warn(f"{_some(in_support)} in the support, and left out: calibration needs fresh images.")
     if repeated:
         warn(f"{_some(repeated)} in X more than once, and count{'s' if len(repeated) == 1 else ''} once.")
 
@@ -158,8 +158,8 @@ def carried_over(before: FittedSupport, fitted: FittedSupport, of_the_call: dict
             return _take(fitted, normal, anomalous, calibrated_before.false_alarm_rate, goal)
     factor = float(np.exp(fitted.predictive.middle - before.predictive.middle))
     warn(
-        "The images that the threshold was calibrated on are not available: it was only rescaled for the new "
-        "support. Call calibrate again."
+        "The calibration images are not available: the threshold was only rescaled for the new support. Call calibrate "
+        "again."
     )
     return replace(fitted, offset=before.offset * factor, calibration=calibrated_before.scaled(factor))
 

@@ -70,8 +70,8 @@ def extend_support(session: Session, X: Any, y: Any) -> Extended:
     before = session.fitted
     if before.images is None:
         raise ValueError(
-            "This detector was loaded from a file that holds no support images, and cannot be added to. Save the "
-            "detector with support=True where it was fitted, or fit again on all images."
+            "This detector was loaded from a file that holds no support images, so no images can be added to it. Save "
+            "the detector with support=True where it was fitted, or fit again on all images."
         )
     items, options = session.items(X)
     new, names = _read_support(items, y, session.settings, options, before.table)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..data import images
 from ..data.geometry import Geometry
-from ..data.listing import list_images, say_left_out
+from ..data.listing import left_out_messages, list_images
 from ..exceptions import CheckpointError, ImageError, ImageSkippedWarning, warn
 from ..files import checkpoints
 from ..method.features import FeatureExtractor, image_hash
@@ -294,11 +294,11 @@ def _collect(tasks: Any, geometry: Geometry, features: Path) -> dict[str, tuple[
         ours = features.absolute()
         folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != "." and p.absolute() != ours)
         listed = {p.name: list_images(p) for p in folders}
-        for line in say_left_out(entry for listing in listed.values() for entry in listing.left_out):
+        for line in left_out_messages(entry for listing in listed.values() for entry in listing.left_out):
             warn(line, ImageSkippedWarning)
         named = {name: images.frames(listing.files) for name, listing in listed.items()}
     if not named:
-        raise ImageError(f"{tasks} holds no tasks: one sub-folder of normal images for each is needed.")
+        raise ImageError(f"{tasks} holds no tasks: it needs one sub-folder of normal images per task.")
     return {name: (items, _stamp(items, geometry)) for name, items in named.items()}
 
 

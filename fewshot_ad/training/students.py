@@ -15,7 +15,7 @@ from ..data import images, views
 from ..data.geometry import Geometry
 from ..exceptions import CheckpointError, ImageError
 from ..files import checkpoints
-from ..method.evidence import EMBEDDING, PATCH, STUDENT, needs_student, without_idle
+from ..method.evidence import EMBEDDING, PATCH, STUDENT, needs_student, without_zero_weights
 from ..method.features import FeatureExtractor
 from ..method.layers import Layers
 from ..method.packaged import PACKAGED, timm_name
@@ -45,7 +45,7 @@ def resolve_evidence(
         usual = (settings.init, settings.student, settings.lam) == ("auto", None, USUAL_LAM) and auxiliary is None
         student = not usual if settings.student_weight is None else settings.student_weight > 0
         evidence = (*(STUDENT if student else ()), *PATCH, *(EMBEDDING if settings.embedding_weight else ()))
-    return without_idle(evidence, settings.student_weight, settings.embedding_weight)
+    return without_zero_weights(evidence, settings.student_weight, settings.embedding_weight)
 
 
 def make_experts(
@@ -223,7 +223,8 @@ def in_one_shape(images: Sequence[torch.Tensor], geometry: Geometry) -> list[tor
 def _auxiliary_tasks(settings: Settings, auxiliary: Mapping[str, Any], extract: FeatureExtractor) -> list[Task]:
     if not isinstance(auxiliary, Mapping) or not auxiliary:
         raise ValueError(
-            f"auxiliary={auxiliary!r:.80} was given; it must be a non-empty mapping of task names to normal images."
+            f"auxiliary={auxiliary!r:.80} was given; it must be a mapping of task names to normal images, with at "
+            "least one task."
         )
     options: dict[str, Any] = {"geometry": extract.teacher.geometry, "value_range": settings.value_range}
     options["n_workers"] = extract.runtime.workers

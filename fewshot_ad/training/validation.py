@@ -65,7 +65,7 @@ class Best:
         kept = {key: value for key, value in tensors.items() if key.startswith("best.")}
         shapes = {f"best.{key}": value.shape for key, value in student.state_dict().items()}
         if kept and {key: value.shape for key, value in kept.items()} != shapes:
-            raise ValueError("the best student is of another form")
+            raise ValueError("the best student has another form")
         entries = [{name: float(entry[name]) for name in ("ssd", "tsd", "contrast")} for entry in header["best"]]
         return cls([{"step": int(old["step"]), **new} for old, new in zip(header["best"], entries, strict=True)], kept)
 
