@@ -512,8 +512,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 def shown(values: np.ndarray, digits: int = 3, error: bool = True) -> str:
     mean, spread = mean_and_error(values)
-    text = f"{mean:.{digits}f}".removeprefix("0") if mean < 1 else f"{mean:.{digits}f}"
-    return text + (f" ± {spread:.{digits}f}".replace("± 0.", "± .") if error and np.isfinite(spread) else "")
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if error and np.isfinite(spread) else "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -18,7 +18,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import __version__, drift
 from .attributes import NEEDS_BOTH_CLASSES, FittedAttribute, check_both_classes, classes, summary
-from .doubts import doubts
 from .drift import Drift
 from .embedding import count_columns, embed
 from .exceptions import VersionWarning, warn
@@ -34,6 +33,7 @@ from .session import Session, together
 from .settings import CALL_PARAMETERS, STUDENT_PREFIX, checked
 from .student import Student
 from .support import FittedSupport
+from .support_checks import support_warnings
 from .training.calibrating import calibrated, probabilities, pvalues
 from .training.fitting import extend_support, fit_support
 from .training.students import resolve_evidence
@@ -400,9 +400,9 @@ class DualDistillationDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self._take(fitted)
 
     def _take(self, fitted: FittedSupport) -> DualDistillationDetector:
-        """Warn of doubts about the support, and only then replace the fitted state."""
-        for doubt in doubts(fitted):
-            warn(doubt)
+        """Warn about the support, and only then replace the fitted state."""
+        for message in support_warnings(fitted):
+            warn(message)
         self.fitted_ = fitted
         return self
 

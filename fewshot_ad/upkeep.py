@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .data.listing import LeftOut
-from .doubts import doubts
 from .exceptions import warn
 from .files import model_file
 from .files.checkpoints import check_destination
@@ -17,6 +16,7 @@ from .history import addition
 from .inputs import check_existence, list_given
 from .runtime import own_torch_state
 from .support import FittedSupport
+from .support_checks import support_warnings
 from .training.fitting import extend_support
 
 
@@ -68,8 +68,8 @@ def update(model: Path, images: Sequence[Path], out: Path | None, force: bool, s
     n_failed = len(listed.items) - len(extended.added) - len(extended.known)
     added = model_file.bare_names(fitted)[len(fitted.names) - len(extended.added) :]
     if added:
-        for doubt in doubts(fitted):
-            warn(doubt)
+        for message in support_warnings(fitted):
+            warn(message)
         fitted = replace(fitted, history=(*fitted.history, addition(added, len(fitted.names))))
     if added or out is not None:
         det.fitted_ = fitted

@@ -302,8 +302,8 @@ def test_means_and_errors_over_seeds():
     mean, error = protocol.mean_and_error(np.array([[0.5, 0.7], [0.9, 0.9]]))
     assert mean == pytest.approx(0.75)
     assert error == pytest.approx(0.05)  # of the means over tasks by seed, 0.7 and 0.8
-    assert protocol.shown(np.array([[1.0, 1.0]])) == "1.000 ± .000"
-    assert protocol.shown(np.array([[0.5]])) == ".500"
+    assert protocol.shown(np.array([[1.0, 1.0]])) == "1.000 ± 0.000"
+    assert protocol.shown(np.array([[0.5]])) == "0.500"
 
 
 def test_blur_across_images_leaks_labels():

@@ -275,9 +275,9 @@ def test_invalid_number_is_named(name):
     assert "Correct it with pydicom" in message
     ds = pydicom.dcmread(io.BytesIO(data[: place + 8] + b"x" * length + data[place + 8 + length :]))
     setattr(ds, name, {"RescaleSlope": 1, "RescaleIntercept": 0, "NumberOfFrames": 1, **WINDOW}[name])
-    mended = io.BytesIO()
-    ds.save_as(mended)
-    assert_near(read(mended), read(data), 0)
+    repaired = io.BytesIO()
+    ds.save_as(repaired)
+    assert_near(read(repaired), read(data), 0)
 
 
 @pytest.mark.filterwarnings("ignore:::pydicom")

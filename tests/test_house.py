@@ -33,7 +33,7 @@ FLOORS = [
     ["scored"],
     ["explanation"],
     ["regions"],
-    ["doubts"],
+    ["support_checks"],
     ["support"],
     ["history", "recipes", "settings"],
     ["method"],

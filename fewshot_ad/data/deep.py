@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .mending import PNG_HEAD, png_chunks
+from .repair import PNG_HEAD, png_chunks
 from .sources import Source, import_extra
 
 # Start of a JPEG 2000 codestream, which boxes may precede, and where in it the number and the bits of channels stand.

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from .deep import decode_deep, is_narrowed
 from .geometry import Target
-from .mending import exif_is_cut, without_metadata
+from .repair import exif_is_cut, without_metadata
 from .sources import File, Pixels, Source, full_range, no_data, upright
 
 # An explicit list: Pillow's EPS reader would start an external program. "JPEG" reads MPO too.

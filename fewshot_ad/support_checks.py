@@ -15,7 +15,7 @@ _OUTLIER = 2.5
 _CONSTANT = 1e-5
 
 
-def doubts(fitted: FittedSupport) -> Iterator[str]:
+def support_warnings(fitted: FittedSupport) -> Iterator[str]:
     """Yield warnings about a support: reasons to doubt the threshold, or one of the images."""
     guess = ": the variation of normal images cannot be estimated, and thresholds are guesses."
     k, images = len(fitted.hashes), fitted.images
