@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,31 +22,17 @@ _DATA = Path(os.environ.get("FEWSHOT_AD_DATA", Path(__file__).parents[2] / "shar
 _SHARED_WEIGHTS = _DATA.parent / "weights"
 
 
-def pytest_collection_modifyitems(config, items):
-    """Measure coverage with the quick tests alone: it makes all Python code slower, of libraries too."""
-    if config.pluginmanager.hasplugin("pytest_cov"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker("no_cover")
+def pytest_collection_modifyitems(items):
+    """Put slow tests at the front of both halves of the list, so that two processes do not wait for the last of them.
 
-
-@pytest.fixture(scope="session", autouse=True)
-def exporter_without_coverage():
-    """Disable coverage in torch's exporter, which would take twice as long: nearly all of that code is torch's."""
-    export = torch.onnx.export
-
-    def untraced(*args, **kwargs):
-        tracer = sys.gettrace()
-        sys.settrace(None)
-        try:
-            return export(*args, **kwargs)
-        finally:
-            sys.settrace(tracer)
-
-    with pytest.MonkeyPatch.context() as patched:
-        if sys.gettrace() is not None:
-            patched.setattr(torch.onnx, "export", untraced)
-        yield
+    Tests of a file stay together, because they share fixtures.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    files = list(dict.fromkeys(item.path for item in slow))
+    first, second = ([item for item in slow if files.index(item.path) % 2 == i] for i in (0, 1))
+    n_quick = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *quick[:n_quick], *second, *quick[n_quick:]]
 
 
 @pytest.fixture(scope="session")

@@ -174,11 +174,13 @@ def test_graph_with_a_fixed_shape(image_size, multiple):
             assert shown == geometry.shape(height, width), (height, width)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed: graphs are run in onnxruntime alone")
 def test_openvino(exported):
     assert list(runtimes(exported)) == ["onnxruntime", "OpenVINO"]
 
 
+@pytest.mark.slow
 def test_copy_of_a_support_image_matches_itself(fitted, exported, normal):
     found = runtimes(exported)["onnxruntime"](tensor(normal[:2]))[0]
     fresh = DualDistillationDetector(**fitted.get_params(deep=False))
@@ -187,6 +189,7 @@ def test_copy_of_a_support_image_matches_itself(fitted, exported, normal):
     assert (found > fitted.score_samples(normal[:2]) + 1e-3).all()  # the package excludes the copy
 
 
+@pytest.mark.slow
 def test_metadata(fitted, exported):
     said = metadata(exported)
     sign = "score: high = normal, anomalous where score < offset; anomaly_map: high = anomalous"
@@ -203,6 +206,7 @@ def test_metadata(fitted, exported):
     assert sizes == [["n", 3, "height", "width"], ["n"], ["n", "rows", "columns"]]
 
 
+@pytest.mark.slow
 def test_means_are_computed_axis_by_axis(exported):
     """Some exporters silently ignore the custom function, which only matters for scores above 10."""
     graph = onnx.load(exported).graph
