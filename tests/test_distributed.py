@@ -222,11 +222,11 @@ def test_grid_search_with_ray(ray, options, tmp_path):
 
 
 @pytest.fixture
-def course(options, tmp_path) -> dict:
+def course(tmp_path) -> dict:
     """Arguments of a short pretraining with an odd number of queries; float64, as Adam amplifies rounding."""
     return {
-        "tasks": write_tasks(tmp_path / "tasks", n_tasks=4), "backbone": "test_resnet", "weights": options["weights"],
-        "image_size": 32, "n_shots": 1, "n_steps": 12, "batch_size": 5, "precision": "float64", "verbose": 0,
+        "tasks": write_tasks(tmp_path / "tasks", n_tasks=4), "backbone": "compact", "image_size": 32,
+        "n_shots": 1, "n_steps": 12, "batch_size": 5, "precision": "float64", "verbose": 0,
     }  # fmt: skip
 
 
@@ -271,8 +271,8 @@ def test_pretraining_with_a_killed_worker_equals_one_process(ray, course, tmp_pa
     found = pretrain(out=tmp_path / "ray.safetensors", engine="ray", checkpoint_minutes=0, **course)
     assert found == tmp_path / "ray.safetensors"
     assert_alike(local, found)
-    starts = [int(line) for line in (tmp_path / "starts").read_text().split()]
-    assert sorted(starts) == [0, 0, 7, 7]
+    starts = sorted(int(line) for line in (tmp_path / "starts").read_text().split())
+    assert starts in ([0, 0, 7, 7], [0, 0, 6, 6])  # the latter if the other worker is ended before it has saved step 7
     written = {"local.safetensors", "ray.safetensors", "tasks", "died", "starts"}
     assert {p.name for p in tmp_path.iterdir()} == written
     with pytest.raises(CheckpointError, match=r"ray\.safetensors exists already"):

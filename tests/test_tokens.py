@@ -222,7 +222,7 @@ def test_rotary_positions_are_not_exported(files, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "aspect"), [("toy_dinov2", "keep"), ("toy_dinov3", "square")])
+@pytest.mark.parametrize(("name", "aspect"), [("toy_dinov2_reg", "keep"), ("toy_dinov3", "square")])
 def test_as_onnx(files, queries, tmp_path, name, aspect):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
