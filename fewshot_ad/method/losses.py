@@ -28,13 +28,15 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor, form: str = "position") ->
         a, b = a.flatten(1), b.flatten(1)
     # Sums of products: torch's cosine_similarity takes two to five times as long if the axis is not the last.
     of_a, of_b = (a * a).sum(1), (b * b).sum(1)
-    norms = of_a * of_b
     product = (a * b).sum(1)
+    if torch.compiler.is_compiling():  # a graph has no branches, and needs no gradients
+        by_a, by_b = (squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt() for squares in (of_a, of_b))
+        return 1 - product * by_a * by_b
+    norms = of_a * of_b
     distance = 1 - product * norms.clamp_min(_TINY).rsqrt()
     product, norms, of_a, of_b = product.detach(), norms.detach(), of_a.detach(), of_b.detach()
-    if not torch.compiler.is_compiling():  # a graph has no branches
-        if not norms.numel() or (norms.min() >= _TINY and norms.max() < torch.inf):
-            return distance
+    if not norms.numel() or (norms.min() >= _TINY and norms.max() < torch.inf):
+        return distance
     # Very short and very long vectors, whose product of norms leaves the range of float32, are rescaled first. Their
     # gradient stays that of the line above, which is bounded; that of an angle is not as a vector shrinks.
     extreme = ((norms < _TINY) | (norms == torch.inf)) & (of_a > 0) & (of_b > 0)

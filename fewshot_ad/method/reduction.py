@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ def to_pixels(
     distances: Sequence[torch.Tensor],
     shape: Sequence[int],
     sigma: float,
-    blurs: Sequence[torch.Tensor] | None = None,
+    enlarging: Callable[..., torch.Tensor] | None = None,
     upsampling: str = "half_pixel",
 ) -> torch.Tensor:
     """Enlarge maps (N, H_l, W_l) of several scales to (N, H, W), bilinear, add them, and blur the sum.
@@ -33,8 +33,8 @@ def to_pixels(
         Height and width of the images, pixels.
     sigma : float
         Standard deviation in pixels for a map of `USUAL_SIDE` squared; scaled in proportion for other sizes.
-    blurs : sequence of two torch.Tensor, optional
-        `shared_blurs` of the same shape, sigma and upsampling.
+    enlarging : callable, optional
+        `shared_enlarging` of the same shape, sigma and upsampling.
     upsampling : {"half_pixel", "align_corners"}, optional
         "half_pixel": the edges of a coarse map lie on those of the image, and the blur mirrors the map at its outermost
         pixels. "align_corners", as in the published code: the centres of the corner pixels lie on each other, and the
@@ -49,21 +49,31 @@ def to_pixels(
     maps = []
     for d in distances:
         sides = list(zip(d.shape[-2:], shape, strict=True))
-        if blurs is None:
+        if enlarging is None:
             rows, columns = (_enlarging(*side, area, sigma, upsampling, d.device, d.dtype) for side in sides)
         else:
-            rows, columns = (
-                (blur @ _widening(*side, upsampling)).to(d) for blur, side in zip(blurs, sides, strict=True)
-            )
+            rows, columns = (enlarging(axis, side[0]).to(d) for axis, side in enumerate(sides))
         maps.append(rows @ d @ columns.T)
     return torch.stack(maps).sum(0)
 
 
-def shared_blurs(shape: Sequence[int], sigma: float, upsampling: str) -> list[torch.Tensor] | None:
-    """Return the blurring matrices of `to_pixels` for a graph that is traced; otherwise None, as they are cached."""
+def shared_enlarging(shape: Sequence[int], sigma: float, upsampling: str) -> Callable[..., torch.Tensor] | None:
+    """Return a function that computes the matrices of `to_pixels` once for each axis and number of values.
+
+    Only for a graph that is traced, whose sizes may be symbolic and cannot be hashed; otherwise None.
+    """
     if not torch.compiler.is_compiling():
         return None
-    return [_blurring(n, shape[0] * shape[1], sigma, upsampling) for n in shape]
+    blurs = [_blurring(size, shape[0] * shape[1], sigma, upsampling) for size in shape]
+    known: dict[tuple[int, str], torch.Tensor] = {}
+
+    def enlarging(axis: int, n: int) -> torch.Tensor:
+        key = axis, str(n)
+        if key not in known:
+            known[key] = blurs[axis] @ _widening(n, shape[axis], upsampling)
+        return known[key]
+
+    return enlarging
 
 
 @functools.lru_cache(maxsize=256)

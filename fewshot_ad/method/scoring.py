@@ -20,7 +20,7 @@ from .features import FeatureExtractor, Maps, in_batches, run_network, split
 from .foreground import find_foreground
 from .losses import cosine_distance
 from .matching import PatchBank, embedding_evidence, patch_evidence
-from .reduction import Reduction, shared_blurs, to_pixels
+from .reduction import Reduction, shared_enlarging, to_pixels
 from .student import StudentNetwork
 from .subspace import Subspaces, subspace_evidence
 
@@ -302,11 +302,11 @@ class Scorer:
         experts, reduction = self.memory.experts, self.reduction
         threshold = reduction.foreground
         inside = None if threshold is None else find_foreground(maps, self.layers, threshold)
-        blurs = shared_blurs(shape, reduction.sigma, reduction.upsampling)
+        enlarging = shared_enlarging(shape, reduction.sigma, reduction.upsampling)
 
         def enlarge(distances: Sequence[torch.Tensor]) -> torch.Tensor:
             masked = distances if inside is None else [distance * inside for distance in distances]
-            return to_pixels(masked, shape, reduction.sigma, blurs, reduction.upsampling)
+            return to_pixels(masked, shape, reduction.sigma, enlarging, reduction.upsampling)
 
         if self.memory.subspaces is not None:
             distance, weights = subspace_evidence(maps, self.layers, self.memory.subspaces, exclude)
