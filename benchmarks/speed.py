@@ -217,8 +217,9 @@ def row_shots(bench: Bench) -> None:
 
 def row_sizes(bench: Bench) -> None:
     for side, goal, n in bench.larger:
-        # New processes, since a peak covers everything that a process did.
-        processes = [f"own {side}"] + ([f"earlier {side}"] if bench.args.earlier else [])
+        processes = ["own"] + (["earlier"] if bench.args.earlier else [])
+        if not bench.args.quick:  # new ones, since a peak covers everything that a process did
+            processes = [f"{name} {side}" for name in processes]
         names = [(process, bench.detector(process, bench.usual, side)) for process in processes]
         ways = [bench.scoring(*name, n, side) for name in names]
         for way in ways:
@@ -235,7 +236,8 @@ def row_sizes(bench: Bench) -> None:
                 f"{side} px: peak, MB", 1200, peaks[:1], f"{before:.0f} MB before the fit; {_beside(peaks, 'MB')}", 0
             )
             bench.at_most(f"{side} px: fit, s", 8, fits[:1], _beside(fits, "s"), 1)
-        bench.end(*processes)
+        if not bench.args.quick:
+            bench.end(*processes)
 
 
 def row_one(bench: Bench) -> None:
