@@ -4,7 +4,7 @@ python benchmarks/publish.py quality OUT quality.json --methods default memory-r
 python benchmarks/publish.py defaults OUT defaults.json
 python benchmarks/publish.py calibrate OUT calibrate.json
 
-OUT is the folder in which quality.py, defaults.py or calibrate.py stores its results. A list in the file has one entry
+OUT is the folder in which quality.py, paper.py, defaults.py or calibrate.py stores its results. A list in the file has one entry
 for each draw of the support, in the order of the seeds. The file contains neither paths nor times.
 """
 
@@ -27,6 +27,7 @@ from fewshot_ad import DualDistillationDetector
 
 METRICS = {
     "image": "image AUROC",
+    "leaky": "image AUROC of maps blurred across images, as in the published code: not a valid measurement",
     "ap": "average precision",
     "f1": "F1-max",
     "pixel": "pixel AUROC",
@@ -64,7 +65,6 @@ def quality(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Row
 def defaults(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, Row]]:
     """Yield the parameters that differ from the defaults, and image AUROC."""
     usual = {name: one.default for name, one in inspect.signature(DualDistillationDetector).parameters.items()}
-    usual["image_size"] = VALUES["image_size"][0]  # keys have the resolved value of None
     for key, found in stored(out / "results"):
         own = {name: key["parameters"][name] for name in [*VALUES, "evidence"] if name in key["parameters"]}
         changed = {name: value for name, value in own.items() if value != usual[name]}
@@ -84,6 +84,7 @@ def calibrated(out: Path, methods: Sequence[str] | None) -> Iterator[tuple[Row, 
 
 KINDS = {
     "quality": (quality, METRICS),
+    "paper": (quality, METRICS),
     "defaults": (defaults, {"changed": "parameters that differ from the defaults", "image": METRICS["image"]}),
     "calibrate": (
         calibrated,
@@ -110,7 +111,7 @@ def main() -> int:
     parser.add_argument("kind", choices=tuple(KINDS))
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--methods", nargs="+", help="of quality.py; default: all")
+    parser.add_argument("--methods", nargs="+", help="of quality.py or paper.py; default: all")
     args = parser.parse_args()
     read, fields = KINDS[args.kind]
     rows = grouped(read(args.out, args.methods))

@@ -35,7 +35,7 @@ def fitted() -> DualDistillationDetector:
     return DualDistillationDetector(**OPTIONS).fit(stripes(4))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray():
     """A cluster with two logical processors: each worker process takes seconds to start."""
     ray = pytest.importorskip("ray")

@@ -127,8 +127,9 @@ def test_vectors_of_any_length_in_a_graph():
 
     a = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     graph = torch.export.export(Distance(), (a, a.clone()), strict=False).module()
-    for length in (1e-9, 1.0, 1e12):
-        torch.testing.assert_close(graph(length * a, -length * a), torch.full((1, 4, 4), 2.0))
+    for of_a, of_b in ((1e-15, 1e-15), (1e-9, 1e-9), (1.0, 1.0), (1e12, 1e12), (1e-18, 1.0), (1e18, 1e2)):
+        torch.testing.assert_close(graph(of_a * a, -of_b * a), torch.full((1, 4, 4), 2.0))
+    assert (graph(0 * a, a) == 1).all()
 
 
 def test_empty_batch():
