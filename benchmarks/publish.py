@@ -4,8 +4,8 @@ python benchmarks/publish.py quality OUT quality.json --methods default memory-r
 python benchmarks/publish.py defaults OUT defaults.json
 python benchmarks/publish.py calibrate OUT calibrate.json
 
-OUT is the folder in which quality.py, paper.py, defaults.py or calibrate.py stores its results. A list in the file has one entry
-for each draw of the support, in the order of the seeds. The file contains neither paths nor times.
+OUT is the folder in which quality.py, paper.py, defaults.py or calibrate.py stores its results. A list in the file has
+one entry for each draw of the support, in the order of the seeds. The file contains neither paths nor times.
 """
 
 from __future__ import annotations
