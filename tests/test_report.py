@@ -397,7 +397,8 @@ def browser():
     if program is None:
         pytest.skip(f"none of {', '.join(names)} is installed")
     with playwright.sync_playwright() as p:
-        running = p.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        # Without a graphics processor, software draws what it would draw, and slowly.
+        running = p.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         yield running
         running.close()
 
@@ -411,10 +412,16 @@ def written(det, folder, paths, y, tmp_path_factory):
     return write(det, [*paths, broken], out / "report.html", y=[*y, -1], title=HOSTILE[0])
 
 
-@pytest.fixture
-def page(browser, written):
-    """The open report; at the end, there must be no console messages and no requests."""
+@pytest.fixture(scope="module")
+def context(browser):
     context = browser.new_context(viewport={"width": 1200, "height": 800}, offline=True)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context, written):
+    """The open report; at the end, there must be no console messages and no requests."""
     page = context.new_page()
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
@@ -423,7 +430,7 @@ def page(browser, written):
     page.on("request", lambda request: asked.append(request.url))
     page.goto(written.as_uri())
     yield page
-    context.close()
+    page.close()
     assert said == []
     assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {written.as_uri()}
 
