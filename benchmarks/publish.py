@@ -1,6 +1,7 @@
 """Write the results of a benchmark to a small JSON file, like those in docs/results.
 
 python benchmarks/publish.py quality OUT quality.json --methods default memory-rotated
+python benchmarks/publish.py paper OUT paper.json
 python benchmarks/publish.py defaults OUT defaults.json
 python benchmarks/publish.py calibrate OUT calibrate.json
 

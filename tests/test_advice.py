@@ -573,7 +573,7 @@ def test_constant_support(make, normal):
 def test_available_device(make, normal, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if device == "cuda" and torch.backends.cuda.is_built() and torch.cuda.device_count():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU, so that 'cuda' can be used")
     message = refusal(lambda: make(device=device).fit(normal[:2]), "cannot be used here", error=ValueError)
     named = re.findall(r"'([^']*)'", message.rpartition("Pass ")[2])
     assert named
